@@ -1,0 +1,56 @@
+"""The command `gradlens`: puts the groups together, turns errors into one clear message and an exit code.
+
+Exit codes: 0 done, 1 failed run, 2 bad usage or config, 3 bad or unreadable dictionary, model or data.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from gradlens.cli.console import err
+from gradlens.errors import GradlensError
+
+app = typer.Typer(
+    name="gradlens",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Concept-level learning curves while a language model is fine-tuned, and control over which concepts it learns.",
+    epilog="Start with: gradlens demo. Then: gradlens run configs/quickstart.yaml, gradlens runs show, gradlens report.",
+)
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options that go before the command."""
+
+
+# Each module registers its commands on `app` when imported.
+for _module in ("run", "models", "sae", "concepts", "features", "runs", "config"):
+    importlib.import_module(f"gradlens.cli.{_module}").register(app)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    debug = "--debug" in sys.argv or os.environ.get("GRADLENS_DEBUG") == "1"
+    try:
+        app()
+    except GradlensError as error:
+        if debug:
+            raise
+        err.print(f"[bold red]error:[/] {error}", markup=True, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("stopped")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""What every command shares: where to print, `--json`, progress bars, and errors without tracebacks.
+
+Data go to stdout, everything else (progress, notes, errors) to stderr, so that `--json` output can be piped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")]
+
+
+def print_json(data: Any) -> None:
+    """One JSON document on stdout, last line of a command under `--json`."""
+    typer.echo(json.dumps(data, ensure_ascii=False, allow_nan=False, default=str))
+
+
+@contextmanager
+def progress(description: str, total: int | None = None) -> Iterator[Any]:
+    """Yields `advance(n=1, **fields)`: a bar with time left on a terminal, a plain line now and then elsewhere."""
+    if err.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, TextColumn("{task.fields[note]}"), console=err) as bar:
+            task = bar.add_task(description, total=total, note="")
+            yield lambda n=1, note="": bar.update(task, advance=n, note=note)
+        return
+    done, shown = 0, -1
+
+    def advance(n: int = 1, note: str = "") -> None:
+        nonlocal done, shown
+        done += n
+        tenth = int(10 * done / total) if total else done // 100
+        if tenth != shown:
+            shown = tenth
+            err.print(f"{description}: {done}{f'/{total}' if total else ''} {note}".rstrip())
+
+    yield advance

@@ -1,0 +1,229 @@
+"""The config of a run: pydantic models, and how a file, the environment and `--set` become one.
+
+Precedence: `--set a.b=c` > environment (`GRADLENS__A__B=c`) > file > default. Paths in a file are relative to that file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gradlens.errors import ConfigError
+from gradlens.rules import Rule
+
+
+class Settings(BaseModel):
+    """Base of every part: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoraSettings(Settings):
+    r: int = Field(8, ge=1, description="Rank of the adapter.")
+    alpha: float = Field(16, description="Scale of the adapter; the effective scale is alpha / r.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    target_modules: list[str] | None = Field(
+        None, description="Names of the linear layers that get an adapter; null: every linear layer of the blocks."
+    )
+    layers: tuple[int, int] | None = Field(None, description="First and last block (inclusive) that get an adapter; null: all.")
+
+
+class ModelSettings(Settings):
+    name: str = Field("smollm2", description="`smollm2` (fetched by gradlens), a Hugging Face name, or a folder.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Type of the weights while training.")
+    method: Literal["lora", "full"] = Field("lora", description="Train a LoRA adapter, or every weight.")
+    lora: LoraSettings = Field(LoraSettings(), description="The adapter, if method is lora.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in backward: less memory, more time.")
+
+
+class DataSettings(Settings):
+    train: list[str] = Field(..., min_length=1, description="JSONL files (or demo:NAME, or a Hugging Face data set), mixed by `weights`.")
+    weights: list[float] | None = Field(None, description="Share of every batch drawn from each file of `train`; null: equal shares.")
+    max_length: int = Field(256, ge=4, description="Tokens a row is cut to.")
+    loss_on: Literal["response", "all"] = Field("response", description="Tokens that the loss counts.")
+    wanted: list[str] | None = Field(
+        None, description="The files of `train` that hold what should be learned; `gradlens study` trains its oracle on these alone."
+    )
+
+
+class TrainSettings(Settings):
+    steps: int = Field(100, ge=0, description="Optimizer steps.")
+    batch_size: int = Field(8, ge=1, description="Rows per optimizer step over all ranks.")
+    micro_batch_size: int | None = Field(None, ge=1, description="Rows per forward pass on one rank; null: all of the rank's rows at once.")
+    lr: float = Field(1e-3, ge=0, description="Peak learning rate of AdamW.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
+    warmup: int = Field(5, ge=0, description="Steps of linear warm-up.")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="Clip the gradient to this norm; null: do not clip.")
+    seed: int = Field(0, description="Seed of adapter initialisation and order of data.")
+    num_workers: int = Field(1, ge=1, description="Ranks (Ray Train workers).")
+    threads: int | None = Field(None, ge=1, description="CPU threads per rank; null: cores / ranks.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where ranks train.")
+    checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints; null: only at the end.")
+    save_model: bool = Field(True, description="Write the final adapter or weights into the run folder.")
+
+
+class ObserveSettings(Settings):
+    """What is read, how often. Also the defaults of `gradlens.watch`."""
+
+    every: int = Field(1, ge=1, description="Steps between attributions.")
+    tokens: Literal["response", "all"] = Field(
+        "response", description="Positions that count: tokens the loss counts, or all; never padding nor the first token."
+    )
+    estimators: list[Literal["push", "attribution", "energy", "unexplained"]] = Field(
+        ["push", "attribution", "energy", "unexplained"], description="Estimators computed at every observed step."
+    )
+    top_k: int = Field(256, ge=1, description="Features recorded per hookpoint and step (the largest |attribution| and |push|).")
+    drift_every: int = Field(10, ge=0, description="Steps between forward passes over the probe set; 0: only at the end.")
+    probe_rows: int = Field(16, ge=1, description="Rows of the probe set, where none is given.")
+    health_every: int = Field(10, ge=0, description="Steps between FVU, L0 readings of the dictionary on the live model; 0: never.")
+    self_test: bool = Field(True, description="Check at start that each hook fires once and that an edit changes the gradients.")
+
+
+class EvaluateSettings(Settings):
+    heldout: dict[str, str] = Field({}, description="Name -> JSONL whose mean loss per response token is measured before and after.")
+    prompts: dict[str, str] = Field({}, description="Name -> JSONL of prompts that are answered before and after, for the concepts' rates.")
+    max_new_tokens: int = Field(32, ge=1, description="Tokens generated per prompt.")
+    max_rows: int = Field(32, ge=1, description="Rows used of each file.")
+
+
+class WandbSettings(Settings):
+    mode: Literal["online", "offline", "off"] = Field("off", description="W&B: online, offline (files only), or off.")
+    project: str = Field("gradlens", description="W&B project.")
+    entity: str | None = Field(None, description="W&B team or user.")
+
+
+class RaySettings(Settings):
+    address: str | None = Field(None, description="Address of a running Ray cluster; null: start Ray on this machine.")
+    lens_actors: int = Field(0, ge=0, description="Actors that share the projection of wide dictionaries; 0: the ranks do it.")
+
+
+class RunConfig(Settings):
+    """Everything `gradlens run` needs."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="First part of the run id.")
+    model: ModelSettings = Field(ModelSettings(), description="The model and what of it is trained.")
+    data: DataSettings = Field(..., description="Training data.")
+    dictionaries: dict[str, str] = Field({}, description="Hookpoint -> dictionary (folder, file, or the name of a shipped one).")
+    concepts: list[str] = Field([], description="Concept files (YAML or JSONL), or demo:NAME.")
+    rules: list[Rule | str] = Field([], description="Rules, or files of rules; none: the run is only observed.")
+    train: TrainSettings = Field(TrainSettings(), description="Optimisation.")
+    observe: ObserveSettings = Field(ObserveSettings(), description="What is read, how often.")
+    evaluate: EvaluateSettings = Field(EvaluateSettings(), description="Held-out measures before and after.")
+    probe: str | None = Field(None, description="JSONL of the probe set for drift; null: rows of the training files that are not trained on.")
+    wandb: WandbSettings = Field(WandbSettings(), description="Weights & Biases.")
+    ray: RaySettings = Field(RaySettings(), description="Ray.")
+    runs_dir: str = Field("runs", description="Folder that holds run folders (relative to the working directory).")
+
+
+# Fields that may hold a path, resolved against the config file's folder when such a path exists there.
+_PATHS = (
+    ("model", "name"), ("data", "train"), ("data", "wanted"), ("dictionaries",), ("concepts",), ("rules",),
+    ("evaluate", "heldout"), ("evaluate", "prompts"), ("probe",),
+)  # fmt: skip
+
+
+def load_config(path: str | Path | None, overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None) -> RunConfig:
+    """Read a config file and merge environment and `a.b=c` overrides. Raises `ConfigError` that names file and key."""
+    data: dict[str, Any] = {}
+    source = str(path) if path else "config"
+    if path is not None:
+        data = read_yaml(path)
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path}: expected a mapping of keys, found {type(data).__name__}")
+        _resolve_paths(data, Path(path).resolve().parent)
+    for key, value in (os.environ if environ is None else environ).items():
+        if key.startswith("GRADLENS__"):
+            _assign(data, key.removeprefix("GRADLENS__").lower().split("__"), value, key)
+    for item in overrides:
+        key, separator, value = item.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {item}: expected KEY=VALUE, for instance --set train.steps=20")
+        _assign(data, _split_key(key), value, f"--set {key}")
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(explain(error, source, RunConfig)) from None
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Parsed YAML; `ConfigError` where the file is missing or is not YAML."""
+    path = Path(path)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [], n=1)
+        raise ConfigError(f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}?" if near else ""))
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[-1].strip()}") from None
+
+
+def explain(error: ValidationError, source: str, model: type[BaseModel]) -> str:
+    """One line per problem: file, key, what was found, what was expected, and the nearest known key."""
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(problem["loc"][-1]), _keys_at(model, problem["loc"][:-1]), n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known keys here: {', '.join(_keys_at(model, problem['loc'][:-1]))}"
+            lines.append(f"{source}: unknown key {key}{hint}")
+        elif problem["type"] == "missing":
+            lines.append(f"{source}: {key} is missing")
+        else:
+            lines.append(f"{source}: {key}: {problem['msg']}, found {problem['input']!r}")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _keys_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    for part in loc:
+        if isinstance(part, int) or part not in model.model_fields:
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        candidates += [inner for candidate in candidates for inner in getattr(candidate, "__args__", ())]
+        inner = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if inner is None:
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def _split_key(key: str) -> list[str]:
+    # A hookpoint has dots of its own: dictionaries.layers.15=FOLDER.
+    head, _, rest = key.partition(".")
+    return [head, rest] if head == "dictionaries" and rest else key.split(".")
+
+
+def _assign(data: dict[str, Any], keys: list[str], value: str, source: str) -> None:
+    for key in keys[:-1]:
+        nested = data.setdefault(key, {})
+        if not isinstance(nested, dict):
+            raise ConfigError(f"{source}: {key} is not a section")
+        data = nested
+    try:
+        data[keys[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        data[keys[-1]] = value
+
+
+def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
+    def resolve(value: Any) -> Any:
+        if isinstance(value, str) and not Path(value).is_absolute() and (folder / value).exists():
+            return str(folder / value)
+        if isinstance(value, list):
+            return [resolve(item) for item in value]
+        if isinstance(value, dict):
+            return {key: resolve(item) for key, item in value.items()}
+        return value
+
+    for keys in _PATHS:
+        section = data
+        for key in keys[:-1]:
+            section = section.get(key) or {}
+        if isinstance(section, dict) and keys[-1] in section:
+            section[keys[-1]] = resolve(section[keys[-1]])

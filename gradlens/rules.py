@@ -1,0 +1,95 @@
+"""Rules and the policy: what is amplified or suppressed, how, where and when. Data only; `control.py` carries them out.
+
+A gain multiplies: 0 suppresses, 1 changes nothing, >1 amplifies, <0 reverses.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+MODES = {
+    "route": "scale the loss gradient of tokens that express the concept, at the model's output: decides which tokens teach. Works.",
+    "ablate": "scale the concept's part of the activation in the forward pass, while training only (CAFT). Unspecific: run the random control.",
+    "grad": "scale the concept's part of the gradient at the hookpoint in backward. A baseline: measured to change nothing a user notices.",
+    "param": "scale the concept's part of the gradient of matrices that write to the residual stream. A baseline, as `grad`.",
+    "update": "scale the concept's part of the parameter change of those matrices, after the optimizer's step. A baseline, kept exactly.",
+}
+Mode = Literal["route", "ablate", "grad", "param", "update"]
+
+
+class Rule(BaseModel):
+    """One rule: concept x gain x mode x hookpoints x schedule."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field("", description="Name in events and curves; default: mode and concept.")
+    concept: str | None = Field(None, description="Name of a concept of this run.")
+    features: dict[str, list[int]] = Field({}, description="Hookpoint -> feature ids, instead of a concept.")
+    mode: Mode = Field("route", description="; ".join(f"{mode}: {text}" for mode, text in MODES.items()))
+    gain: float = Field(0.0, description="0 suppresses, 1 changes nothing, >1 amplifies, <0 reverses.")
+    hookpoints: list[str] | None = Field(None, description="Where; null: the last hookpoint for route, else every one with features.")
+    tokens: Literal["own_or_next", "own", "next"] = Field(
+        "own_or_next", description="route: gate a token that is active itself, whose target (the next token) is, or either."
+    )
+    threshold: float = Field(0.0, ge=0, description="route: a feature counts as active above this activation.")
+    start: int = Field(0, ge=0, description="First step (counted from 0) at which the rule acts.")
+    end: int | None = Field(None, ge=0, description="First step at which it no longer acts; null: to the end.")
+    ramp: int = Field(0, ge=0, description="Steps over which the gain goes linearly from 1 to its value.")
+    random_control: int | None = Field(
+        None, description="A seed: replace the features by as many random live ones outside the concept (the control of every claim)."
+    )
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Rule:
+        if bool(self.concept) == bool(self.features):
+            raise ValueError("give either concept or features")
+        if self.end is not None and self.end <= self.start:
+            raise ValueError(f"end ({self.end}) must come after start ({self.start})")
+        return self
+
+    @property
+    def label(self) -> str:
+        return self.name or f"{self.mode}:{self.concept or 'features'}"
+
+    def gain_at(self, step: int) -> float:
+        """The gain in force at a step (counted from 0); 1 where the rule does not act."""
+        if step < self.start or (self.end is not None and step >= self.end):
+            return 1.0
+        share = min(1.0, (step - self.start + 1) / (self.ramp + 1))
+        return 1.0 + share * (self.gain - 1.0)
+
+
+class Policy(BaseModel):
+    """The versioned set of rules in force; every rank applies the same version at the same step."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: int = 0
+    rules: tuple[Rule, ...] = ()
+
+
+def load_rules(items: list[Any]) -> list[Rule]:
+    """Rules from rule objects, mappings and files (YAML: a list, or a mapping with `rules`)."""
+    from gradlens.config import explain, read_yaml  # config holds rules, so it is imported late
+    from gradlens.errors import ConfigError
+
+    rules: list[Rule] = []
+    for item in items:
+        if isinstance(item, Rule):
+            rules.append(item)
+            continue
+        source, entries = "rules", [item]
+        if isinstance(item, (str, Path)):
+            source, entries = str(item), read_yaml(item)
+            entries = entries.get("rules", entries) if isinstance(entries, dict) else entries
+            if not isinstance(entries, list):
+                raise ConfigError(f"{source}: expected a list of rules")
+        for index, entry in enumerate(entries):
+            try:
+                rules.append(Rule.model_validate(entry))
+            except ValidationError as error:
+                raise ConfigError(explain(error, f"{source}: rule {index + 1}", Rule)) from None
+    return rules
