@@ -112,16 +112,16 @@ class Dictionary:
         Equal to `encode` scattered to pairs; works in chunks of tokens, so that no [T, F] is kept.
         K is k for topk, else the largest number of active features of any token.
         """
+        if x_TD.shape[0] == 0:
+            return x_TD.new_zeros((0, 1), dtype=torch.long), x_TD.new_zeros((0, 1))
         if self.activation == "batchtopk" and self.threshold is None:
-            chunk = max(1, x_TD.shape[0])  # the batch decides together
+            chunk = x_TD.shape[0]  # the batch decides together
         parts = []
         for x in x_TD.split(chunk):
             acts = self.preactivations(x).relu() if self.activation == "topk" else self.encode(x)
             width = self.k if self.activation == "topk" else int((acts > 0).sum(-1).max().item())
             val, idx = acts.topk(max(width, 1), dim=-1)
             parts.append((idx.where(val > 0, 0), val))
-        if not parts:
-            return x_TD.new_zeros((0, 1), dtype=torch.long), x_TD.new_zeros((0, 1))
         K = max(val.shape[1] for _, val in parts)
         pad = torch.nn.functional.pad
         return (

@@ -1,0 +1,103 @@
+"""Each estimator equals its eager definition and, for attribution, the autograd oracle, in float64."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from gradlens import attribution as A
+from gradlens import edits
+from gradlens.dictionary import Dictionary
+
+KINDS = ["relu", "jumprelu", "topk", "batchtopk", "batchtopk-threshold", "gated"]
+
+
+def make(kind: str, D: int = 13, F: int = 37, seed: int = 0) -> Dictionary:
+    torch.manual_seed(seed)
+    r = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
+    extra = {
+        "relu": {},
+        "jumprelu": {"threshold": r(F).abs() * 0.5},
+        "topk": {"k": 5},
+        "batchtopk": {"k": 3},
+        "batchtopk-threshold": {"threshold": torch.full((F,), 1.5, dtype=torch.float64)},
+        "gated": {"b_gate": r(F), "r_mag": 0.1 * r(F), "b_mag": r(F)},
+    }[kind]
+    b_enc = torch.zeros(F, dtype=torch.float64) if kind == "gated" else 0.1 * r(F) - 1
+    return Dictionary(r(D, F), b_enc, r(F, D), r(D), activation=kind.split("-")[0], **extra)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("T", [1, 9, 300])
+def test_fast_forms_equal_their_definition(kind, T):
+    dictionary = make(kind)
+    h, g = torch.randn(T, 13, dtype=torch.float64), torch.randn(T, 13, dtype=torch.float64)
+    close = lambda a, b: torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)  # noqa: E731
+    close(A.push(dictionary, g.sum(0)), A.push_eager(dictionary, g))
+    close(A.attribution(dictionary, h, g), A.attribution_eager(dictionary, h, g))
+    close(A.energy(dictionary, g), A.energy_eager(dictionary, g))
+    fast, eager = A.explained_energy(dictionary, h, g), A.explained_energy_eager(dictionary, h, g)
+    torch.testing.assert_close(fast[0] / fast[1], eager[0] / eager[1], rtol=1e-7, atol=1e-9)
+    assert A.attribution_eager(dictionary, h, g).abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attribution_equals_the_autograd_oracle(kind):
+    dictionary = make(kind)
+    torch.manual_seed(1)
+    h = torch.randn(11, 13, dtype=torch.float64)
+    readout = torch.randn(13, 4, dtype=torch.float64)
+    loss = lambda x: (x @ readout).tanh().square().sum()  # noqa: E731
+    x = h.clone().requires_grad_()
+    (g,) = torch.autograd.grad(loss(x), x)
+    scale = torch.ones(37, dtype=torch.float64, requires_grad=True)
+    spliced = h + ((scale - 1) * dictionary.encode(h)) @ dictionary.W_dec
+    (oracle,) = torch.autograd.grad(loss(spliced), scale)
+    torch.testing.assert_close(A.attribution(dictionary, h, g), -oracle, rtol=1e-9, atol=1e-9)
+
+
+def test_no_active_feature_gives_zero_and_everything_unexplained():
+    dictionary = dataclasses.replace(make("relu"), b_enc=torch.full((37,), -1e6, dtype=torch.float64))
+    h = g = torch.randn(4, 13, dtype=torch.float64)
+    assert A.attribution(dictionary, h, g).eq(0).all()
+    explained, total = A.explained_energy(dictionary, h, g)
+    assert explained == 0 and total > 0
+
+
+def test_no_token_gives_zeros():
+    empty = torch.zeros(0, 13, dtype=torch.float64)
+    for kind in KINDS:
+        assert A.attribution(make(kind), empty, empty).eq(0).all()
+        assert A.energy(make(kind), empty).eq(0).all()
+
+
+def test_equal_decoder_rows_are_counted_once_in_explained_energy():
+    dictionary = make("topk")
+    W_dec = dictionary.W_dec.clone()
+    W_dec[:] = W_dec[0]
+    dictionary = dataclasses.replace(dictionary, W_dec=W_dec)
+    h, g = torch.randn(6, 13, dtype=torch.float64), torch.randn(6, 13, dtype=torch.float64)
+    explained, _ = A.explained_energy(dictionary, h, g)
+    direction = W_dec[0] / W_dec[0].norm()
+    active = (dictionary.encode(h) > 0).any(-1)
+    torch.testing.assert_close(explained, (g[active] @ direction).square().sum(), rtol=1e-7, atol=1e-9)
+
+
+def test_basis_of_dependent_directions_has_their_rank_and_edit_equals_matrix_form():
+    torch.manual_seed(0)
+    rows = torch.randn(4, 13, dtype=torch.float64)
+    rows = torch.cat([rows, rows[:2] * 3, rows[:1] + rows[1:2]])
+    Q = edits.orthonormal_basis(rows)
+    assert Q.shape == (13, 4)
+    torch.testing.assert_close(Q.T @ Q, torch.eye(4, dtype=torch.float64))
+    x = torch.randn(5, 13, dtype=torch.float64)
+    for gain in (0.0, 0.5, 2.0, -1.0):
+        torch.testing.assert_close(edits.scale_along(x, Q, gain), edits.scale_along_eager(x, Q, gain))
+    assert (edits.scale_along(x, Q, 0.0) @ rows.T).abs().max() < 1e-9
+
+
+def test_expresses_gates_the_position_that_predicts_an_active_token():
+    active = torch.tensor([[False, False, True, False]])
+    assert edits.expresses(active, "own").tolist() == [[False, False, True, False]]
+    assert edits.expresses(active, "next").tolist() == [[False, True, False, False]]
+    assert edits.expresses(active, "own_or_next").tolist() == [[False, True, True, False]]
