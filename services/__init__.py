@@ -1,0 +1,1 @@
+"""Ray services of gradlens, installed as `gradlens_services`: job, trainer, controller, recorder, lens, api."""
