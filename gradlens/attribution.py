@@ -67,7 +67,9 @@ def energy_eager(dictionary: Dictionary, g_TD: Tensor) -> Tensor:
     return (g_TD @ dictionary.unit_directions().T).square().sum(0)
 
 
-def explained_energy(dictionary: Dictionary, h_TD: Tensor, g_TD: Tensor, active: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+def explained_energy(
+    dictionary: Dictionary, h_TD: Tensor, g_TD: Tensor, active: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """`(explained, total)`: Σ_t ||P_t g_t||² and Σ_t ||g_t||², P_t the projector on the span of the features active at token t.
 
     `unexplained` = 1 - explained / total: the share of the gradient outside the dictionary's reach. (All decoder rows together span

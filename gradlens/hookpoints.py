@@ -36,9 +36,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def blocks(model: nn.Module) -> nn.ModuleList:
     """The model's list of transformer blocks: the longest `ModuleList` that is not inside another one."""
-    found = [
-        (name, module) for name, module in unwrap(model).named_modules() if isinstance(module, nn.ModuleList) and len(module) > 0
-    ]
+    found = [(name, module) for name, module in unwrap(model).named_modules() if isinstance(module, nn.ModuleList) and len(module) > 0]
     outermost = [(n, m) for n, m in found if not any(n.startswith(other + ".") for other, _ in found if other)]
     if not outermost:
         raise InputError(f"{type(unwrap(model)).__name__} has no list of blocks; name a module path as hookpoint instead")
@@ -70,12 +68,16 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
         stack = blocks(model)
         layer, rest = int(match[1]), match[2].lstrip(".")
         if layer >= len(stack):
-            raise InputError(f"hookpoint {name}: the model has blocks layers.0 to layers.{len(stack) - 1}; did you mean layers.{len(stack) - 1}?")
+            raise InputError(
+                f"hookpoint {name}: the model has blocks layers.0 to layers.{len(stack) - 1}; did you mean layers.{len(stack) - 1}?"
+            )
         inner = dict(stack[layer].named_modules())
         if rest in inner:
             return inner[rest]
         near = difflib.get_close_matches(rest, [n for n in inner if n and "lora" not in n], n=3, cutoff=0.3)
-        raise InputError(f"hookpoint {name}: block {layer} has no module {rest!r}; near: {', '.join(f'layers.{layer}.{n}' for n in near) or 'none'}")
+        raise InputError(
+            f"hookpoint {name}: block {layer} has no module {rest!r}; near: {', '.join(f'layers.{layer}.{n}' for n in near) or 'none'}"
+        )
     modules = dict(unwrap(model).named_modules())
     hits = [path for path in modules if path == wanted or path.endswith("." + wanted)]
     if len(hits) == 1:

@@ -1,0 +1,220 @@
+"""Carries out the rules of a policy: at the model's output, at hookpoints, and around the optimizer's step.
+
+| mode | acts on | when |
+| --- | --- | --- |
+| route | the gradient of the loss with respect to each token's output | backward |
+| ablate | the activation at the hookpoint | forward, while training |
+| grad | the gradient at the hookpoint | backward |
+| param | the gradient of matrices that write to the residual stream, up to the hookpoint's block | before the optimizer's step |
+| update | the change of those matrices | after the optimizer's step |
+
+Several rules act one after another, in the policy's order. Nothing here synchronises with an accelerator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gradlens.capture import MicroBatch
+from gradlens.dictionary import Dictionary
+from gradlens.edits import expresses, orthonormal_basis, scale_along
+from gradlens.errors import ConfigError
+from gradlens.hookpoints import canonical, d_model, layer_of, unwrap
+from gradlens.rules import Policy, Rule
+
+# Linear layers whose output is added to the residual stream, by their usual names.
+WRITERS = ("o_proj", "down_proj", "c_proj", "dense_4h_to_h", "attention.dense", "out_proj", "fc2", "wo", "w2")
+
+
+@dataclass
+class ActiveRule:
+    """A rule with its features looked up and the sums of what it touched in this step."""
+
+    rule: Rule
+    features: dict[str, Tensor]  # hookpoint -> feature ids [N]
+    basis: dict[str, Tensor]  # hookpoint -> Q [D, r]; empty for route
+    member: dict[str, Tensor]  # hookpoint -> bool [F]; route only
+    touched: Tensor  # loss tokens gated, or energy along Q
+    total: Tensor  # loss tokens, or energy
+
+
+class Control:
+    """The rules in force, looked up once per policy."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dictionaries: dict[str, Dictionary],
+        concepts: dict[str, dict[str, list[int]]],
+        live: Callable[[str], Tensor | None],
+    ) -> None:
+        """`live(hookpoint)` says which features fire at all (`bool[F]`, or None): random controls are drawn from them."""
+        self.model, self.dictionaries, self.concepts, self.live = model, dictionaries, concepts, live
+        self.policy, self.rules, self.step = Policy(), [], 0
+        self._before: list[tuple[Tensor, Tensor, Tensor, ActiveRule]] = []
+
+    def set_policy(self, policy: Policy) -> None:
+        """Look up every rule's features and directions. Raises `ConfigError` where a rule names what does not exist."""
+        self.rules = [self._activate(rule) for rule in policy.rules]
+        self.policy = policy
+
+    def in_force(self, mode: str, hookpoint: str | None = None) -> list[tuple[ActiveRule, float]]:
+        """Rules of a mode that act at this step, with their gains; at gain 1 a rule does not act."""
+        found = [(active, active.rule.gain_at(self.step)) for active in self.rules if active.rule.mode == mode]
+        return [(active, gain) for active, gain in found if gain != 1 and (hookpoint is None or hookpoint in active.features)]
+
+    def routed_hookpoints(self) -> set[str]:
+        """Hookpoints whose active features decide which tokens teach at this step."""
+        return {hookpoint for active, _ in self.in_force("route") for hookpoint in active.features}
+
+    def ablate(self, hookpoint: str, h: Tensor) -> Tensor:
+        """The activation after the `ablate` rules at this hookpoint."""
+        for active, gain in self.in_force("ablate", hookpoint):
+            self._count(active, h, active.basis[hookpoint])
+            h = scale_along(h, active.basis[hookpoint], gain)
+        return h
+
+    def edit_gradient(self, hookpoint: str, g: Tensor) -> Tensor:
+        """The gradient after the `grad` rules at this hookpoint."""
+        for active, gain in self.in_force("grad", hookpoint):
+            self._count(active, g, active.basis[hookpoint])
+            g = scale_along(g, active.basis[hookpoint], gain)
+        return g
+
+    def token_gains(self, batch: MicroBatch, active_pairs: dict[str, tuple[Tensor, Tensor]]) -> Tensor | None:
+        """`gain[B, S]` of each token's loss gradient under the `route` rules; None where none is in force.
+
+        `active_pairs[hookpoint]` are the active features of the counted tokens, in the order of `MicroBatch.select`.
+        """
+        gains_BS = None
+        for active, gain in self.in_force("route"):
+            active_BS = torch.zeros_like(batch.keep_BS)
+            for hookpoint, member_F in active.member.items():
+                idx_TK, val_TK = active_pairs[hookpoint]
+                fires_T = (member_F[idx_TK] & (val_TK > active.rule.threshold)).any(-1)
+                if fires_T.shape[0] == active_BS.numel():  # all positions, on an accelerator
+                    active_BS = active_BS | (fires_T.view_as(active_BS) & batch.keep_BS)
+                else:
+                    active_BS = active_BS.masked_scatter(batch.keep_BS, fires_T | active_BS[batch.keep_BS])
+            gated_BS = expresses(active_BS, active.rule.tokens)
+            active.touched += (gated_BS & batch.loss_BS).sum()
+            active.total += batch.loss_BS.sum()
+            factor_BS = torch.where(gated_BS, gain, 1.0)
+            gains_BS = factor_BS if gains_BS is None else gains_BS * factor_BS
+        return gains_BS
+
+    def before_step(self) -> None:
+        """Edit gradients of writing matrices (`param`) and remember those whose change will be edited (`update`)."""
+        for active, gain in self.in_force("param"):
+            for parameter, Q in self._writers(active):
+                if parameter.grad is not None:
+                    self._count(active, parameter.grad.T, Q)
+                    parameter.grad.copy_(scale_along(parameter.grad.T, Q.to(parameter.grad.dtype), gain).T)
+        self._before = [
+            (parameter, parameter.detach().clone(), Q, active)
+            for active, _ in self.in_force("update")
+            for parameter, Q in self._writers(active)
+        ]
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Edit the change that the optimizer has just made (`update`): exact whatever the optimizer did."""
+        for parameter, before, Q, active in self._before:
+            change = (parameter - before).T
+            self._count(active, change, Q)
+            parameter.copy_(before + scale_along(change, Q.to(change.dtype), active.rule.gain_at(self.step)).T)
+        self._before = []
+
+    def counters(self) -> list[Tensor]:
+        """Sums of this step, to be added over ranks in place."""
+        return [tensor for active in self.rules for tensor in (active.touched, active.total)]
+
+    def drain(self) -> dict[str, float]:
+        """Scalars of this step: gain and touched share of each rule; resets the sums."""
+        scalars = {"policy/version": float(self.policy.version)}
+        for active in self.rules:
+            label, total = active.rule.label, float(active.total)
+            scalars[f"rule/{label}/gain"] = active.rule.gain_at(self.step)
+            if total > 0:
+                scalars[f"rule/{label}/share"] = float(active.touched) / total
+            active.touched.zero_(), active.total.zero_()
+        return scalars
+
+    def _count(self, active: ActiveRule, x: Tensor, Q: Tensor) -> None:
+        x = x.detach()
+        active.touched += (x @ Q.to(x.dtype)).double().square().sum()
+        active.total += x.double().square().sum()
+
+    def _activate(self, rule: Rule) -> ActiveRule:
+        features = {hookpoint: ids for hookpoint, ids in self._features(rule).items() if ids}
+        if not features:
+            raise ConfigError(f"rule {rule.label}: no features at {rule.hookpoints or 'any hookpoint of this run'}")
+        looked_up, basis, member = {}, {}, {}
+        for hookpoint, ids in features.items():
+            dictionary = self.dictionaries[hookpoint]
+            if max(ids) >= dictionary.d_sae or min(ids) < 0:
+                raise ConfigError(
+                    f"rule {rule.label}: feature {max(ids)} at {hookpoint}, but its dictionary has 0 to {dictionary.d_sae - 1}"
+                )
+            if rule.random_control is not None:
+                ids = self._random_like(ids, hookpoint, rule)
+            device = dictionary.W_dec.device
+            looked_up[hookpoint] = torch.tensor(ids, device=device)
+            if rule.mode == "route":
+                member[hookpoint] = torch.zeros(dictionary.d_sae, dtype=torch.bool, device=device).index_fill(0, looked_up[hookpoint], True)
+            else:
+                basis[hookpoint] = orthonormal_basis(dictionary.W_dec[looked_up[hookpoint]])
+        device = next(iter(looked_up.values())).device
+        zero = lambda: torch.zeros((), dtype=torch.float64, device=device)  # noqa: E731
+        return ActiveRule(rule, looked_up, basis, member, zero(), zero())
+
+    def _features(self, rule: Rule) -> dict[str, list[int]]:
+        if rule.concept is not None and rule.concept not in self.concepts:
+            raise ConfigError(f"rule {rule.label}: unknown concept {rule.concept!r}; this run has {', '.join(self.concepts) or 'none'}")
+        named = rule.features or self.concepts[rule.concept]
+        features = {canonical(hookpoint): list(ids) for hookpoint, ids in named.items()}
+        for hookpoint in [*features, *map(canonical, rule.hookpoints or [])]:
+            if hookpoint not in self.dictionaries:
+                raise ConfigError(f"rule {rule.label}: no dictionary at {hookpoint}; this run has {', '.join(self.dictionaries)}")
+        if rule.hookpoints is not None:
+            return {hookpoint: features.get(hookpoint, []) for hookpoint in map(canonical, rule.hookpoints)}
+        if rule.mode == "route":  # the last hookpoint: measured to route best where wanted and unwanted sit in different tokens
+            last = max(features, key=lambda hookpoint: layer_of(hookpoint) if layer_of(hookpoint) is not None else -1)
+            return {last: features[last]}
+        return features
+
+    def _random_like(self, ids: list[int], hookpoint: str, rule: Rule) -> list[int]:
+        """As many random live features, none of the concept's."""
+        live_F = self.live(hookpoint)
+        candidates = torch.ones(self.dictionaries[hookpoint].d_sae, dtype=torch.bool) if live_F is None else live_F.cpu().clone()
+        candidates[ids] = False
+        pool = candidates.nonzero().flatten()
+        if len(pool) < len(ids):
+            raise ConfigError(
+                f"rule {rule.label}: the random control needs {len(ids)} live features outside the concept, {hookpoint} has {len(pool)}"
+            )
+        generator = torch.Generator().manual_seed(rule.random_control)
+        return pool[torch.randperm(len(pool), generator=generator)[: len(ids)]].tolist()
+
+    def _writers(self, active: ActiveRule) -> list[tuple[Tensor, Tensor]]:
+        """Trainable matrices `[D, ...]` that write to the residual stream at or before each of the rule's hookpoints, with its basis."""
+        width, found = d_model(self.model), []
+        for hookpoint, Q in active.basis.items():
+            last = layer_of(hookpoint)
+            for name, module in unwrap(self.model).named_modules():
+                # A LoRA adapter's B matrix is a Linear of its own: `...o_proj.lora_B.default`.
+                writes = isinstance(module, nn.Linear) and module.out_features == width and "lora_A" not in name
+                if not (writes and module.weight.requires_grad and any(f".{writer}." in f"{name}." for writer in WRITERS)):
+                    continue
+                layer = layer_of(name)
+                if last is None or layer is None or layer <= last:
+                    found.append((module.weight, Q))
+        if not found:
+            raise ConfigError(
+                f"rule {active.rule.label}: no trainable matrix writes to the residual stream at or before {', '.join(active.basis)}"
+            )
+        return found

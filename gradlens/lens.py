@@ -1,0 +1,419 @@
+"""The lens: watches one model and optimizer, step by step, and carries out the policy.
+
+Order within a step: forward (capture h, `ablate`) -> backward (edit g, observe g) -> before the optimizer's step (reduce over
+ranks, `param`) -> step -> after it (`update`, drift every N steps, record). A context manager owns every hook. With no rule in
+force no hook changes any tensor, so training is bit-identical to training without gradlens.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradlens import attribution as estimators
+from gradlens.capture import MicroBatch, hidden, replaced
+from gradlens.config import ObserveSettings
+from gradlens.control import Control
+from gradlens.dictionary import Dictionary
+from gradlens.errors import ConfigError, InputError, RunError
+from gradlens.hookpoints import canonical, find_module, unwrap
+from gradlens.probe import ProbeReading, read_probe
+from gradlens.rules import Policy
+from gradlens.selftest import self_test
+from gradlens.world import Single, World, flat_sum_
+
+SUMMED = ("push", "attribution", "energy")
+
+
+class _Sums:
+    """What one step accumulates at one hookpoint, on the device."""
+
+    def __init__(self, dictionary: Dictionary) -> None:
+        like = dictionary.W_dec
+        self.g_sum = torch.zeros(dictionary.d_in, dtype=torch.float64, device=like.device)
+        self.attribution = torch.zeros(dictionary.d_sae, dtype=torch.float64, device=like.device)
+        self.energy = torch.zeros(dictionary.d_sae, dtype=torch.float64, device=like.device)
+        self.scalars = torch.zeros(3, dtype=torch.float64, device=like.device)  # explained, total, tokens
+
+    def tensors(self) -> list[Tensor]:
+        return [self.g_sum, self.attribution, self.energy, self.scalars]
+
+
+class Lens:
+    """Watches `model` while `optimizer` trains it. See `gradlens.watch` for the friendly way to make one."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        dictionaries: dict[str, Dictionary],
+        *,
+        policy: Policy | None = None,
+        concepts: dict[str, dict[str, list[int]]] | None = None,
+        observe: ObserveSettings | None = None,
+        recorder: Any = None,
+        probe: list[dict[str, Tensor]] | None = None,
+        world: World | None = None,
+    ) -> None:
+        """`dictionaries`: hookpoint -> dictionary. `concepts`: name -> hookpoint -> feature ids. `probe`: batches on which drift is
+        measured (default: the first micro-batch trained on). `recorder`: gets one record a step (docs/architecture.md).
+        Raises `InputError` for a dictionary that does not fit the model, `ConfigError` for a rule that names what is not there.
+        """
+        self.model, self.optimizer = model, optimizer
+        self.observe = observe or ObserveSettings()
+        self.recorder, self.world = recorder, world or Single()
+        device = next(model.parameters()).device
+        # float32 whatever the model trains in; float64 only where the model itself is (tests of exactness)
+        self.dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
+        self.dictionaries = {canonical(name): dictionary.to(device, self.dtype) for name, dictionary in dictionaries.items()}
+        self.modules = {name: find_module(model, name) for name in self.dictionaries}
+        self.concepts = {
+            concept: {canonical(name): ids for name, ids in features.items() if canonical(name) in self.dictionaries and ids}
+            for concept, features in (concepts or {}).items()
+        }
+        self.probe, self.start, self.last = probe, None, None  # readings of the probe set: before training, latest
+        self.step = 0
+        self.totals = {
+            name: {key: torch.zeros(dictionary.d_sae, dtype=torch.float64) for key in SUMMED}
+            for name, dictionary in self.dictionaries.items()
+        }
+        self.control = Control(model, self.dictionaries, self.concepts, self._live)
+        self._policy = policy or Policy()
+        self._sums = {name: _Sums(dictionary) for name, dictionary in self.dictionaries.items()}
+        self._batch: MicroBatch | None = None
+        self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
+        self._rows: tuple[int, ...] | None = None
+        self._examples: list[dict] = []
+        self._scalars: dict[str, float] = {}
+        self._saw_gradients = False
+        self._hooks = ExitStack()
+        self._concept_members = {
+            (concept, name): torch.tensor(ids, device=device)
+            for concept, features in self.concepts.items()
+            for name, ids in features.items()
+        }
+
+    # -- life -----------------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Lens:
+        try:
+            self._check_fit()
+            if self.observe.self_test:
+                self_test(self.model, self.modules)
+            self._register()
+            if self.probe is not None and self.start is None:
+                self._measure_start()
+            self.set_policy(self._policy)
+        except BaseException:
+            self._hooks.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self._hooks.close()
+        if kind is None:
+            self.finish()
+
+    def _check_fit(self) -> None:
+        width = unwrap(self.model).config.get_text_config().hidden_size
+        for name, dictionary in self.dictionaries.items():
+            if name.count(".") == 1 and dictionary.d_in != width:
+                raise InputError(f"dictionary at {name}: its width is {dictionary.d_in}, the model's residual stream has {width}")
+
+    def _register(self) -> None:
+        hook = self._hooks.callback
+        hook(unwrap(self.model).register_forward_pre_hook(self._on_model, with_kwargs=True).remove)
+        for name, module in self.modules.items():
+            hook(module.register_forward_hook(partial(self._on_hookpoint, name)).remove)
+        head = unwrap(self.model).get_output_embeddings()
+        if head is not None:
+            hook(head.register_forward_hook(self._on_head).remove)
+        # accelerate's wrapper does not call the base class's constructor, so hooks go on the optimizer inside it
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        hook(inner.register_step_pre_hook(lambda *_: self._before_step()).remove)
+        hook(inner.register_step_post_hook(lambda *_: self._after_step()).remove)
+
+    # -- what the training loop says ------------------------------------------------------------------------------------------
+
+    def set_rows(self, row_ids: list[int]) -> None:
+        """Ids of the rows of the next forward pass, for per-example records."""
+        self._rows = tuple(row_ids)
+
+    def log(self, scalars: dict[str, float]) -> None:
+        """Scalars that belong to the current step's record."""
+        self._scalars.update(scalars)
+
+    def set_policy(self, policy: Policy) -> None:
+        """Put a policy in force from the next forward pass on. Raises `ConfigError` and keeps the old one where it does not fit."""
+        if any(rule.mode == "route" for rule in policy.rules) and unwrap(self.model).get_output_embeddings() is None:
+            raise ConfigError(f"route needs the model's output embeddings, and {type(unwrap(self.model)).__name__} has none")
+        self.control.set_policy(policy)
+        self._policy = policy
+        if self.recorder is not None and self.world.rank == 0 and (policy.rules or policy.version):
+            described = [
+                {**active.rule.model_dump(exclude_none=True, exclude_defaults=True), "label": active.rule.label, "mode": active.rule.mode,
+                 "gain": active.rule.gain, "features": {name: ids.tolist() for name, ids in active.features.items()}}
+                for active in self.control.rules
+            ]  # fmt: skip
+            self.recorder.event("policy", step=self.step, version=policy.version, rules=described)
+
+    @property
+    def policy(self) -> Policy:
+        return self.control.policy
+
+    # -- hooks ----------------------------------------------------------------------------------------------------------------
+
+    def _observing(self) -> bool:
+        return self.step % self.observe.every == 0
+
+    def _on_model(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._pairs = {}
+        self._batch = None
+        if not (torch.is_grad_enabled() and module.training):
+            return
+        self._batch = MicroBatch.of(args, kwargs, self.observe.tokens, self._rows)
+        if self._batch is not None and self.probe is None:
+            ids = kwargs.get("input_ids", args[0] if args else None)
+            kept = {"input_ids": ids, "attention_mask": kwargs.get("attention_mask"), "labels": kwargs.get("labels")}
+            self.probe = [{key: value.detach().clone() for key, value in kept.items() if isinstance(value, Tensor)}]
+            self.probe = self.world.broadcast(self.probe)
+            batch = self._batch
+            self._measure_start()
+            self._batch = batch  # the readings were forward passes of their own
+            if any(rule.random_control is not None for rule in self._policy.rules):
+                self.control.set_policy(self._policy)  # drawn again, from the features that are live
+
+    def _on_hookpoint(self, name: str, module: nn.Module, args: tuple, output: Any) -> Any:
+        batch = self._batch
+        if batch is None or not torch.is_grad_enabled():
+            return None
+        h = hidden(output)
+        if name in self.control.routed_hookpoints():
+            self._pairs[name] = self._encode(name, batch.select(h.detach()))
+        if h.requires_grad and (self._observing() or self.control.in_force("grad", name)):
+            h.register_hook(partial(self._on_gradient, name, h.detach(), batch, self._pairs.get(name)))
+        if self.control.in_force("ablate", name):
+            return replaced(output, self.control.ablate(name, h))
+        return None
+
+    def _on_gradient(
+        self, name: str, h_BSD: Tensor, batch: MicroBatch, pairs: tuple[Tensor, Tensor] | None, g_BSD: Tensor
+    ) -> Tensor | None:
+        self._saw_gradients = True
+        edited = self.control.edit_gradient(name, g_BSD) if self.control.in_force("grad", name) else None
+        if self._observing():
+            self._observe(name, h_BSD, batch, pairs, g_BSD if edited is None else edited)
+        return edited
+
+    def _on_head(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        if self._batch is None or not torch.is_grad_enabled() or not self.control.in_force("route"):
+            return
+        gains_BS = self.control.token_gains(self._batch, self._pairs)
+        # The gradient at the head's input carries every token's loss to the trunk; a trainable head needs its own share gated too.
+        trained = any(parameter.requires_grad for parameter in module.parameters())
+        target = output if trained else args[0]
+        if target.shape[:2] != gains_BS.shape:
+            raise RunError(
+                f"route: the model's head sees positions {list(target.shape[:2])}, the batch has {list(gains_BS.shape)}; "
+                "train with logits for all positions (no logits_to_keep)"
+            )
+        target.register_hook(lambda g: g * gains_BS[..., None].to(g.dtype))
+
+    # -- observing ------------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _encode(self, name: str, h_TD: Tensor) -> tuple[Tensor, Tensor]:
+        return self.dictionaries[name].encode_active(h_TD.to(self.dtype))
+
+    @torch.no_grad()
+    def _observe(self, name: str, h_BSD: Tensor, batch: MicroBatch, pairs: tuple[Tensor, Tensor] | None, g_BSD: Tensor) -> None:
+        dictionary, sums, wanted = self.dictionaries[name], self._sums[name], self.observe.estimators
+        h_TD, g_TD = batch.select(h_BSD).to(self.dtype), batch.select(g_BSD, zero=True).to(self.dtype)
+        sums.g_sum += g_TD.sum(0, dtype=torch.float64)
+        sums.scalars[1] += g_TD.double().square().sum()
+        sums.scalars[2] += batch.keep_BS.sum()
+        needs_pairs = "attribution" in wanted or "unexplained" in wanted or (batch.row_ids is not None and self.concepts)
+        if needs_pairs:
+            pairs = self._encode(name, h_TD) if pairs is None else pairs
+        if "attribution" in wanted:
+            sums.attribution += estimators.attribution(dictionary, h_TD, g_TD, pairs)
+        if "energy" in wanted:
+            sums.energy += estimators.energy(dictionary, g_TD)
+        if "unexplained" in wanted:
+            sums.scalars[0] += estimators.explained_energy(dictionary, h_TD, g_TD, pairs)[0]
+        if batch.row_ids is not None:
+            self._observe_rows(name, batch, pairs, g_TD)
+
+    def _observe_rows(self, name: str, batch: MicroBatch, pairs: tuple[Tensor, Tensor] | None, g_TD: Tensor) -> None:
+        """Per row: mean push on each concept's directions, mean activation of its features."""
+        dictionary, B = self.dictionaries[name], batch.keep_BS.shape[0]
+        row_T = batch.rows_of_tokens()
+        g_BD = g_TD.new_zeros(B, g_TD.shape[1]).index_add_(0, row_T, g_TD)
+        tokens_B = batch.keep_BS.sum(-1).clamp_min(1)
+        for (concept, hookpoint), features in self._concept_members.items():
+            if hookpoint != name or pairs is None:
+                continue
+            idx_TK, val_TK = pairs
+            counted = batch.select(torch.ones_like(batch.keep_BS, dtype=g_TD.dtype)[..., None], zero=True)[:, 0]
+            act_T = (val_TK * torch.isin(idx_TK, features)).sum(-1) * counted
+            push_B = -(g_BD @ dictionary.unit_directions(features).mean(0))
+            act_B = act_T.new_zeros(B).index_add_(0, row_T, act_T) / tokens_B
+            self._examples.append({"concept": concept, "hookpoint": name, "row_ids": batch.row_ids, "push": push_B, "activation": act_B})
+
+    # -- around the optimizer's step ------------------------------------------------------------------------------------------
+
+    def _before_step(self) -> None:
+        if self.dictionaries and self._observing() and not self._saw_gradients and self.world.size == 1:
+            self._warn_no_gradients()
+        sums = [tensor for name in self._sums for tensor in self._sums[name].tensors()] if self._observing() else []
+        flat_sum_(self.world, [*sums, *self.control.counters()])
+        self.control.step = self.step
+        self.control.before_step()
+
+    def _after_step(self) -> None:
+        self.control.after_step()
+        observed = self._observing()
+        policy_scalars = self.control.drain()
+        self.step += 1
+        self.control.step = self.step
+        record: dict[str, Any] = {"step": self.step, "time": time.time(), "scalars": {**self._scalars, **policy_scalars}}
+        if observed:
+            record["features"] = {name: self._finish_sums(name, record["scalars"]) for name in self._sums}
+            record["examples"] = self._gathered_examples()
+        if self.observe.drift_every and self.step % self.observe.drift_every == 0:
+            self._read_drift(record)
+        self._scalars, self._examples, self._rows, self._saw_gradients = {}, [], None, False
+        self._batch, self._pairs = None, {}
+        self._emit(record)
+
+    def _finish_sums(self, name: str, scalars: dict[str, float]) -> dict[str, np.ndarray]:
+        """This step's estimates of one hookpoint: added to the totals, top features returned, scalars filled in."""
+        dictionary, sums, R = self.dictionaries[name], self._sums[name], self.world.size
+        # A rank's loss is averaged with the others', so linear sums take 1/R and squares 1/R².
+        values = {
+            "push": estimators.push(dictionary, (sums.g_sum / R).to(dictionary.W_dec.dtype)).double(),
+            "attribution": sums.attribution / R,
+            "energy": sums.energy / R**2,
+        }
+        values = {key: value.cpu() for key, value in values.items() if key in self.observe.estimators}
+        explained, total, tokens = sums.scalars.tolist()
+        scalars[f"{name}/gradient_norm"] = total**0.5 / R
+        if "unexplained" in self.observe.estimators:
+            scalars[f"{name}/unexplained"] = 1 - explained / total if total > 0 else float("nan")
+        scalars["train/counted_tokens"] = tokens
+        for key, value in values.items():
+            self.totals[name][key] += value
+        for tensor in sums.tensors():
+            tensor.zero_()
+        pinned = set()
+        for (concept, hookpoint), members in self._concept_members.items():
+            if hookpoint == name:
+                members = members.cpu()
+                pinned.update(members.tolist())
+                scalars.update({f"concept/{concept}/{name}/{key}": value[members].mean().item() for key, value in values.items()})
+        k = min(max(1, self.observe.top_k // max(1, len(values))), dictionary.d_sae)
+        chosen = sorted(pinned.union(*(value.abs().nan_to_num().topk(k).indices.tolist() for value in values.values())))
+        return {"feature": np.array(chosen, dtype=np.int32), **{key: value[chosen].float().numpy() for key, value in values.items()}}
+
+    def _gathered_examples(self) -> list[dict]:
+        rows = [
+            {"row_id": row, "concept": entry["concept"], "hookpoint": entry["hookpoint"], "push": push, "activation": activation}
+            for entry in self._examples
+            for row, push, activation in zip(entry["row_ids"], entry["push"].tolist(), entry["activation"].tolist(), strict=False)
+        ]
+        return [row for part in self.world.gather(rows) for row in part] if self.world.size > 1 else rows
+
+    # -- drift ----------------------------------------------------------------------------------------------------------------
+
+    def _measure_start(self) -> None:
+        self.start = self.last = read_probe(self.model, self.dictionaries, self.probe, self.observe.tokens)
+
+    def _live(self, hookpoint: str) -> Tensor | None:
+        rate = self.dictionaries[hookpoint].metadata.get("firing_rate")
+        if self.start is not None:
+            return self.start[hookpoint].rate > 0
+        return None if rate is None else rate > 0
+
+    def _read_drift(self, record: dict[str, Any]) -> None:
+        if self.probe is None or self.start is None or self.world.rank != 0:
+            return
+        self.last = read_probe(self.model, self.dictionaries, self.probe, self.observe.tokens)
+        self._dense(record)
+
+    def _dense(self, record: dict[str, Any]) -> None:
+        record["dense"] = {}
+        for name in self.dictionaries:
+            now, then = self.last[name], self.start[name]
+            drift, direction = self.drift(name)
+            record["dense"][name] = {key: total.float().numpy() for key, total in self.totals[name].items()} | {
+                "drift": drift.float().numpy(), "drift_direction": direction.float().numpy(), "probe_rate": now.rate.float().numpy()
+            }  # fmt: skip
+            record["scalars"] |= {f"{name}/fvu": now.fvu, f"{name}/l0": now.l0, f"{name}/fvu_start": then.fvu}
+            for (concept, hookpoint), members in self._concept_members.items():
+                if hookpoint == name:
+                    members = members.cpu()
+                    record["scalars"][f"concept/{concept}/{name}/drift"] = drift[members].mean().item()
+                    record["scalars"][f"concept/{concept}/{name}/drift_direction"] = direction[members].mean().item()
+
+    def drift(self, hookpoint: str) -> tuple[Tensor, Tensor]:
+        """`(drift[F], drift_direction[F])` at the last reading: mean feature activation, and mean residual along the unit
+        direction, on the probe set, now minus before training."""
+        now, then = self.last[hookpoint], self.start[hookpoint]
+        return now.acts - then.acts, self.dictionaries[hookpoint].unit_directions().double().cpu() @ (now.mean - then.mean)
+
+    def finish(self) -> None:
+        """Last drift reading and dense snapshot; does nothing where the last step had one."""
+        if self.start is None or self.step == 0 or (self.observe.drift_every and self.step % self.observe.drift_every == 0):
+            return
+        record: dict[str, Any] = {"step": self.step, "time": time.time(), "scalars": {}}
+        self._read_drift(record)
+        self._emit(record)
+
+    def _emit(self, record: dict[str, Any]) -> None:
+        if self.recorder is not None and self.world.rank == 0:
+            self.recorder.record(record)
+
+    def _warn_no_gradients(self) -> None:
+        if self.recorder is not None:
+            self.recorder.event("gap", step=self.step, reason="no gradient reached a hookpoint in this step")
+
+    # -- results and state ----------------------------------------------------------------------------------------------------
+
+    def table(self, n: int = 20) -> list[dict[str, Any]]:
+        """The `n` features that moved most on the probe set, over all hookpoints: hookpoint, feature, push, attribution, energy, drift."""
+        rows = []
+        for name in self.dictionaries:
+            drift = self.drift(name)[0] if self.last is not None else torch.full_like(self.totals[name]["push"], float("nan"))
+            order = (drift if self.last is not None else self.totals[name]["push"]).abs().topk(min(n, len(drift))).indices.tolist()
+            rows += [
+                {
+                    "hookpoint": name,
+                    "feature": i,
+                    "drift": drift[i].item(),
+                    **{key: total[i].item() for key, total in self.totals[name].items()},
+                }
+                for i in order
+            ]
+        return sorted(rows, key=lambda row: -abs(row["drift"]) if row["drift"] == row["drift"] else -abs(row["push"]))[:n]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Step, totals and the probe readings before training: tensors and numbers only."""
+        start = {name: vars(reading).copy() for name, reading in (self.start or {}).items()}
+        return {"step": self.step, "totals": self.totals, "start": start}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.step = self.control.step = state["step"]
+        for name, totals in state["totals"].items():
+            for key, value in totals.items():
+                self.totals[name][key].copy_(value)
+        self.start = {name: ProbeReading(**values) for name, values in state["start"].items()} or None
+        self.last = self.start
+        if self.start is not None:  # random controls are drawn from features live before training
+            self.control.set_policy(self._policy)
