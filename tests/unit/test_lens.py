@@ -1,0 +1,346 @@
+"""The lens in a plain loop: readings are what they say, rules do what they say, and watching changes nothing."""
+
+import copy
+
+import pytest
+import torch
+from conftest import tiny_batch, tiny_dictionary, tiny_model
+from peft import LoraConfig, get_peft_model
+
+from gradlens import attribution as estimators
+from gradlens.config import ObserveSettings
+from gradlens.edits import orthonormal_basis
+from gradlens.errors import ConfigError, InputError
+from gradlens.hookpoints import find_module
+from gradlens.lens import Lens
+from gradlens.recorder import MemoryRecorder
+from gradlens.rules import Policy, Rule
+
+HOOK = "layers.2"
+KINDS = {"relu": {}, "topk": {}, "jumprelu": {"threshold": torch.full((80,), 2.0)}, "batchtopk": {"threshold": torch.full((80,), 3.0)},
+         "gated": {"b_gate": torch.zeros(80), "r_mag": torch.zeros(80), "b_mag": torch.zeros(80)}}  # fmt: skip
+
+
+def lora(model):
+    torch.manual_seed(1)
+    config = LoraConfig(r=2, target_modules=["q_proj", "o_proj", "down_proj"], lora_alpha=4, init_lora_weights=False)
+    return get_peft_model(model, config)
+
+
+def trainable(model):
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def train(model, steps=3, accumulate=2, lens_args=None, optimizer_type=torch.optim.AdamW, seed=0, **options):
+    """A plain loop; returns the lens (or None) and the recorder."""
+    model.train()
+    optimizer = optimizer_type(trainable(model), lr=1e-2, **options)
+    recorder = MemoryRecorder()
+
+    def loop(lens=None):
+        for step in range(steps):
+            for part in range(accumulate):
+                if lens is not None:
+                    lens.set_rows([10 * step + part, 100, 101])
+                (model(**tiny_batch(seed + 10 * step + part)).loss / accumulate).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    if lens_args is None:
+        loop()
+        return None, recorder
+    with Lens(model, optimizer, recorder=recorder, **lens_args) as lens:
+        loop(lens)
+    return lens, recorder
+
+
+def oracle_gradients(model, batches, hookpoint=HOOK):
+    """h, g and the counted positions of each micro-batch, by hand."""
+    out = []
+    for batch in batches:
+        kept = {}
+        handle = find_module(model, hookpoint).register_forward_hook(lambda m, a, o: kept.update(h=o) or o.retain_grad())  # noqa: B023
+        (model(**batch).loss / len(batches)).backward()
+        handle.remove()
+        keep = batch["attention_mask"].bool() & (batch["labels"] != -100)
+        keep[:, 0] = False
+        out.append((kept["h"].detach()[keep], kept["h"].grad[keep]))
+    model.zero_grad()
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_readings_equal_their_definition_with_padding_and_accumulation(kind, checkpointing):
+    extra = {key: value.double() for key, value in KINDS[kind].items()}
+    dictionary = tiny_dictionary(activation=kind, dtype=torch.float64, **extra)
+    model = tiny_model(dtype=torch.float64)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    model.train()
+    pairs = oracle_gradients(model, [tiny_batch(0), tiny_batch(1)])
+    lens, recorder = train(model, steps=1, lens_args={"dictionaries": {HOOK: dictionary}, "observe": ObserveSettings(top_k=240)})
+    expected = {
+        "push": sum(estimators.push_eager(dictionary, g) for _, g in pairs),
+        "attribution": sum(estimators.attribution_eager(dictionary, h, g) for h, g in pairs),
+        "energy": sum(estimators.energy_eager(dictionary, g) for _, g in pairs),
+    }
+    for key, value in expected.items():
+        torch.testing.assert_close(lens.totals[HOOK][key], value, rtol=1e-9, atol=1e-12)
+    explained, total = (sum(x) for x in zip(*(estimators.explained_energy_eager(dictionary, h, g) for h, g in pairs), strict=True))
+    scalars = recorder.records[0]["scalars"]
+    assert scalars[f"{HOOK}/unexplained"] == pytest.approx(float(1 - explained / total), abs=1e-7)
+    assert scalars["train/counted_tokens"] == sum(len(g) for _, g in pairs)
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, lora])
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
+def test_without_a_rule_training_is_bit_identical(wrap, optimizer):
+    bare, watched = wrap(tiny_model()), wrap(tiny_model())
+    train(bare, optimizer_type=optimizer)
+    observe = ObserveSettings(drift_every=1)
+    args = {
+        "dictionaries": {HOOK: tiny_dictionary(), "layers.1": tiny_dictionary(3)},
+        "concepts": {"c": {HOOK: [1, 2]}},
+        "observe": observe,
+    }
+    train(watched, optimizer_type=optimizer, lens_args=args)
+    for (name, a), (_, b) in zip(bare.named_parameters(), watched.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_self_test_keeps_dropout_random_state_and_gradients():
+    torch.manual_seed(5)
+    model = lora(tiny_model())
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    parameter = trainable(model)[0]
+    parameter.grad = torch.ones_like(parameter)
+    model.eval()
+    state = torch.get_rng_state()
+    with Lens(model, torch.optim.SGD(trainable(model), lr=0.1), {HOOK: tiny_dictionary()}):
+        pass
+    assert torch.equal(state, torch.get_rng_state()) and parameter.grad.eq(1).all() and not model.training
+
+
+def test_hooks_are_gone_after_the_context_even_after_an_error():
+    model = tiny_model()
+    with pytest.raises(RuntimeError, match="mine"), Lens(model, torch.optim.SGD(trainable(model), lr=0.1), {HOOK: tiny_dictionary()}):
+        raise RuntimeError("mine")
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def route(**fields):
+    return Rule(mode="route", features={HOOK: [0, 1, 2]}, hookpoints=[HOOK], **fields)
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, lora])
+@pytest.mark.parametrize("tokens", ["own", "next", "own_or_next"])
+@pytest.mark.parametrize("gain", [0.0, 0.5, 2.0, -1.0])
+def test_route_equals_weighting_each_tokens_loss(wrap, tokens, gain):
+    dictionary = tiny_dictionary()
+    model = wrap(tiny_model())
+    reference = copy.deepcopy(model)
+    batch = tiny_batch(0)
+    # by hand: weight the loss of position t (which predicts t + 1) by the gain where the concept is active there
+    model.train(), reference.train()
+    kept = {}
+    handle = find_module(reference, HOOK).register_forward_hook(lambda m, a, o: kept.update(h=o.detach()))
+    logits = reference(**batch).logits
+    handle.remove()
+    keep = (batch["labels"] != -100) & batch["attention_mask"].bool()
+    active = (dictionary.encode(kept["h"].flatten(0, 1)).view(*keep.shape, -1)[..., :3] > 0).any(-1) & keep
+    following = torch.zeros_like(active)
+    following[:, :-1] = active[:, 1:]
+    gated = {"own": active, "next": following, "own_or_next": active | following}[tokens]
+    losses = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="none")
+    weights = torch.where(gated[:, :-1].flatten(), gain, 1.0)
+    (losses * weights).sum().div((batch["labels"][:, 1:] != -100).sum()).backward()
+    optimizer = torch.optim.SGD(trainable(model), lr=0.0)
+    policy = Policy(version=1, rules=(route(gain=gain, tokens=tokens),))
+    recorder = MemoryRecorder()
+    with Lens(model, optimizer, {HOOK: dictionary}, policy=policy, recorder=recorder):
+        model(**batch).loss.backward()
+        optimizer.step()
+    assert 0 < (gated & keep).sum() < keep.sum()
+    for (name, a), (_, b) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
+        if a.requires_grad:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=name)
+    scored = (batch["labels"][:, 1:] != -100).flatten()
+    share = recorder.records[0]["scalars"]["rule/route:features/share"]
+    assert share == pytest.approx((gated[:, :-1].flatten() & scored).sum().item() / scored.sum().item())
+
+
+def test_ablate_removes_the_span_in_training_and_not_in_eval():
+    dictionary, model = tiny_dictionary(), tiny_model()
+    policy = Policy(rules=(Rule(mode="ablate", features={HOOK: [3, 4]}),))
+    seen = {}
+    handle = find_module(model, "layers.3").register_forward_pre_hook(lambda m, a: seen.update(h=a[0].detach()))
+    with Lens(model, torch.optim.SGD(trainable(model), lr=0.1), {HOOK: dictionary}, policy=policy):
+        model.train()
+        model(**tiny_batch(0)).loss.backward()
+        assert (seen["h"] @ dictionary.W_dec[[3, 4]].T).abs().max() < 1e-4
+        model.eval()
+        model(**tiny_batch(0))
+        assert (seen["h"] @ dictionary.W_dec[[3, 4]].T).abs().max() > 0.1
+    handle.remove()
+
+
+def test_grad_edit_scales_the_gradient_that_passes_below():
+    dictionary, model = tiny_dictionary(), tiny_model()
+    model.train()
+    seen = {}
+    policy = Policy(rules=(Rule(mode="grad", features={HOOK: [5]}, gain=0.0),))
+    args = {"policy": policy, "probe": [tiny_batch(9)]}
+    with Lens(model, torch.optim.SGD(trainable(model), lr=0.1), {HOOK: dictionary}, **args) as lens:
+        # a hook registered later on the same tensor sees what passes on
+        handle = find_module(model, HOOK).register_forward_hook(lambda m, a, o: o.register_hook(lambda g: seen.update(g=g)) and None)
+        model(**tiny_batch(0)).loss.backward()
+        handle.remove()
+    unit = dictionary.unit_directions()[5]
+    assert (seen["g"] @ unit).abs().max() < 1e-6 and seen["g"].abs().max() > 1e-6
+    assert lens.control.rules[0].touched > 0
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
+def test_update_keeps_the_parameter_change_out_of_the_span_and_param_alone_does_not_under_adam(optimizer):
+    dictionary = tiny_dictionary()
+    Q = orthonormal_basis(dictionary.W_dec[[1, 2, 3]])
+
+    def leak(mode):
+        model = tiny_model()
+        before = [block.mlp.down_proj.weight.detach().clone() for block in model.model.layers]
+        rule = Rule(mode=mode, features={HOOK: [1, 2, 3]}, gain=0.0)
+        train(
+            model,
+            lens_args={"dictionaries": {HOOK: dictionary}, "policy": Policy(rules=(rule,))},
+            optimizer_type=optimizer,
+            weight_decay=0.01,
+        )
+        changes = [block.mlp.down_proj.weight.detach() - w for block, w in zip(model.model.layers, before, strict=True)]
+        return [((Q.T @ change).norm() / change.norm()).item() for change in changes]
+
+    kept = leak("update")
+    assert max(kept[:3]) < 1e-4  # blocks 0, 1, 2 write before the hookpoint
+    assert kept[3] > 0.01  # block 3 comes after it and is left alone
+    if optimizer is torch.optim.AdamW:  # elementwise scaling and weight decay bring a projected gradient back
+        assert max(leak("param")[:3]) > 0.01
+
+
+def test_update_holds_for_lora_writers():
+    dictionary, model = tiny_dictionary(), lora(tiny_model())
+    Q = orthonormal_basis(dictionary.W_dec[[1, 2]])
+    writers = {n: p for n, p in model.named_parameters() if "lora_B" in n and ("o_proj" in n or "down_proj" in n)}
+    before = {n: p.detach().clone() for n, p in writers.items()}
+    rule = Rule(mode="update", features={HOOK: [1, 2]}, gain=0.0)
+    train(model, lens_args={"dictionaries": {HOOK: dictionary}, "policy": Policy(rules=(rule,))})
+    early = [n for n in writers if "layers.3" not in n]
+    assert early and all((Q.T @ (writers[n] - before[n])).norm() < 1e-5 < (writers[n] - before[n]).norm() for n in early)
+
+
+def test_schedule_and_two_rules_multiply():
+    rule = route(gain=0.0, start=2, end=5, ramp=1)
+    assert [rule.gain_at(step) for step in range(6)] == [1, 1, 0.5, 0, 0, 1]
+    model = tiny_model()
+    rules = (route(gain=0.5, name="a"), route(gain=0.5, name="b"))
+    quarter = Policy(rules=(route(gain=0.25),))
+    grads = []
+    for policy in (Policy(rules=rules), quarter):
+        model.zero_grad()
+        with Lens(model.train(), torch.optim.SGD(trainable(model), lr=0.0), {HOOK: tiny_dictionary()}, policy=policy):
+            model(**tiny_batch(0)).loss.backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*grads, strict=True))
+
+
+def test_a_rule_switched_off_in_mid_run_leaves_training_bit_identical_from_there():
+    bare, watched = tiny_model(), tiny_model()
+    train(bare, steps=4)
+    rule = route(start=4)  # never within these steps
+    train(watched, steps=4, lens_args={"dictionaries": {HOOK: tiny_dictionary()}, "policy": Policy(rules=(rule,))})
+    assert all(torch.equal(a, b) for a, b in zip(bare.parameters(), watched.parameters(), strict=True))
+
+
+def test_random_control_takes_as_many_live_features_outside_the_concept():
+    lens, recorder = train(
+        tiny_model(),
+        lens_args={
+            "dictionaries": {HOOK: tiny_dictionary()},
+            "policy": Policy(version=1, rules=(route(random_control=7),)),
+            "probe": [tiny_batch(9)],
+        },
+    )
+    chosen = lens.control.rules[0].features[HOOK].tolist()
+    assert len(set(chosen)) == 3 and not set(chosen) & {0, 1, 2}
+    assert (lens.start[HOOK].rate[chosen] > 0).all()
+    event = next(e for e in recorder.events if e["kind"] == "policy")
+    assert sorted(event["rules"][0]["features"][HOOK]) == sorted(chosen)
+
+
+def test_drift_is_the_change_on_the_probe_set_and_zero_without_learning():
+    dictionary = tiny_dictionary()
+    model = tiny_model()
+    probe = [tiny_batch(9)]
+    keep = (probe[0]["labels"] != -100) & probe[0]["attention_mask"].bool()
+
+    def read():
+        hidden = model.eval()(probe[0]["input_ids"], attention_mask=probe[0]["attention_mask"], output_hidden_states=True).hidden_states
+        return hidden[3][keep].detach()
+
+    before = read()
+    lens, recorder = train(model, lens_args={"dictionaries": {HOOK: dictionary}, "probe": probe, "concepts": {"c": {HOOK: [1, 2]}}})
+    after = read()
+    drift, direction = lens.drift(HOOK)
+    torch.testing.assert_close(drift.float(), dictionary.encode(after).mean(0) - dictionary.encode(before).mean(0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(direction.float(), dictionary.unit_directions() @ (after - before).mean(0), atol=1e-5, rtol=1e-4)
+    assert recorder.records[-1]["scalars"]["concept/c/layers.2/drift"] == pytest.approx(drift[[1, 2]].mean().item())
+    idle, _ = train(tiny_model(), lens_args={"dictionaries": {HOOK: dictionary}, "probe": probe}, optimizer_type=torch.optim.SGD, seed=1)
+    assert idle.drift(HOOK)[0].abs().max() > 0
+    frozen = tiny_model()
+    optimizer = torch.optim.SGD(trainable(frozen), lr=0.0)
+    with Lens(frozen.train(), optimizer, {HOOK: dictionary}, probe=probe) as still:
+        frozen(**tiny_batch(0)).loss.backward()
+        optimizer.step()
+    assert still.drift(HOOK)[0].abs().max() == 0
+
+
+def test_example_records_split_the_push_of_the_batch():
+    dictionary = tiny_dictionary()
+    args = {"dictionaries": {HOOK: dictionary}, "concepts": {"c": {HOOK: [1, 2]}}, "observe": ObserveSettings(top_k=240)}
+    lens, recorder = train(tiny_model(), steps=1, lens_args=args)
+    rows = recorder.records[0]["examples"]
+    assert [row["row_id"] for row in rows] == [0, 100, 101, 1, 100, 101]
+    assert sum(row["push"] for row in rows) == pytest.approx(lens.totals[HOOK]["push"][[1, 2]].mean().item(), rel=1e-4)
+
+
+def test_state_dict_continues_totals_and_drift_baseline():
+    dictionary, model = tiny_dictionary(), tiny_model()
+    lens, _ = train(model, lens_args={"dictionaries": {HOOK: dictionary}, "probe": [tiny_batch(9)]})
+    fresh = Lens(model, torch.optim.SGD(trainable(model), lr=0.1), {HOOK: dictionary}, probe=[tiny_batch(9)])
+    fresh.load_state_dict(lens.state_dict())
+    with fresh:
+        pass
+    assert fresh.step == 3 and torch.equal(fresh.start[HOOK].acts, lens.start[HOOK].acts)
+    assert torch.equal(fresh.totals[HOOK]["push"], lens.totals[HOOK]["push"])
+
+
+def test_what_does_not_fit_is_refused_with_a_reason():
+    model = tiny_model()
+    optimizer = torch.optim.SGD(trainable(model), lr=0.1)
+    with pytest.raises(InputError, match=r"layers\.9.*layers\.0 to layers\.3"):
+        Lens(model, optimizer, {"layers.9": tiny_dictionary()})
+    with pytest.raises(InputError, match="width is 16.*has 32"), Lens(model, optimizer, {HOOK: tiny_dictionary(D=16)}):
+        pass
+    for rule, reason in (
+        (Rule(concept="pirate"), "unknown concept 'pirate'"),
+        (Rule(features={"layers.1": [1]}), "no dictionary at layers.1"),
+        (Rule(features={HOOK: [80]}), "feature 80"),
+    ):
+        with pytest.raises(ConfigError, match=reason), Lens(model, optimizer, {HOOK: tiny_dictionary()}, policy=Policy(rules=(rule,))):
+            pass
+    frozen = lora(tiny_model())
+    for name, parameter in frozen.named_parameters():
+        parameter.requires_grad = "lora" in name and "layers.3" in name
+    with pytest.raises(ConfigError, match="layers.2: nothing trainable lies below"), Lens(frozen, optimizer, {HOOK: tiny_dictionary()}):
+        pass
