@@ -44,9 +44,9 @@ def identity() -> str:
     return f"{ROOT} {sys.base_prefix} {sys.version.split()[0]}\n"
 
 
-def fingerprint() -> str:
-    """Hash of everything that is installed: versions, packaging, and this script."""
-    digest = hashlib.sha256()
+def fingerprint(target: list[str]) -> str:
+    """Hash of everything that is installed: what is asked for, versions, packaging, and this script."""
+    digest = hashlib.sha256(" ".join(target).encode())
     for path in (ROOT / "pyproject.toml", CONSTRAINTS, Path(__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest() + "\n"
@@ -141,14 +141,14 @@ def install_torch(env: Venv, torch: str) -> None:
     env.pip(f"installing {torch}", "install", "-q", "--no-deps", torch)
 
 
-def install(env: Venv, constraints: Path | None) -> None:
-    """pip, setuptools, torch, then gradlens as an editable install with its dependencies."""
+def install(env: Venv, constraints: Path | None, target: list[str]) -> None:
+    """pip, setuptools, torch, then gradlens (`target`: pip's arguments for it) with its dependencies."""
     env.create()
     pins = ["-c", str(constraints)] if constraints else []
     env.pip("upgrading pip", "install", "-q", "--upgrade", "pip")
     env.pip("installing setuptools", "install", "-q", *pins, "setuptools>=77")
     install_torch(env, pinned("torch"))
-    env.pip("installing gradlens and its dependencies", "install", "-q", *pins, "--no-build-isolation", "-e", ".[test]")
+    env.pip("installing gradlens and its dependencies", "install", "-q", *pins, "--no-build-isolation", *target)
     check = [str(env.python), "-c", "import gradlens, gradlens_services, torch, transformers, ray; print(torch.__version__)"]
     env.say("checking that it imports")
     result = subprocess.run(check, cwd=env.folder, capture_output=True, text=True)
@@ -167,18 +167,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="folder of the virtual environment (default: .venv)")
     parser.add_argument("--update-constraints", action="store_true", help="install the newest versions allowed, rewrite constraints.txt")
+    parser.add_argument("--image", action="store_true", help="for images: no link to this checkout, no test tools, Ray with its job server")
     options = parser.parse_args()
     if sys.version_info < (3, 11):  # noqa: UP036 - whatever Python a newcomer has starts this file
         raise SetupError(f"gradlens needs Python 3.11 or newer; this is {sys.version.split()[0]}")
     if options.update_constraints:
         env = Venv(ROOT / "build" / "constraints-venv")
-        install(env, None)
+        install(env, None, ["-e", ".[test,cluster]"])
         CONSTRAINTS.write_text("# Versions really installed together; written by `make constraints`.\n" + freeze(env), encoding="utf-8")
         return 0
-    env = Venv(options.venv.absolute())
-    if not env.holds(identity() + fingerprint()):
-        install(env, CONSTRAINTS)
-        env.stamp.write_text(identity() + fingerprint(), encoding="utf-8")
+    env, target = Venv(options.venv.absolute()), [".[cluster]"] if options.image else ["-e", ".[test]"]
+    if not env.holds(identity() + fingerprint(target)):
+        install(env, CONSTRAINTS, target)
+        env.stamp.write_text(identity() + fingerprint(target), encoding="utf-8")
     return 0
 
 
