@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gradlens.errors import ConfigError
 from gradlens.rules import Rule
@@ -97,6 +99,11 @@ class WandbSettings(Settings):
     project: str = Field("gradlens", description="W&B project.")
     entity: str | None = Field(None, description="W&B team or user.")
 
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # what YAML makes of an unquoted `off`
+
 
 class RaySettings(Settings):
     address: str | None = Field(None, description="Address of a running Ray cluster; null: start Ray on this machine.")
@@ -115,7 +122,9 @@ class RunConfig(Settings):
     train: TrainSettings = Field(TrainSettings(), description="Optimisation.")
     observe: ObserveSettings = Field(ObserveSettings(), description="What is read, how often.")
     evaluate: EvaluateSettings = Field(EvaluateSettings(), description="Held-out measures before and after.")
-    probe: str | None = Field(None, description="JSONL of the probe set for drift; null: rows of the training files that are not trained on.")
+    probe: str | None = Field(
+        None, description="JSONL of the probe set for drift; null: rows of the training files that are not trained on."
+    )
     wandb: WandbSettings = Field(WandbSettings(), description="Weights & Biases.")
     ray: RaySettings = Field(RaySettings(), description="Ray.")
     runs_dir: str = Field("runs", description="Folder that holds run folders (relative to the working directory).")
@@ -132,23 +141,29 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = (), environ:
     """Read a config file and merge environment and `a.b=c` overrides. Raises `ConfigError` that names file and key."""
     data: dict[str, Any] = {}
     source = str(path) if path else "config"
+    origins: dict[tuple[str, ...], str] = {}  # keys that do not come from the file -> where they come from
     if path is not None:
         data = read_yaml(path)
         if not isinstance(data, dict):
             raise ConfigError(f"{path}: expected a mapping of keys, found {type(data).__name__}")
+        data = _text_keys(data)
         _resolve_paths(data, Path(path).resolve().parent)
     for key, value in (os.environ if environ is None else environ).items():
         if key.startswith("GRADLENS__"):
-            _assign(data, key.removeprefix("GRADLENS__").lower().split("__"), value, key)
+            keys = key.removeprefix("GRADLENS__").lower().split("__")
+            _assign(data, keys, value, key)
+            origins[tuple(keys)] = f"environment variable {key}"
     for item in overrides:
         key, separator, value = item.partition("=")
-        if not separator:
+        if not separator or not key:
             raise ConfigError(f"--set {item}: expected KEY=VALUE, for instance --set train.steps=20")
-        _assign(data, _split_key(key), value, f"--set {key}")
+        keys = _split_key(key)
+        _assign(data, keys, value, f"--set {key}")
+        origins[tuple(keys)] = f"--set {key}"
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(explain(error, source, RunConfig)) from None
+        raise ConfigError(explain(error, source, RunConfig, origins)) from None
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -159,38 +174,88 @@ def read_yaml(path: str | Path) -> Any:
         raise ConfigError(f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}?" if near else ""))
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.MarkedYAMLError as error:
+        place = f" in line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}: not valid YAML{place}: {error.problem or error.context}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[-1].strip()}") from None
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def explain(error: ValidationError, source: str, model: type[BaseModel]) -> str:
-    """One line per problem: file, key, what was found, what was expected, and the nearest known key."""
+def explain(error: ValidationError, source: str, model: type[BaseModel], origins: Mapping[tuple[str, ...], str] | None = None) -> str:
+    """One line per problem: where the value comes from (`source`, or for a key below one of `origins`, that), key, what was found,
+    what was expected, and the nearest known key or value."""
     lines = []
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(problem["loc"][-1]), _keys_at(model, problem["loc"][:-1]), n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; known keys here: {', '.join(_keys_at(model, problem['loc'][:-1]))}"
-            lines.append(f"{source}: unknown key {key}{hint}")
-        elif problem["type"] == "missing":
-            lines.append(f"{source}: {key} is missing")
+        path, owner, member = _walk(model, problem["loc"])
+        found, kind = problem["input"], problem["type"]
+        if member and isinstance(found, dict if member is str else str):
+            continue  # pydantic tried this member of a union too, but the value was clearly meant as the other one
+        origin = next((keys for keys in origins or {} if path[: len(keys)] == keys), None)
+        place = origins[origin] if origins and origin else source
+        key = ".".join(path)
+        head = place if place == f"--set {key}" or not key else f"{place}: {key}"
+        if kind == "extra_forbidden":
+            known = sorted(owner.model_fields) if owner else []
+            near = [".".join([*path[:-1], name]) for name in difflib.get_close_matches(path[-1], known, n=1)]
+            hint = f"did you mean {near[0]}?" if near else f"known keys here: {', '.join(known)}"
+            lines.append(f"{place}: unknown key {'.'.join(path)}; {hint}")
+        elif kind == "missing":
+            lines.append(f"{head} is missing")
+        elif kind == "literal_error":
+            expected = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+            near = difflib.get_close_matches(str(found), expected, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            lines.append(f"{head}: unknown value {found!r}, expected one of {', '.join(expected)}{hint}")
+        elif kind == "value_error":
+            lines.append(f"{head}: {problem['ctx']['error']}")
+        elif member:
+            lines.append(f"{head}: expected a mapping of keys or the name of a file, found {found!r}")
+        elif kind == "list_type":
+            lines.append(f"{head}: expected a list, for instance [{found}], found {found!r}")
         else:
-            lines.append(f"{source}: {key}: {problem['msg']}, found {problem['input']!r}")
+            message = problem["msg"].replace("Input should be ", "expected ").split(", unable")[0]
+            lines.append(f"{head}: {message[0].lower()}{message[1:]}, found {found!r}")
     return "\n".join(dict.fromkeys(lines))
 
 
-def _keys_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+def _walk(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[tuple[str, ...], type[BaseModel] | None, type | None]:
+    """Follow pydantic's location through the types: (keys as a person writes them, model that the last key belongs to, member of a
+    union if the location ends with it).
+
+    Pydantic puts the member of a union that it tried into the location (`rules.0.function-after[...].mode`); it is no key.
+    """
+    path: list[str] = []
+    kind: Any = model
+    owner = member = None
     for part in loc:
-        if isinstance(part, int) or part not in model.model_fields:
+        member = None
+        members = [option for option in get_args(kind) if option is not type(None)] if _is_union(kind) else []
+        if len(members) > 1:
+            models = [option for option in members if isinstance(option, type) and issubclass(option, BaseModel)]
+            kind = member = next((option for option in models if option.__name__ in str(part)), str)
             continue
-        annotation = model.model_fields[part].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        candidates += [inner for candidate in candidates for inner in getattr(candidate, "__args__", ())]
-        inner = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-        if inner is None:
-            return []
-        model = inner
-    return list(model.model_fields)
+        if members:
+            kind = members[0]
+        if part == "[key]":
+            continue
+        path.append(str(part))
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            owner = kind
+            kind = kind.model_fields[part].annotation if part in kind.model_fields else None
+        else:
+            kind = next(iter(get_args(kind)[-1:]), None)  # list[X], dict[str, X], tuple[X, X]
+    return tuple(path), owner, member
+
+
+def _is_union(kind: Any) -> bool:
+    return get_origin(kind) in (Union, types.UnionType)
+
+
+def _text_keys(value: Any) -> Any:
+    """YAML reads a hookpoint `15:` as a number; keys are texts here."""
+    if isinstance(value, dict):
+        return {str(key): _text_keys(item) for key, item in value.items()}
+    return [_text_keys(item) for item in value] if isinstance(value, list) else value
 
 
 def _split_key(key: str) -> list[str]:
@@ -201,22 +266,23 @@ def _split_key(key: str) -> list[str]:
 
 def _assign(data: dict[str, Any], keys: list[str], value: str, source: str) -> None:
     for key in keys[:-1]:
-        nested = data.setdefault(key, {})
-        if not isinstance(nested, dict):
-            raise ConfigError(f"{source}: {key} is not a section")
-        data = nested
+        if data.get(key) is None:
+            data[key] = {}
+        if not isinstance(data[key], dict):
+            raise ConfigError(f"{source}: {key} is {data[key]!r}, which has no keys of its own; set {key} as a whole")
+        data = data[key]
     try:
-        data[keys[-1]] = yaml.safe_load(value)
+        data[keys[-1]] = _text_keys(yaml.safe_load(value))
     except yaml.YAMLError:
         data[keys[-1]] = value
 
 
 def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
     def resolve(value: Any) -> Any:
-        if isinstance(value, str) and not Path(value).is_absolute() and (folder / value).exists():
+        if isinstance(value, str) and value and not Path(value).is_absolute() and (folder / value).exists():
             return str(folder / value)
-        if isinstance(value, list):
-            return [resolve(item) for item in value]
+        if isinstance(value, list):  # of names; a rule in the list is no path
+            return [resolve(item) if isinstance(item, str) else item for item in value]
         if isinstance(value, dict):
             return {key: resolve(item) for key, item in value.items()}
         return value
@@ -224,6 +290,6 @@ def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
     for keys in _PATHS:
         section = data
         for key in keys[:-1]:
-            section = section.get(key) or {}
+            section = (section.get(key) or {}) if isinstance(section, dict) else {}
         if isinstance(section, dict) and keys[-1] in section:
             section[keys[-1]] = resolve(section[keys[-1]])
