@@ -1,0 +1,160 @@
+"""`gradlens concepts fit|show`: from examples to features, with held-out scores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from gradlens.cli import console
+from gradlens.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gradlens.concept_files import Concept
+
+app = typer.Typer(no_args_is_help=True, help="Concepts: what you name by examples or features. Fit features, see how well they tell it.")
+
+DictionaryOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dictionary", "-d", metavar="[HOOKPOINT=]SOURCE", help="Folder or shipped name, once per hookpoint. Default: the shipped ones."
+    ),
+]
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", "-c", help="Take model, dictionaries, max_length and concepts from a run config.")
+]
+
+
+def register(parent: typer.Typer) -> None:
+    parent.add_typer(app, name="concepts")
+
+
+@app.command()
+def fit(
+    files: Annotated[
+        list[str] | None, typer.Argument(help="Concept files (YAML or JSONL) or demo:NAME. Default: those of --config.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="`smollm2`, a Hugging Face name, or a folder.")] = None,
+    dictionary: DictionaryOption = None,
+    config: ConfigOption = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Write the fitted concepts here (.yaml or .jsonl).")] = None,
+    features: Annotated[int, typer.Option("--features", "-n", min=1, help="Features per hookpoint.")] = 24,
+    max_length: Annotated[int | None, typer.Option(help="Tokens an example is cut to. Default: the config's, else 256.")] = None,
+    max_texts: Annotated[int, typer.Option(min=8, help="Positives, and negatives, that are read (a random choice of more).")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the split into a choosing and a judging half.")] = 0,
+    refit: Annotated[bool, typer.Option("--refit", help="Choose features anew where the file already has some.")] = False,
+    as_json: console.JsonOption = False,
+) -> None:
+    """Choose features per hookpoint by contrast between positive and negative examples; judge them on held-out examples.
+
+    A concept file: name, description, positive and negative (lists of texts or rows, a JSONL file, or demo:NAME).
+
+    Example: gradlens concepts fit politeness.yaml --model smollm2 -d layers.27=smollm2-l27 --out fitted.yaml
+    """
+    from gradlens.cli.inputs import open_dictionaries
+    from gradlens.concepts import fit_concept, load_concepts, save_concept
+    from gradlens.config import load_config
+    from gradlens.models import load_model
+
+    settings = load_config(config) if config else None
+    concepts = load_concepts(files or (settings.concepts if settings else []))
+    if not concepts:
+        raise ConfigError("no concept: give a concept file, demo:NAME, or --config with concepts")
+    named = open_dictionaries(dictionary or (settings.dictionaries if settings else []))
+    loaded, tokenizer = load_model(model or (settings.model.name if settings else "smollm2"))
+    length = max_length or (settings.data.max_length if settings else 256)
+    dictionaries = {entry.hookpoint: entry.dictionary for entry in named}
+    fitted = []
+    for concept in concepts:
+        texts = sum(min(max_texts, len(concept.rows(kind))) for kind in ("positive", "negative"))
+        with console.progress(f"fitting {concept.name}", total=texts) as advance:
+            fitted.append(
+                fit_concept(loaded, tokenizer, dictionaries, concept, features, length, seed, advance, refit=refit, max_texts=max_texts)
+            )
+    if out:
+        save_concept(fitted[0] if len(fitted) == 1 else fitted, out)
+    if as_json:
+        console.print_json({"concepts": [concept.model_dump(mode="json") for concept in fitted], "out": out})
+        return
+    _print_table(fitted, {entry.hookpoint: entry.source for entry in named})
+    if out:
+        console.err.print(f"written to {out}; use it under `concepts:` in a run config", markup=False)
+
+
+@app.command()
+def show(
+    files: Annotated[
+        list[str] | None, typer.Argument(help="Concept files (YAML or JSONL) or demo:NAME. Default: those of --config.")
+    ] = None,
+    dictionary: DictionaryOption = None,
+    config: ConfigOption = None,
+    as_json: console.JsonOption = False,
+) -> None:
+    """Show concepts: examples, features with their labels, held-out scores, how answers are judged.
+
+    Example: gradlens concepts show demo:pirate demo:arithmetic
+    """
+    from gradlens.checkers import checker_for
+    from gradlens.cli.inputs import open_dictionaries
+    from gradlens.concepts import load_concepts
+    from gradlens.config import load_config
+
+    settings = load_config(config) if config else None
+    concepts = load_concepts(files or (settings.concepts if settings else []))
+    if not concepts:
+        raise ConfigError("no concept: give a concept file, demo:NAME, or --config with concepts")
+    wanted = dictionary or (settings.dictionaries if settings else None)
+    sources = {entry.hookpoint: entry.source for entry in open_dictionaries(wanted)} if wanted else {}
+    shown = []
+    for concept in concepts:
+        checker = checker_for(concept)
+        counts = {kind: len(concept.rows(kind)) for kind in ("positive", "negative")}
+        judged = None if checker is None else {key: getattr(checker, key) for key in ("kind", "hit_rate", "false_alarm_rate")}
+        shown.append(concept.model_dump(mode="json", exclude={"positive", "negative"}) | {"examples": counts, "judged_by": judged})
+    if as_json:
+        console.print_json({"concepts": shown})
+        return
+    for entry in shown:
+        console.out.print(f"{entry['name']}: {entry['description'] or '(no description)'}", style="bold", markup=False)
+        console.out.print(f"  examples: {entry['examples']['positive']} positive, {entry['examples']['negative']} negative", markup=False)
+        judged = entry["judged_by"]
+        if judged:
+            console.out.print(f"  answers judged by {judged['kind']}: {_errors(judged)}", markup=False)
+    _print_table(concepts, sources)
+
+
+def _errors(judged: dict) -> str:
+    if judged["hit_rate"] is None or judged["false_alarm_rate"] is None:
+        return "error unknown (no examples)"
+    return f"hits {judged['hit_rate']:.0%}, false alarms {judged['false_alarm_rate']:.1%}"
+
+
+def _print_table(concepts: list[Concept], sources: dict[str, str]) -> None:
+    """One line per concept and hookpoint; `sources` say where labels of the best features come from."""
+    from gradlens.labels import load_labels
+
+    table = Table("concept", "hookpoint", "features", "AUC", "best feature", "fires on + / -", "gated by route + / -")
+    warnings = []
+    for concept in concepts:
+        for hook, ids in concept.features.items():
+            detection = concept.detection.get(hook)
+            labels = load_labels(sources[hook], hook) if hook in sources else {}
+            best = detection.best_feature if detection else ids[0]
+            label = f" {labels[best].label}" if best in labels else ""
+            cells = ["", f"{best}{label}", "", ""]
+            if detection:
+                cells = [
+                    f"{detection.auc:.3f}",
+                    f"{best} (AUC {detection.best_auc:.3f}){label}",
+                    f"{detection.rate_positive:.0%} / {detection.rate_negative:.0%}",
+                    f"{detection.gate_rate_positive:.0%} / {detection.gate_rate_negative:.0%}",
+                ]
+                if detection.warning:
+                    warnings.append(f"{concept.name}: {detection.warning}")
+            table.add_row(concept.name, hook, str(len(ids)), *cells)
+        if not concept.features:
+            table.add_row(concept.name, "(not fitted)", "0", "", "", "", "")
+    console.out.print(table, markup=False)
+    for warning in warnings:
+        console.err.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)

@@ -1,0 +1,49 @@
+"""Dictionaries named on the command line: `HOOKPOINT=SOURCE`, or just `SOURCE` where the dictionary knows its hookpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gradlens.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gradlens.dictionary import Dictionary
+
+
+@dataclass(frozen=True)
+class Named:
+    """A dictionary, the hookpoint it is used at, and where it came from."""
+
+    hookpoint: str
+    source: str
+    dictionary: Dictionary
+
+
+def open_dictionaries(items: Iterable[str] | Mapping[str, str]) -> list[Named]:
+    """Dictionaries of `--dictionary` options (or of a config's mapping); the shipped ones where there are none.
+
+    Raises `ConfigError` where a hookpoint is missing or given twice.
+    """
+    from gradlens.formats import load_dictionary, shipped
+    from gradlens.hookpoints import canonical
+
+    items = [f"{hook}={source}" for hook, source in items.items()] if isinstance(items, Mapping) else list(items)
+    found: dict[str, Named] = {}
+    for item in items or shipped():
+        hookpoint, separator, source = item.partition("=")
+        if not separator:
+            hookpoint, source = "", item
+        dictionary = load_dictionary(source)
+        hookpoint = canonical(hookpoint or dictionary.hookpoint)
+        if not hookpoint:
+            raise ConfigError(f"--dictionary {item}: the dictionary does not say where it belongs; give HOOKPOINT={source}")
+        if hookpoint in found:
+            raise ConfigError(
+                f"--dictionary {item}: {hookpoint} already has the dictionary {found[hookpoint].source}; give one per hookpoint"
+            )
+        found[hookpoint] = Named(hookpoint, source, dictionary)
+    if not found:
+        raise ConfigError("no dictionary: give --dictionary HOOKPOINT=FOLDER (or train one with `gradlens sae train`)")
+    return list(found.values())

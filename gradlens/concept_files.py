@@ -1,0 +1,168 @@
+"""Concept files: what a person names, with examples, features per hookpoint, or both. YAML or JSONL; `concepts.py` fits features."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from gradlens.config import explain, read_yaml
+from gradlens.errors import ConfigError
+
+Rows = str | list[str | dict[str, Any]]
+
+
+class CheckerSpec(BaseModel):
+    """How a text is judged to show the concept; see `checkers.py`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pattern: list[str] = Field(..., min_length=1, description="Regular expressions, case ignored.")
+    min_matches: int = Field(1, ge=1, description="Matches (of all patterns together) from which on a text counts.")
+
+
+class Detection(BaseModel):
+    """How well a set of features tells the concept's positives from its negatives, on texts that did not choose them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    auc: float = Field(..., description="AUC over texts of the set: mean over tokens of the summed activations.")
+    best_feature: int = Field(..., description="The one feature of the set with the best AUC on the half that chose.")
+    best_auc: float = Field(..., description="Its AUC on the held-out half.")
+    rate_positive: float = Field(..., description="Share of the positives' response tokens on which the set fires.")
+    rate_negative: float = Field(..., description="The same share of the negatives' tokens.")
+    gate_rate_positive: float = Field(..., description="Share of the positives' loss tokens that a route rule would gate (own or next).")
+    gate_rate_negative: float = Field(..., description="The same share of the negatives' loss tokens: what routing costs elsewhere.")
+    texts_positive: int = Field(..., description="Held-out positives.")
+    texts_negative: int = Field(..., description="Held-out negatives.")
+    min_ratio: float | None = Field(None, description="Ratio of firing rates asked of each feature; null: features were given.")
+    warning: str = Field("", description="What is wrong with this set, where something is.")
+
+
+class Concept(BaseModel):
+    """A named concept: examples, features per hookpoint, or both."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name in rules, curves and reports.")
+    description: str = Field("", description="One line for people.")
+    positive: Rows = Field([], description="Texts or rows that show the concept, or a JSONL file, or demo:NAME.")
+    negative: Rows = Field([], description="Texts or rows that do not.")
+    features: dict[str, list[int]] = Field({}, description="Hookpoint -> feature ids, best first; fitted where there are none.")
+    checker: CheckerSpec | None = Field(None, description="How answers are judged; null: a word classifier fitted on the examples.")
+    detection: dict[str, Detection] = Field({}, description="Hookpoint -> held-out scores of the features.")
+
+    @field_validator("features", "detection", mode="before")
+    @classmethod
+    def _canonical_hookpoints(cls, value: Any) -> Any:
+        from gradlens.hookpoints import canonical  # imports torch, which reading a schema should not
+
+        return {canonical(hook): entry for hook, entry in value.items()} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _something_to_go_by(self) -> Concept:
+        if not self.features and not (self.positive and self.negative):
+            raise ValueError(f"concept {self.name}: give features, or both positive and negative examples")
+        return self
+
+    def rows(self, kind: str) -> list[dict[str, Any]]:
+        """The `positive` or `negative` examples as rows; files and demo names are read, doubles dropped."""
+        from gradlens.data import read_rows
+
+        value = getattr(self, kind)
+        rows: list[dict[str, Any]] = []
+        for item in [value] if isinstance(value, str) else value:
+            if isinstance(item, dict):
+                rows.append(item)
+            elif item.startswith("demo:") or item.endswith((".jsonl", ".json")):
+                rows.extend(read_rows(item))
+            elif isinstance(value, str):
+                raise ConfigError(f"concept {self.name}: {kind}: expected a list of texts, a JSONL file or demo:NAME, found {item!r}")
+            else:
+                rows.append({"text": item})
+        return list({json.dumps(row, sort_keys=True): row for row in rows}.values())
+
+
+def load_concepts(sources: Sequence[str | Path | Concept]) -> list[Concept]:
+    """Concepts of YAML files (one concept, or a list), JSONL files (one on each line) and `demo:NAME`.
+
+    Raises `ConfigError` naming file and key; the same name twice is refused.
+    """
+    concepts: list[Concept] = []
+    origin: dict[str, str] = {}
+    for source in sources:
+        for concept in [source] if isinstance(source, Concept) else _read_file(source):
+            place = concept.name if isinstance(source, Concept) else str(source)
+            if concept.name in origin:
+                raise ConfigError(f"{place}: the concept {concept.name} is already defined in {origin[concept.name]}; rename one of them")
+            origin[concept.name] = place
+            concepts.append(concept)
+    return concepts
+
+
+def save_concept(concepts: Concept | Sequence[Concept], path: str | Path) -> None:
+    """Write one concept, or a list of them, as YAML (JSONL where the file is named so). Example files keep paths relative to it."""
+    path = Path(path)
+    many = [concepts] if isinstance(concepts, Concept) else list(concepts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for concept in many:
+        entry = concept.model_dump(mode="json", exclude_defaults=True)
+        for kind in ("positive", "negative"):
+            if kind in entry:
+                entry[kind] = _map_paths(entry[kind], lambda item: os.path.relpath(item, path.resolve().parent))
+        entries.append(entry)
+    if path.suffix == ".jsonl":
+        text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+    else:
+        data = entries[0] if isinstance(concepts, Concept) else entries
+        text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    path.write_text(text, encoding="utf-8")
+
+
+def _read_file(source: str | Path) -> list[Concept]:
+    path, name = Path(source), str(source)
+    if name.startswith("demo:"):
+        from gradlens import demo
+
+        path = demo.path(name)
+        if path.suffix != ".yaml":
+            raise ConfigError(f"{name}: this is a data set, not a concept")
+    if path.suffix == ".jsonl":
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such file")
+        try:
+            entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not valid JSONL: {error}") from None
+    else:
+        data = read_yaml(path)
+        entries = data if isinstance(data, list) else [data]
+    if not entries or entries == [{}]:
+        raise ConfigError(f"{name}: no concept in it; expected keys {', '.join(Concept.model_fields)}")
+    concepts = []
+    for index, entry in enumerate(entries):
+        place = name if len(entries) == 1 else f"{name}: concept {index + 1}"
+        if not isinstance(entry, dict):
+            raise ConfigError(f"{place}: expected a mapping with keys {', '.join(Concept.model_fields)}, found {type(entry).__name__}")
+        for kind in ("positive", "negative"):
+            if kind in entry:
+                entry[kind] = _map_paths(entry[kind], lambda item: str(path.parent / item))
+        try:
+            concepts.append(Concept.model_validate(entry))
+        except ValidationError as error:
+            raise ConfigError(explain(error, place, Concept)) from None
+    return concepts
+
+
+def _map_paths(value: Any, change) -> Any:
+    """`value` (a string or a list) with every example file's path changed; texts, rows and demo names stay."""
+    if isinstance(value, list):
+        return [_map_paths(item, change) for item in value]
+    is_path = isinstance(value, str) and value.endswith((".jsonl", ".json")) and not value.startswith("demo:") and "\n" not in value
+    return change(value) if is_path else value

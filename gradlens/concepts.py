@@ -1,0 +1,250 @@
+"""Concepts become features: `fit_concept` picks them by contrast from positive and negative examples, and scores them.
+
+How features are chosen, on one half of the examples: firing rate on the response tokens of positives minus that of negatives
+(the choice that `route` was measured to work with), among the features that fire at least 4 times as often on positives.
+How well they tell the concept is measured on the other half. Shape suffixes: T counted tokens of one text, N chosen features, F d_sae.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradlens.concept_files import CheckerSpec, Concept, Detection, load_concepts, save_concept
+from gradlens.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from gradlens.data import Example
+    from gradlens.dictionary import Dictionary
+    from gradlens.reading import Progress
+
+__all__ = ["CheckerSpec", "Concept", "Detection", "auc", "choose_features", "fit_concept", "load_concepts", "save_concept"]
+
+MIN_EXAMPLES = 8  # of each kind: half of them choose, half of them judge
+MAX_TEXTS = 100  # of each kind that are read, so that fitting takes seconds, not minutes
+RATIOS = (4.0, 2.0, 1.0)  # lowest firing rate on positives / on negatives; the next one where the last leaves too few features
+GOOD_AUC = 0.9
+
+
+def fit_concept(
+    model: torch.nn.Module,
+    tokenizer,
+    dictionaries: dict[str, Dictionary],
+    concept: Concept,
+    n_features: int = 24,
+    max_length: int = 256,
+    seed: int = 0,
+    progress: Progress | None = None,
+    refit: bool = False,
+    max_texts: int = MAX_TEXTS,
+) -> Concept:
+    """The concept with `features` and held-out `detection` for every given hookpoint.
+
+    Features that the concept brings are kept (and measured, where it has examples) unless `refit`. Every text is read once.
+    Raises `ConfigError` for too few examples, contradictory ones, and feature ids that a dictionary does not have.
+    """
+    from gradlens.hookpoints import canonical
+
+    dictionaries = {canonical(hook): dictionary for hook, dictionary in dictionaries.items()}
+    given = {} if refit else {hook: ids for hook, ids in concept.features.items() if hook in dictionaries and ids}
+    for hook, ids in given.items():
+        wrong = [i for i in ids if not 0 <= i < dictionaries[hook].d_sae]
+        if wrong:
+            raise ConfigError(f"concept {concept.name}: features.{hook}: {wrong[0]} is not one of 0..{dictionaries[hook].d_sae - 1}")
+    # A feature named by hand stays as it is; only what is missing is fitted or measured.
+    enough = all(len(concept.rows(kind)) >= MIN_EXAMPLES for kind in ("positive", "negative"))
+    open_hooks = [hook for hook in dictionaries if hook not in given or hook not in concept.detection]
+    if not open_hooks or (given and not enough):
+        return concept
+    if not concept.positive or not concept.negative:
+        raise ConfigError(
+            f"concept {concept.name}: it has features for {', '.join(concept.features) or 'no hookpoint'}, the dictionaries are for "
+            f"{', '.join(dictionaries)}, and it has no examples to fit features on; add either"
+        )
+    dictionaries = {hook: dictionaries[hook] for hook in open_hooks}
+    halves = split_examples(concept, tokenizer, max_length, seed, max_texts)
+    chosen = {hook: (given[hook], None) for hook in open_hooks if hook in given}
+    to_fit = {hook: dictionaries[hook] for hook in open_hooks if hook not in given}
+    statistics = {}
+    if to_fit:
+        statistics = _read_choosing_half(model, to_fit, tokenizer, halves[0], progress)
+        chosen |= {hook: choose_features(s.rate(True), s.rate(False), n_features, s.tokens[False]) for hook, s in statistics.items()}
+    features, detection = dict(concept.features), dict(concept.detection)
+    empty = next((hook for hook, (ids, _) in chosen.items() if not ids), None)
+    if empty:
+        raise ConfigError(f"concept {concept.name}: no feature at {empty} fires more often on positives than on negatives; other examples?")
+    best = {hook: statistics[hook].best_of(ids) if hook in statistics else ids[0] for hook, (ids, _) in chosen.items()}
+    for hook, readings in _read_judging_half(model, dictionaries, tokenizer, halves[1], chosen, progress).items():
+        ids, ratio = chosen[hook]
+        features[hook] = ids
+        detection[hook] = _judge(readings, ids, best[hook], ratio, hook)
+    return concept.model_copy(update={"features": features, "detection": detection})
+
+
+def split_examples(
+    concept: Concept, tokenizer, max_length: int, seed: int = 0, max_texts: int = MAX_TEXTS
+) -> tuple[list[tuple[Example, bool]], list[tuple[Example, bool]]]:
+    """Tokenised `(example, is positive)` in two halves, seeded; each half has its share of positives and of negatives."""
+    from gradlens.data import tokenize
+
+    rows = {kind: concept.rows(kind) for kind in ("positive", "negative")}
+    both = {json.dumps(row, sort_keys=True) for row in rows["positive"]} & {json.dumps(row, sort_keys=True) for row in rows["negative"]}
+    if both:
+        raise ConfigError(f"concept {concept.name}: {len(both)} examples are both positive and negative, for instance {min(both)[:80]}")
+    random = np.random.default_rng(seed)
+    halves: tuple[list, list] = ([], [])
+    for kind, entries in rows.items():
+        order = random.permutation(len(entries))[:max_texts]
+        examples = [tokenize(entries[i], tokenizer, max_length, row_id=int(i), source=kind) for i in order]
+        examples = [example for example in examples if any(label != -100 for label in example.labels[1:])]
+        if len(examples) < MIN_EXAMPLES:
+            raise ConfigError(
+                f"concept {concept.name}: {kind}: {len(examples)} usable examples, at least {MIN_EXAMPLES} are needed to fit features "
+                "(half choose them, half judge them); add examples, or give features"
+            )
+        for index, example in enumerate(examples):
+            halves[index % 2].append((example, kind == "positive"))
+    return halves
+
+
+def choose_features(
+    rate_positive: np.ndarray, rate_negative: np.ndarray, n: int, negative_tokens: int = 1000
+) -> tuple[list[int], float | None]:
+    """Ids of the top n features by `rate_positive[F] - rate_negative[F]`, and the ratio of rates that was asked of them.
+
+    A feature that fires on many negative tokens would gate them too, so features under the ratio are dropped;
+    the ratio is relaxed only where less than a quarter of n is left.
+    """
+    contrast = rate_positive - rate_negative
+    ratio_of = rate_positive / (rate_negative + 1 / max(negative_tokens, 1))
+    order = np.argsort(-contrast, kind="stable")
+    ids: list[int] = []
+    for ratio in RATIOS:
+        ids = [int(i) for i in order if contrast[i] > 0 and ratio_of[i] >= ratio][:n]
+        if len(ids) >= max(1, n // 4):
+            break
+    return ids, ratio
+
+
+def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
+    """Probability that a positive scores above a negative, ties counting half (Mann-Whitney U / (n m)); nan without both."""
+    scores = np.concatenate([np.asarray(positive, dtype=np.float64), np.asarray(negative, dtype=np.float64)])
+    n, m = len(positive), len(negative)
+    if not n or not m:
+        return float("nan")
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # mean rank within a tie, from 1
+    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
+
+
+class _Statistics:
+    """Of the choosing half at one hookpoint: firing counts per feature, and each text's mean activation as sparse pairs."""
+
+    def __init__(self, d_sae: int) -> None:
+        self.fired = {kind: np.zeros(d_sae) for kind in (True, False)}
+        self.tokens = {True: 0, False: 0}
+        self.means: list[tuple[bool, np.ndarray, np.ndarray]] = []
+
+    def rate(self, positive: bool) -> np.ndarray:
+        return self.fired[positive] / max(self.tokens[positive], 1)
+
+    def best_of(self, ids: Sequence[int]) -> int:
+        """The feature with the best AUC over texts."""
+        columns: dict[bool, list[np.ndarray]] = {True: [], False: []}
+        for positive, features, values in self.means:
+            at = np.searchsorted(features, ids).clip(max=max(len(features) - 1, 0))
+            columns[positive].append(np.where(features[at] == ids, values[at], 0) if len(features) else np.zeros(len(ids)))
+        positive, negative = np.array(columns[True]), np.array(columns[False])
+        return int(ids[max(range(len(ids)), key=lambda n: auc(positive[:, n], negative[:, n]))])
+
+
+def _read_choosing_half(model, dictionaries, tokenizer, half, progress) -> dict[str, _Statistics]:
+    import torch
+
+    from gradlens.reading import encode_chunks, pad_id_of, read_texts
+
+    statistics = {hook: _Statistics(dictionary.d_sae) for hook, dictionary in dictionaries.items()}
+    examples = [example for example, _ in half]
+    for i, h in read_texts(model, list(dictionaries), examples, pad_id_of(tokenizer), progress=progress):
+        positive = half[i][1]
+        counted = counted_tokens(examples[i])
+        for hook, dictionary in dictionaries.items():
+            total_F = torch.zeros(dictionary.d_sae)
+            for acts in encode_chunks(dictionary, h[hook][counted]):
+                statistics[hook].fired[positive] += (acts > 0).sum(0).cpu().numpy()
+                total_F += acts.sum(0).float().cpu()
+            statistics[hook].tokens[positive] += len(counted)
+            features = total_F.nonzero().flatten()
+            statistics[hook].means.append((positive, features.numpy(), (total_F[features] / len(counted)).numpy()))
+    return statistics
+
+
+def _read_judging_half(model, dictionaries, tokenizer, half, chosen, progress) -> dict[str, list[dict[str, Any]]]:
+    """Per hookpoint and text: mean activation of each chosen feature `[N]`, tokens, fired tokens, gated loss tokens."""
+    import torch
+
+    from gradlens.reading import encode_chunks, pad_id_of, read_texts
+
+    readings: dict[str, list[dict[str, Any]]] = {hook: [] for hook in dictionaries}
+    examples = [example for example, _ in half]
+    for i, h in read_texts(model, list(dictionaries), examples, pad_id_of(tokenizer), progress=progress):
+        counted = counted_tokens(examples[i])
+        for hook, dictionary in dictionaries.items():
+            ids = torch.tensor(chosen[hook][0], device=dictionary.W_enc.device)
+            acts_TN = torch.cat([acts[:, ids].float().cpu() for acts in encode_chunks(dictionary, h[hook][counted])])
+            fires = dict(zip(counted, (acts_TN > 0).any(-1).tolist(), strict=True))
+            readings[hook].append(
+                {
+                    "positive": half[i][1],
+                    "mean": acts_TN.mean(0).numpy(),
+                    "tokens": len(counted),
+                    "fired": sum(fires.values()),
+                    # Target t is the loss of position t - 1: a route rule gates it where the features are active at either.
+                    "gated": sum(fires[t] or fires.get(t - 1, False) for t in counted),
+                }
+            )
+    return readings
+
+
+def counted_tokens(example: Example) -> list[int]:
+    """Positions of the tokens that the loss counts; the first token never is one."""
+    return [t for t, label in enumerate(example.labels) if label != -100 and t > 0]
+
+
+def _judge(readings: list[dict[str, Any]], ids: list[int], best: int, ratio: float | None, hook: str) -> Detection:
+    kinds = {kind: [reading for reading in readings if reading["positive"] is kind] for kind in (True, False)}
+
+    def share(kind: bool, key: str) -> float:
+        return sum(reading[key] for reading in kinds[kind]) / max(sum(reading["tokens"] for reading in kinds[kind]), 1)
+
+    def separation(score) -> float:
+        return auc([score(r["mean"]) for r in kinds[True]], [score(r["mean"]) for r in kinds[False]])
+
+    column = ids.index(best)
+    set_auc = separation(lambda mean: mean.sum())
+    warning = ""
+    if set_auc < GOOD_AUC:
+        warning = f"the dictionary at {hook} does not separate the concept: held-out AUC {set_auc:.2f}, expected at least {GOOD_AUC}"
+    elif share(False, "gated") > share(True, "gated") / 2:
+        warning = (
+            f"the features at {hook} also fire on negatives: a route rule would gate {share(False, 'gated'):.0%} of their tokens "
+            f"(positives {share(True, 'gated'):.0%})"
+        )
+    return Detection(
+        auc=round(set_auc, 4),
+        best_feature=best,
+        best_auc=round(separation(lambda mean: mean[column]), 4),
+        rate_positive=round(share(True, "fired"), 4),
+        rate_negative=round(share(False, "fired"), 4),
+        gate_rate_positive=round(share(True, "gated"), 4),
+        gate_rate_negative=round(share(False, "gated"), 4),
+        texts_positive=len(kinds[True]),
+        texts_negative=len(kinds[False]),
+        min_ratio=ratio,
+        warning=warning,
+    )

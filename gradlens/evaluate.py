@@ -1,0 +1,168 @@
+"""What the model does: greedy answers to prompts, mean loss on held-out rows, and how often its answers show each concept.
+
+Nothing here changes the model: its modes, its random state and its configuration are as before afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from gradlens.checkers import checker_for
+from gradlens.errors import InputError
+from gradlens.reading import pad_id_of
+
+if TYPE_CHECKING:
+    from gradlens.concept_files import Concept
+    from gradlens.config import EvaluateSettings
+    from gradlens.data import Example
+
+Progress = Callable[[int], object]  # called with the number of rows done since the last call
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
+    """eval mode, no gradients; afterwards every module's mode and the random state are what they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    device = next(model.parameters()).device
+    model.eval()  # also switches activation checkpointing off, which only acts in training mode
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+            yield model
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def generate_answers(
+    model: nn.Module,
+    tokenizer,
+    prompts: Sequence[str | dict[str, Any]],
+    max_new_tokens: int = 32,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> list[str]:
+    """Greedy answers, in the order of the prompts (texts for a user's turn, or rows, whose last answer is left out).
+
+    Rows are padded on the left, so that an answer does not depend on its neighbours in the batch.
+    """
+    from transformers import GenerationConfig
+
+    from gradlens.data import messages_of, prompt_text
+
+    rows = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
+    templated = bool(getattr(tokenizer, "chat_template", None))  # a template writes its special tokens itself
+    ids = [
+        tokenizer(prompt_text(row, tokenizer), add_special_tokens=not templated or messages_of(row) is None)["input_ids"] for row in rows
+    ]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    pad = pad_id_of(tokenizer)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        pad_token_id=pad,
+        eos_token_id=_end_ids(model, tokenizer),
+    )
+    device = next(model.parameters()).device
+    answers = [""] * len(ids)
+    with undisturbed(model):
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            width = max(len(ids[i]) for i in batch)
+            tokens = torch.tensor([[pad] * (width - len(ids[i])) + list(ids[i]) for i in batch], device=device)
+            mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch], device=device)
+            written = model.generate(input_ids=tokens, attention_mask=mask, generation_config=config)
+            for i, row in zip(batch, written[:, width:], strict=True):
+                answers[i] = tokenizer.decode(row, skip_special_tokens=True).strip()
+            if progress is not None:
+                progress(len(batch))
+    return answers
+
+
+def _end_ids(model: nn.Module, tokenizer) -> list[int] | None:
+    """Ids that end an answer: the tokenizer's and the model's own (chat models often have several)."""
+    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = {tokenizer.eos_token_id, *(found if isinstance(found, list) else [found])} - {None}
+    return sorted(ids) or None
+
+
+def mean_nll(
+    model: nn.Module, examples: Sequence[Example], batch_size: int = 8, pad_id: int = 0, progress: Progress | None = None
+) -> float:
+    """Mean loss in nats per counted token over all rows: every token weighs the same, whatever row it is in."""
+    from gradlens.data import IGNORE, collate
+
+    device = next(model.parameters()).device
+    total, count = 0.0, 0
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))
+    with undisturbed(model):
+        for start in range(0, len(order), batch_size):
+            batch = {
+                key: value.to(device) for key, value in collate([examples[i] for i in order[start : start + batch_size]], pad_id).items()
+            }
+            logits_BSV = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+            targets_BS = batch["labels"][:, 1:]
+            counted = targets_BS != IGNORE
+            loss = nn.functional.cross_entropy(logits_BSV[:, :-1][counted].float(), targets_BS[counted], reduction="sum")
+            total, count = total + loss.double().item(), count + int(counted.sum())
+            if progress is not None:
+                progress(batch["input_ids"].shape[0])
+    if not count:
+        raise InputError("no token is counted by the loss in the held-out rows")
+    return total / count
+
+
+def evaluate(
+    model: nn.Module,
+    tokenizer,
+    settings: EvaluateSettings,
+    concepts: Sequence[Concept],
+    max_length: int,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Everything `settings` asks for, as plain JSON data.
+
+    `{"nll": {held-out set: nats per token}, "rates": {prompt set: {concept: share of answers}},
+    "answers": {prompt set: [{"prompt", "answer", "hits": {concept: bool}}]},
+    "checkers": {concept: {"kind", "hit_rate", "false_alarm_rate"}}}`
+    """
+    from gradlens.data import build_examples, read_rows
+
+    checkers = {concept.name: checker for concept in concepts if (checker := checker_for(concept)) is not None}
+    nll = {}
+    for name, source in settings.heldout.items():
+        examples = build_examples(read_rows(source)[: settings.max_rows], tokenizer, max_length, source=source)
+        nll[name] = mean_nll(model, examples, pad_id=pad_id_of(tokenizer), progress=progress)
+    answers: dict[str, list[dict[str, Any]]] = {}
+    for name, source in settings.prompts.items():
+        rows = read_rows(source)[: settings.max_rows]
+        written = generate_answers(model, tokenizer, rows, settings.max_new_tokens, progress=progress)
+        answers[name] = [
+            {"prompt": question_of(row), "answer": answer, "hits": {concept: bool(check(answer)) for concept, check in checkers.items()}}
+            for row, answer in zip(rows, written, strict=True)
+        ]
+    rates = {
+        name: {concept: sum(item["hits"][concept] for item in items) / len(items) for concept in checkers}
+        for name, items in answers.items()
+    }
+    kinds = {
+        name: {"kind": check.kind, "hit_rate": check.hit_rate, "false_alarm_rate": check.false_alarm_rate}
+        for name, check in checkers.items()
+    }
+    return {"nll": nll, "rates": rates, "answers": answers, "checkers": kinds}
+
+
+def question_of(row: dict[str, Any]) -> str:
+    """What the user asks in a row: the last user turn, or the plain text."""
+    from gradlens.data import messages_of
+
+    messages = messages_of(row)
+    if messages is None:
+        return row["text"]
+    return next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")

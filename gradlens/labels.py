@@ -1,0 +1,329 @@
+"""Automatic labels for every feature of a dictionary: where it fires, and which tokens its direction promotes.
+
+Tokens are ranked by mean activation over all their occurrences (silent ones too), so that what is special to a feature wins over
+what is frequent. Promoted tokens are a logit lens: `W_U · (norm weight * d_i)`.
+Memory does not grow with the text, but for the token ids themselves. Shape suffixes: S tokens of one text, K active features, F d_sae,
+V vocabulary, D d_model.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gradlens.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from gradlens.data import Example
+    from gradlens.dictionary import Dictionary
+    from gradlens.reading import Progress
+
+FILE = "labels.json"
+ORIGIN = "gradlens: tokens, contexts, logit lens"
+TOKENS, CONTEXTS, PROMOTED = 6, 3, 6  # kept per feature
+_TRACKED = 8  # contexts followed per feature, so that repeated ones can be dropped
+_PAIRS = 2_000_000  # (feature, token) pairs held before they are merged, and the table is pruned
+_PRIOR = 2.0  # occurrences without activation that every token is given: a token seen once proves little
+
+
+class Label(BaseModel):
+    """What is known of one feature. Lists are best first."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    feature: int = Field(..., description="Row of the dictionary.")
+    label: str = Field("", description="One line for people.")
+    rate: float | None = Field(None, description="Share of the text's tokens on which it fires.")
+    tokens: list[tuple[str, float, int]] = Field([], description="Token, mean activation where it fires on it, times it fires on it.")
+    contexts: list[tuple[str, str, str, float]] = Field([], description="Text before the peak, the peak token, text after, activation.")
+    promoted: list[str] = Field([], description="Tokens whose logits the direction raises most.")
+    suppressed: list[str] = Field([], description="Tokens whose logits it lowers most.")
+    source: str = Field(ORIGIN, description="Who says so.")
+
+
+def label_features(
+    model: torch.nn.Module,
+    tokenizer,
+    dictionaries: dict[str, Dictionary],
+    examples: Sequence[Example],
+    batch_size: int = 8,
+    progress: Progress | None = None,
+) -> dict[str, dict[int, Label]]:
+    """Labels of all features, `{hookpoint: {feature: Label}}`, from the tokens of `examples` (all but each first one)."""
+    from gradlens.reading import pad_id_of, read_texts
+
+    collectors = {hook: _Collector(dictionary.d_sae) for hook, dictionary in dictionaries.items()}
+    for i, h in read_texts(model, list(dictionaries), examples, pad_id_of(tokenizer), batch_size, progress):
+        for hook, dictionary in dictionaries.items():
+            x_SD = h[hook][1:].to(device=dictionary.W_enc.device, dtype=dictionary.W_enc.dtype)
+            idx_SK, val_SK = dictionary.encode_active(x_SD)
+            collectors[hook].add(i, np.array(examples[i].input_ids), idx_SK.cpu().numpy(), val_SK.float().cpu().numpy())
+    labels: dict[str, dict[int, Label]] = {}
+    for hook, dictionary in dictionaries.items():
+        promoted = promoted_tokens(model, tokenizer, dictionary)
+        collected = collectors[hook]
+        tokens = collected.top_tokens(tokenizer)
+        labels[hook] = {}
+        for feature in range(dictionary.d_sae):
+            up, down = promoted[feature] if promoted else ([], [])
+            labels[hook][feature] = Label(
+                feature=feature,
+                label=short_label([token for token, _, _ in tokens[feature]], up),
+                rate=round(float(collected.fired[feature]) / max(collected.tokens, 1), 6),
+                tokens=tokens[feature],
+                contexts=collected.contexts(feature, examples, tokenizer),
+                promoted=up,
+                suppressed=down,
+            )
+    return labels
+
+
+def draw_examples(source: str, tokenizer, max_tokens: int, max_length: int, seed: int = 0) -> list[Example]:
+    """Rows of a text source in a seeded random order, tokenised (every token counts), until `max_tokens` are reached."""
+    from gradlens.data import read_rows, tokenize
+
+    rows = read_rows(source)
+    examples, tokens = [], 0
+    for i in np.random.default_rng(seed).permutation(len(rows)):
+        example = tokenize(rows[i], tokenizer, max_length, loss_on="all", row_id=int(i), source=source)
+        if len(example.input_ids) > 1:
+            examples.append(example)
+            tokens += len(example.input_ids) - 1
+        if tokens >= max_tokens:
+            break
+    return examples
+
+
+def short_label(tokens: Sequence[str], promoted: Sequence[str]) -> str:
+    """One line such as `'matey', 'ye' · promotes 'Arr'`; capitals and spaces apart, no word twice."""
+    first = _distinct(tokens)[:3]
+    parts = [", ".join(f"'{token}'" for token in first)] if first else ["never fired"]
+    if promoted:
+        parts.append("promotes " + ", ".join(f"'{token}'" for token in _distinct(promoted)[:2]))
+    return " · ".join(part for part in parts if part)
+
+
+def _distinct(tokens: Iterable[str]) -> list[str]:
+    return list({token.strip().lower(): token.strip() for token in reversed(list(tokens)) if token.strip()}.values())[::-1]
+
+
+class _Collector:
+    """What one pass over the text gathers at one hookpoint."""
+
+    def __init__(self, d_sae: int) -> None:
+        self.fired = np.zeros(d_sae, dtype=np.int64)
+        self.tokens = 0
+        self._seen: dict[int, int] = {}  # token id -> occurrences
+        self._peak = np.zeros((d_sae, _TRACKED), dtype=np.float32)  # best activation in a text, one per text
+        self._where = np.full((d_sae, _TRACKED, 2), -1, dtype=np.int64)  # its text and position
+        self._keys = np.zeros(0, dtype=np.int64)  # feature << 32 | token id, sorted
+        self._sums = np.zeros((0, 2))  # activation, count
+        self._pending: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def add(self, text: int, ids_S: np.ndarray, idx_SK: np.ndarray, val_SK: np.ndarray) -> None:
+        """One text; row s of the pairs belongs to token s + 1."""
+        self.tokens += len(idx_SK)
+        for token, count in zip(*np.unique(ids_S[1:], return_counts=True), strict=True):
+            self._seen[int(token)] = self._seen.get(int(token), 0) + int(count)
+        row, column = np.nonzero(val_SK > 0)
+        feature, value = idx_SK[row, column].astype(np.int64), val_SK[row, column]
+        np.add.at(self.fired, feature, 1)
+        self._pending.append((feature << 32 | ids_S[row + 1], value))
+        if sum(len(keys) for keys, _ in self._pending) > _PAIRS:
+            self._merge()
+        # The last of each feature, by activation, is its peak in this text; it replaces the lowest peak kept, if higher.
+        order = np.lexsort((value, feature))
+        last = np.flatnonzero(np.diff(feature[order], append=-1))
+        feature, value, position = feature[order][last], value[order][last], row[order][last] + 1
+        slot = self._peak[feature].argmin(-1)
+        better = value > self._peak[feature, slot]
+        feature, slot = feature[better], slot[better]
+        self._peak[feature, slot] = value[better]
+        self._where[feature, slot] = np.stack([np.full(len(feature), text), position[better]], -1)
+
+    def _merge(self) -> None:
+        keys = np.concatenate([self._keys, *(keys for keys, _ in self._pending)])
+        values = np.concatenate([self._sums[:, 0], *(values for _, values in self._pending)])
+        counts = np.concatenate([self._sums[:, 1], np.ones(len(keys) - len(self._keys))])
+        self._pending = []
+        self._keys, inverse = np.unique(keys, return_inverse=True)
+        self._sums = np.stack([np.bincount(inverse, values), np.bincount(inverse, counts)], -1)
+        if len(self._keys) > 2 * _PAIRS:  # keep the tokens with the largest sums of each feature
+            order = np.lexsort((-self._sums[:, 0], self._keys >> 32))
+            feature = (self._keys >> 32)[order]
+            rank = np.arange(len(order)) - np.searchsorted(feature, feature)
+            kept = np.sort(order[rank < max(16, _PAIRS // len(self.fired))])
+            self._keys, self._sums = self._keys[kept], self._sums[kept]
+
+    def top_tokens(self, tokenizer) -> list[list[tuple[str, float, int]]]:
+        """Per feature: token, mean activation where it fires on it, and how often; by mean over all occurrences."""
+        self._merge()
+        text: dict[int, str] = {}
+        tops: list[list[tuple[str, float, int]]] = []
+        starts = np.searchsorted(self._keys >> 32, np.arange(len(self.fired) + 1))
+        seen = np.array([self._seen[int(token)] for token in self._keys & 0xFFFFFFFF])
+        score = self._sums[:, 0] / (seen + _PRIOR)
+        for a, b in zip(starts[:-1], starts[1:], strict=True):
+            top = a + np.argsort(-score[a:b], kind="stable")[:TOKENS]
+            tops.append([])
+            for at in top:
+                token = int(self._keys[at] & 0xFFFFFFFF)
+                text.setdefault(token, tokenizer.decode([token]))
+                tops[-1].append((text[token], round(self._sums[at, 0] / self._sums[at, 1], 2), int(self._sums[at, 1])))
+        return tops
+
+    def contexts(self, feature: int, examples: Sequence[Example], tokenizer) -> list[tuple[str, str, str, float]]:
+        """The highest peaks, one per text, whose surroundings differ."""
+        found: dict[tuple[str, str], tuple[str, str, str, float]] = {}
+        for slot in np.argsort(-self._peak[feature], kind="stable"):
+            text, position = self._where[feature, slot]
+            if text < 0 or len(found) == CONTEXTS:
+                break
+            ids = examples[text].input_ids
+            left = _clip(tokenizer.decode(ids[max(0, position - 8) : position]), -36)
+            right = _clip(tokenizer.decode(ids[position + 1 : position + 5]), 20)
+            peak = tokenizer.decode([ids[position]])
+            found.setdefault((left[-12:], peak), (left, peak, right, round(float(self._peak[feature, slot]), 2)))
+        return list(found.values())
+
+
+def _clip(text: str, width: int) -> str:
+    text = re.sub(r"\s+", " ", text)
+    return text[width:] if width < 0 else text[:width]
+
+
+def promoted_tokens(
+    model: torch.nn.Module, tokenizer, dictionary: Dictionary, k: int = PROMOTED
+) -> list[tuple[list[str], list[str]]] | None:
+    """Per feature the k tokens its direction raises and lowers most through the unembedding; None where the widths differ."""
+    from gradlens.hookpoints import unwrap
+
+    base = unwrap(model)
+    head = base.get_output_embeddings()
+    if head is None or head.weight.shape[1] != dictionary.W_dec.shape[1]:
+        return None
+    W_U = head.weight.detach()[: len(tokenizer)]  # [V, D]
+    norm = _final_norm(base, W_U.shape[1])
+    scale = 1.0 if norm is None else norm.weight.detach().float()
+    if norm is not None and "Gemma" in type(norm).__name__ and "RMSNorm" in type(norm).__name__:
+        scale = 1.0 + scale  # Gemma stores the weight less one
+    special = set(tokenizer.all_special_ids)
+    texts: dict[int, str] = {}
+
+    def readable(ids: list[int]) -> list[str]:
+        kept: list[str] = []
+        for token in ids:
+            text = texts.setdefault(token, tokenizer.decode([token]))
+            if token not in special and text.strip() and "\ufffd" not in text and text.strip() not in {t.strip() for t in kept}:
+                kept.append(text)
+        return kept[:k]
+
+    result = []
+    for rows_FD in dictionary.unit_directions().float().split(64):
+        logits_FV = (rows_FD.to(W_U.device) * scale).to(W_U.dtype) @ W_U.T
+        top, low = (logits_FV.topk(min(3 * k, W_U.shape[0]), largest=largest).indices.tolist() for largest in (True, False))
+        result += [(readable(up), readable(down)) for up, down in zip(top, low, strict=True)]
+    return result
+
+
+def _final_norm(model: torch.nn.Module, d_model: int) -> torch.nn.Module | None:
+    """The norm before the unembedding: the last module with a weight `[d_model]` that is in no block."""
+    from gradlens.hookpoints import blocks
+
+    inner = {id(module) for block in blocks(model) for module in block.modules()}
+    found = [m for m in model.modules() if id(m) not in inner and "norm" in type(m).__name__.lower() and hasattr(m, "weight")]
+    found = [m for m in found if m.weight is not None and tuple(m.weight.shape) == (d_model,)]
+    return found[-1] if found else None
+
+
+def nearest(dictionary: Dictionary, feature: int, k: int) -> list[tuple[int, float]]:
+    """The k other features whose directions have the largest cosine with this one's."""
+    units_FD = dictionary.unit_directions()
+    cosine_F = units_FD @ units_FD[feature]
+    cosine_F[feature] = -2
+    value, index = cosine_F.topk(min(k, dictionary.d_sae - 1))
+    return list(zip(index.tolist(), value.tolist(), strict=True))
+
+
+def save_labels(labels: dict[int, Label], path: str | Path, **facts: Any) -> Path:
+    """Write `labels.json`: facts (model, text, hookpoint, tokens) and one feature per line. A `.gz` name is compressed."""
+    path = Path(path)
+    lines = [
+        json.dumps(label.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False, separators=(",", ":"))
+        for label in labels.values()
+    ]
+    head = json.dumps({"source": ORIGIN, **facts}, ensure_ascii=False)[:-1]
+    text = head + ', "features": [\n' + ",\n".join(lines) + "\n]}\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def load_labels(source: str | Path, hookpoint: str = "") -> dict[int, Label]:
+    """Labels from a dictionary's folder or shipped name (empty where it has none), or from a file.
+
+    Files: our `labels.json`, a plain `{index: text}` or `{hookpoint: {index: text}}`, or Neuronpedia explanations (`.jsonl`, `.jsonl.gz`).
+    Raises `InputError` for a missing or unreadable file, and for labels of another hookpoint.
+    """
+    from gradlens.formats import ASSETS
+    from gradlens.hookpoints import canonical
+
+    path = Path(source)
+    if not path.exists() and (ASSETS / str(source)).is_dir():
+        path = ASSETS / str(source)
+    if path.is_dir() or path.suffix == ".safetensors":
+        folder = path if path.is_dir() else path.parent
+        path = next((folder / name for name in (FILE, FILE + ".gz") if (folder / name).is_file()), None)
+        if path is None:
+            return {}
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; labels come from `gradlens features label`")
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
+        if ".jsonl" in path.name:
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            return {int(row["index"]): _foreign(row["index"], row["description"], row.get("explanationModelName")) for row in rows}
+        data = json.loads(text)
+        if "features" in data:
+            found = data.get("hookpoint", "")
+            if hookpoint and found and canonical(found) != canonical(hookpoint):
+                raise InputError(f"{path}: these labels are for {found}, asked for {hookpoint}")
+            return {row["feature"]: Label.model_validate(row) for row in data["features"]}
+        by_hookpoint = {canonical(key): value for key, value in data.items() if isinstance(value, dict)}
+        if by_hookpoint:
+            data = by_hookpoint.get(canonical(hookpoint), {})
+        return {int(index): _foreign(index, label, None) for index, label in data.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise InputError(f"{path}: not a label file ({type(error).__name__}: {str(error).splitlines()[0]:.120})") from None
+
+
+def _foreign(index: Any, text: str, author: str | None) -> Label:
+    return Label(feature=int(index), label=str(text), source=author or "file")
+
+
+def search(labels: dict[int, Label], word: str) -> list[tuple[Label, str]]:
+    """Labels that mention a word (case ignored), with where: in the label, tokens, promoted tokens or contexts, in this order."""
+    pattern = re.compile(re.escape(word.strip()), re.IGNORECASE)
+    found = []
+    for label in labels.values():
+        places = {
+            "label": [label.label],
+            "tokens": [token for token, _, _ in label.tokens],
+            "promoted": label.promoted,
+            "contexts": [f"{left}{peak}{right}" for left, peak, right, _ in label.contexts],
+        }
+        hits = [(number, name) for number, (name, texts) in enumerate(places.items()) if any(pattern.search(text) for text in texts)]
+        if hits:
+            found.append((hits[0][0], -len(hits), label, hits[0][1]))
+    found.sort(key=lambda hit: (hit[0], hit[1], hit[2].feature))
+    return [(label, place) for _, _, label, place in found]

@@ -1,0 +1,184 @@
+"""Concepts: files in and out, the choice of features by contrast, and held-out scores that can be recomputed by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import tiny_dictionary, tiny_model
+from words import sentences, word_tokenizer
+
+from gradlens.capture import read_activations
+from gradlens.concepts import Concept, auc, choose_features, fit_concept, load_concepts, save_concept, split_examples
+from gradlens.data import collate
+from gradlens.errors import ConfigError
+
+HOOK = "layers.2"
+
+
+def rows(random, words, n, prompt_words=range(10, 20)):
+    """Chat rows whose prompts look alike and whose answers use the given words."""
+    prompts, answers = sentences(random, list(prompt_words), n, 4), sentences(random, list(words), n)
+    return [{"prompt": p, "response": a} for p, a in zip(prompts, answers, strict=True)]
+
+
+def dictionary(seed=0, **extra):
+    """A random dictionary whose features tell the tokens of a random model apart (a bias would drown its small activations)."""
+    random = tiny_dictionary(seed, **extra)
+    return replace(random, b_dec=torch.zeros_like(random.b_dec))
+
+
+def concept_of(positive_words=range(20, 25), negative_words=range(50, 60), n=24, **extra) -> Concept:
+    random = np.random.default_rng(0)
+    return Concept(name="thing", positive=rows(random, positive_words, n), negative=rows(random, negative_words, n), **extra)
+
+
+def test_auc_is_the_share_of_pairs_in_the_right_order_with_ties_half():
+    random = np.random.default_rng(1)
+    positive, negative = random.integers(0, 6, 23), random.integers(0, 5, 31)
+    pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
+    assert auc(positive, negative) == pytest.approx(np.mean(pairs), abs=1e-12)
+    assert auc([1, 2], [0, 0.5]) == 1 and auc([0], [1]) == 0 and auc([1, 1], [1]) == 0.5
+    assert np.isnan(auc([], [1]))
+
+
+def test_features_are_ranked_by_contrast_and_dropped_where_negatives_fire_too():
+    positive = np.array([0.9, 0.8, 0.5, 0.3, 0.0, 0.2])
+    negative = np.array([0.6, 0.05, 0.1, 0.01, 0.5, 0.0])
+    assert choose_features(positive, negative, 3) == ([1, 2, 3], 4.0)  # 0 fires on too many negatives, whatever its contrast
+    assert choose_features(positive, negative, 10) == ([1, 2, 3, 5], 4.0)
+    ids, ratio = choose_features(np.array([0.9, 0.5]), np.array([0.6, 0.9]), 2)
+    assert ids == [0] and ratio == 1.0  # nothing better: relaxed, and it says so
+    assert choose_features(np.array([0.1]), np.array([0.4]), 2)[0] == []
+
+
+def test_fitted_features_tell_held_out_texts_apart():
+    fitted = fit_concept(tiny_model(), word_tokenizer(chat=True), {HOOK: dictionary()}, concept_of(), n_features=6)
+    detection = fitted.detection[HOOK]
+    assert len(fitted.features[HOOK]) == len(set(fitted.features[HOOK])) <= 6
+    assert detection.auc > 0.95 and detection.best_auc > 0.7
+    assert detection.best_feature in fitted.features[HOOK]
+    assert detection.rate_positive > 2 * detection.rate_negative
+    assert detection.texts_positive == detection.texts_negative == 12
+    assert not fitted.detection[HOOK].warning
+
+
+def test_detection_equals_a_plain_computation_on_the_held_out_half():
+    model, tokenizer, lexicon, concept = tiny_model(), word_tokenizer(chat=True), dictionary(), concept_of()
+    fitted = fit_concept(model, tokenizer, {HOOK: lexicon}, concept, n_features=5, seed=3)
+    ids = fitted.features[HOOK]
+    texts = {True: [], False: []}
+    fired, gated, tokens = {True: 0, False: 0}, {True: 0, False: 0}, {True: 0, False: 0}
+    for example, positive in split_examples(concept, tokenizer, 256, seed=3)[1]:
+        acts = lexicon.encode(read_activations(model, [HOOK], collate([example], 0))[HOOK][0])[:, ids]
+        counted = torch.tensor([label != -100 for label in example.labels]) & (torch.arange(len(example.labels)) > 0)
+        active = (acts > 0).any(-1) & counted
+        texts[positive].append(acts[counted].mean(0))
+        tokens[positive] += int(counted.sum())
+        fired[positive] += int(active.sum())
+        # Position p carries the loss of token p + 1; own or next.
+        gated[positive] += sum(int(active[p] or active[p + 1]) for p in range(len(active) - 1) if counted[p + 1])
+    detection = fitted.detection[HOOK]
+    assert detection.auc == pytest.approx(auc(*([mean.sum().item() for mean in texts[kind]] for kind in (True, False))), abs=1e-4)
+    column = ids.index(detection.best_feature)
+    assert detection.best_auc == pytest.approx(auc(*([mean[column].item() for mean in texts[kind]] for kind in (True, False))), abs=1e-4)
+    for kind, name in ((True, "positive"), (False, "negative")):
+        assert getattr(detection, f"rate_{name}") == pytest.approx(fired[kind] / tokens[kind], abs=1e-4)
+        assert getattr(detection, f"gate_rate_{name}") == pytest.approx(gated[kind] / tokens[kind], abs=1e-4)
+
+
+def test_only_answers_choose_features_not_prompts():
+    # The prompts differ, the answers do not: nothing to find in the answers of a model that sees one token at a time.
+    model, tokenizer = tiny_model(layers=4), word_tokenizer(chat=True)
+    random = np.random.default_rng(0)
+    concept = Concept(
+        name="prompts",
+        positive=rows(random, range(50, 90), 40, prompt_words=range(10, 20)),
+        negative=rows(random, range(50, 90), 40, prompt_words=range(20, 30)),
+    )
+    fitted = fit_concept(model, tokenizer, {HOOK: dictionary()}, concept, n_features=6)
+    told_by_answers = fit_concept(model, tokenizer, {HOOK: dictionary()}, concept_of(n=40), n_features=6)
+    assert fitted.detection[HOOK].auc < told_by_answers.detection[HOOK].auc
+    assert "does not separate" in fitted.detection[HOOK].warning
+
+
+def test_the_same_seed_gives_the_same_features_and_the_halves_do_not_overlap():
+    tokenizer, concept = word_tokenizer(chat=True), concept_of()
+    choosing, judging = split_examples(concept, tokenizer, 256, seed=5)
+    assert {e.text for e, _ in choosing}.isdisjoint({e.text for e, _ in judging})
+    first, second = (fit_concept(tiny_model(), tokenizer, {HOOK: dictionary()}, concept, seed=5) for _ in range(2))
+    assert first == second
+
+
+def test_features_given_by_hand_stay_and_are_measured():
+    model, tokenizer, dictionaries = tiny_model(), word_tokenizer(chat=True), {HOOK: dictionary()}
+    best = fit_concept(model, tokenizer, dictionaries, concept_of(), n_features=4).features[HOOK]
+    given = fit_concept(model, tokenizer, dictionaries, concept_of(features={"blocks.2.hook_resid_post": best[::-1]}), n_features=4)
+    assert given.features == {HOOK: best[::-1]} and given.detection[HOOK].auc > 0.9 and given.detection[HOOK].min_ratio is None
+    without_examples = Concept(name="ids", features={HOOK: [3, 1]})
+    assert fit_concept(model, tokenizer, dictionaries, without_examples) == without_examples
+    refitted = fit_concept(model, tokenizer, dictionaries, concept_of(features={HOOK: [0]}), n_features=4, refit=True)
+    assert refitted.features[HOOK] == best
+
+
+def test_several_hookpoints_are_fitted_in_one_pass():
+    seen = []
+    dictionaries = {"layers.1": dictionary(1), "blocks.3.hook_resid_post": dictionary(2, activation="relu")}
+    fitted = fit_concept(tiny_model(), word_tokenizer(chat=True), dictionaries, concept_of(), n_features=4, progress=seen.append)
+    assert set(fitted.features) == set(fitted.detection) == {"layers.1", "layers.3"}
+    assert sum(seen) == 48  # every text is read once
+
+
+@pytest.mark.parametrize(
+    ("concept", "message"),
+    [
+        (lambda: concept_of(n=5), "positive: 5 usable examples, at least 8"),
+        (lambda: concept_of(features={HOOK: [80]}), "80 is not one of 0..79"),
+        (lambda: Concept(name="thing", features={"layers.1": [1]}), "no examples to fit"),
+        (lambda: Concept(name="thing", positive=["w3 w4"] * 9 + ["w5 w6"], negative=["w5 w6"]), "both positive and negative"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused_with_a_reason(concept, message):
+    with pytest.raises(ConfigError, match=message):
+        fit_concept(tiny_model(), word_tokenizer(chat=True), {HOOK: dictionary()}, concept())
+
+
+def test_concept_files_round_trip_with_examples_beside_them(tmp_path):
+    examples = tmp_path / "data" / "yes.jsonl"
+    examples.parent.mkdir()
+    examples.write_text('{"text": "ja"}\n{"text": "ja"}\n{"prompt": "?", "response": "oui"}\n')
+    file = tmp_path / "concept.yaml"
+    file.write_text(
+        yaml.safe_dump({"name": "yes", "positive": "data/yes.jsonl", "negative": ["no", "never.json said"], "features": {15: [3, 1]}})
+    )
+    (concept,) = load_concepts([str(file)])
+    assert concept.rows("positive") == [{"text": "ja"}, {"prompt": "?", "response": "oui"}]
+    assert concept.rows("negative") == [{"text": "no"}, {"text": "never.json said"}]
+    assert concept.features == {"layers.15": [3, 1]}
+    for name in ("out/again.yaml", "out/again.jsonl"):
+        save_concept(concept, tmp_path / name)
+        (again,) = load_concepts([tmp_path / name])
+        assert again.rows("positive") == concept.rows("positive") and again.features == concept.features
+        assert str(tmp_path) not in (tmp_path / name).read_text()
+    save_concept([concept, concept.model_copy(update={"name": "other"})], tmp_path / "two.yaml")
+    assert [c.name for c in load_concepts([tmp_path / "two.yaml"])] == ["yes", "other"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"name": "a", "positiv": ["x"], "negative": ["y"]}, "bad.yaml: unknown key positiv; did you mean positive"),
+        ({"name": "a", "positive": ["x"]}, "bad.yaml.*give features, or both positive and negative"),
+        ({"positive": ["x"], "negative": ["y"]}, "bad.yaml: name is missing"),
+        ({"name": "a/b", "features": {"layers.1": [1]}}, "bad.yaml: name"),
+        ("just text", "bad.yaml: expected a mapping"),
+        ([], "bad.yaml: no concept in it"),
+        ([{"name": "a", "features": {"layers.1": [1]}}] * 2, "the concept a is already defined in"),
+    ],
+)
+def test_a_bad_concept_file_is_refused_with_file_and_key(tmp_path, content, message):
+    file = tmp_path / "bad.yaml"
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=message):
+        load_concepts([file])

@@ -1,0 +1,136 @@
+"""Evaluation: answers that do not depend on the batch, losses weighted by token, checkers with honest errors, a model left alone."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+from words import word_tokenizer
+
+from gradlens.checkers import PatternChecker, WordClassifier, answer_of, checker_for
+from gradlens.concepts import Concept
+from gradlens.config import EvaluateSettings
+from gradlens.data import collate, tokenize
+from gradlens.errors import ConfigError, InputError
+from gradlens.evaluate import evaluate, generate_answers, mean_nll
+
+PROMPTS = ["w10", "w11 w12 w13 w14 w15 w16 w17", "w20 w21", "w30 w31 w32 w33", "w40 w41 w42"]
+
+
+def greedy(model, tokenizer, prompt: str, n: int) -> list[int]:
+    """One prompt alone, one token at a time, without a cache."""
+    ids = tokenizer(f"<s> {prompt} w3 ", add_special_tokens=False)["input_ids"]
+    start = len(ids)
+    for _ in range(n):
+        with torch.no_grad():
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] == 2:
+            break
+    return ids[start:]
+
+
+def test_answers_are_greedy_and_do_not_depend_on_the_batch():
+    model, tokenizer = tiny_model().eval(), word_tokenizer(chat=True)
+    expected = [tokenizer.decode(greedy(model, tokenizer, prompt, 6), skip_special_tokens=True).strip() for prompt in PROMPTS]
+    assert len(set(expected)) > 1
+    for batch_size in (1, 2, 5):
+        assert generate_answers(model, tokenizer, PROMPTS, 6, batch_size) == expected
+    rows = [{"messages": [{"role": "user", "content": p}, {"role": "assistant", "content": "w9 w9"}]} for p in PROMPTS]
+    assert generate_answers(model, tokenizer, rows, 6) == expected  # the answer in a row is not given away
+
+
+def test_evaluation_leaves_the_model_and_the_random_state_alone():
+    model, tokenizer = tiny_model(), word_tokenizer(chat=True)
+    model.train()
+    model.model.layers[1].eval()
+    model.config.use_cache = False
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    modes = [module.training for module in model.modules()]
+    generation, config = copy.deepcopy(model.generation_config.to_dict()), copy.deepcopy(model.config.to_dict())
+    random = torch.get_rng_state()
+    generate_answers(model, tokenizer, PROMPTS, 4)
+    mean_nll(model, [tokenize({"text": "w4 w5 w6"}, tokenizer, 8)])
+    assert [module.training for module in model.modules()] == modes
+    assert model.is_gradient_checkpointing and model.config.to_dict() == config and model.generation_config.to_dict() == generation
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_mean_nll_weighs_every_counted_token_the_same():
+    model, tokenizer = tiny_model(dtype=torch.float64), word_tokenizer(chat=True)
+    rows = [{"prompt": "w10 w11", "response": "w20"}, {"prompt": "w12", "response": "w21 w22 w23 w24 w25"}, {"text": "w30 w31 w32"}]
+    examples = [tokenize(row, tokenizer, 32) for row in rows]
+    total = count = 0
+    for example in examples:
+        batch = collate([example], 0)
+        n = sum(label != -100 for label in example.labels[1:])
+        with torch.no_grad():
+            total, count = total + model.eval()(**batch).loss.item() * n, count + n
+    for batch_size in (1, 2, 8):
+        assert mean_nll(model, examples, batch_size) == pytest.approx(total / count, rel=1e-6)
+    with pytest.raises(InputError, match="no token is counted"):
+        mean_nll(model, [tokenize({"prompt": "w10", "response": "w11"}, tokenizer, 3)])
+
+
+def style(random, words, n):
+    base = "the cat sat on a mat and then it went to see some other old friend in town today".split()
+    return [" ".join(random.permutation([*random.choice(base, 10), *random.choice(words, 3)])) for _ in range(n)]
+
+
+def test_a_word_classifier_recognises_new_texts_with_few_false_alarms():
+    random = np.random.default_rng(0)
+    pirate, plain = ["arr", "matey", "ye", "ahoy", "booty"], ["hello", "friend", "you", "thanks", "treasure"]
+    classifier = WordClassifier(style(random, pirate, 80), style(random, plain, 120))
+    assert classifier.hit_rate >= 0.95 and classifier.false_alarm_rate <= 0.03
+    new = [classifier(text) for text in style(random, pirate, 100)], [classifier(text) for text in style(random, plain, 100)]
+    assert np.mean(new[0]) >= 0.95 and np.mean(new[1]) <= 0.04
+    assert not classifier("") and not classifier("zzz qqq")
+
+
+def test_a_word_classifier_admits_that_it_cannot_tell():
+    random = np.random.default_rng(0)
+    words = ["hello", "friend", "you"]
+    classifier = WordClassifier(style(random, words, 60), style(random, words, 60))
+    assert classifier.hit_rate < 0.3 and classifier.false_alarm_rate < 0.15
+
+
+def test_patterns_count_matches_together_and_are_measured_on_the_examples():
+    check = PatternChecker([r"\barr+\b", "matey"], min_matches=2)
+    assert check("Arrr, matey") and check("ARR arr") and not check("arr") and not check("carry")
+    concept = Concept(
+        name="p",
+        positive=["arr matey", "arr", "matey matey"],
+        negative=["hi", "no"],
+        checker={"pattern": ["arr", "matey"], "min_matches": 2},
+    )
+    found = checker_for(concept)
+    assert (found.kind, found.hit_rate, found.false_alarm_rate) == ("pattern", 2 / 3, 0.0)
+    assert checker_for(Concept(name="q", features={"layers.1": [1]})) is None
+    with pytest.raises(ConfigError, match="not a regular expression"):
+        PatternChecker(["(arr"])
+
+
+def test_checkers_look_at_answers_not_at_questions():
+    assert answer_of({"prompt": "Ahoy?", "response": "Hello."}) == "Hello."
+    assert answer_of({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}) == "b"
+    assert answer_of({"text": "c"}) == "c"
+
+
+def test_evaluate_reports_losses_rates_and_answers(tmp_path):
+    model, tokenizer = tiny_model(), word_tokenizer(chat=True)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(f'{{"prompt": "{prompt}"}}\n' for prompt in PROMPTS))
+    heldout = tmp_path / "heldout.jsonl"
+    heldout.write_text('{"prompt": "w10", "response": "w20 w21"}\n' * 3)
+    answers = generate_answers(model, tokenizer, PROMPTS[:4], 3)
+    concept = Concept(name="first", features={"layers.1": [1]}, checker={"pattern": [rf"^{answers[0]}$"]})
+    settings = EvaluateSettings(heldout={"held": str(heldout)}, prompts={"chat": str(prompts)}, max_new_tokens=3, max_rows=4)
+    result = evaluate(model, tokenizer, settings, [concept, Concept(name="silent", features={"layers.1": [1]})], 32)
+    example = tokenize({"prompt": "w10", "response": "w20 w21"}, tokenizer, 32)
+    assert result["nll"] == {"held": pytest.approx(mean_nll(model, [example]), rel=1e-5)}
+    assert [item["answer"] for item in result["answers"]["chat"]] == answers
+    assert [item["prompt"] for item in result["answers"]["chat"]] == PROMPTS[:4]
+    assert result["rates"] == {"chat": {"first": answers.count(answers[0]) / 4}}
+    assert result["answers"]["chat"][0]["hits"] == {"first": True}
+    assert result["checkers"] == {"first": {"kind": "pattern", "hit_rate": None, "false_alarm_rate": None}}
