@@ -53,8 +53,11 @@ def fit(
     Example: gradlens concepts fit politeness.yaml --model smollm2 -d layers.27=smollm2-l27 --out fitted.yaml
     """
     from gradlens.cli.inputs import open_dictionaries
+    from gradlens.cli.models import fetch_progress
     from gradlens.concepts import fit_concept, load_concepts, save_concept
     from gradlens.config import load_config
+    from gradlens.formats import check_width
+    from gradlens.hookpoints import d_model
     from gradlens.models import load_model
 
     settings = load_config(config) if config else None
@@ -62,7 +65,10 @@ def fit(
     if not concepts:
         raise ConfigError("no concept: give a concept file, demo:NAME, or --config with concepts")
     named = open_dictionaries(dictionary or (settings.dictionaries if settings else []))
-    loaded, tokenizer = load_model(model or (settings.model.name if settings else "smollm2"))
+    with fetch_progress() as report:
+        loaded, tokenizer = load_model(model or (settings.model.name if settings else "smollm2"), progress=report)
+    for entry in named:
+        check_width(entry.dictionary, d_model(loaded), entry.hookpoint)
     length = max_length or (settings.data.max_length if settings else 256)
     dictionaries = {entry.hookpoint: entry.dictionary for entry in named}
     fitted = []

@@ -48,6 +48,7 @@ def label(
     Example: gradlens features label sae/mine --model smollm2 --text corpus.jsonl
     """
     from gradlens.cli.inputs import open_dictionaries
+    from gradlens.cli.models import fetch_progress
     from gradlens.formats import ASSETS, check_width
     from gradlens.hookpoints import d_model
     from gradlens.labels import FILE, draw_examples, label_features, save_labels
@@ -56,7 +57,8 @@ def label(
     named = open_dictionaries(sources)
     if out and len(named) > 1:
         raise ConfigError("--out names one file: give one dictionary, or leave it out and labels.json goes into each folder")
-    loaded, tokenizer = load_model(model)
+    with fetch_progress() as report:
+        loaded, tokenizer = load_model(model, progress=report)
     for entry in named:
         check_width(entry.dictionary, d_model(loaded), entry.hookpoint)
     examples = draw_examples(text, tokenizer, max_tokens, max_length, seed)
