@@ -201,6 +201,7 @@ def _is_conv1d(module: nn.Module) -> bool:
 def enable_checkpointing(model: nn.Module) -> None:
     """Recompute activations in backward. With a frozen embedding (LoRA) the first block's input is made to require gradients."""
     model.config.use_cache = False
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with quiet_transformers():
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if not all(parameter.requires_grad for parameter in model.get_input_embeddings().parameters()):
         model.enable_input_require_grads()
