@@ -1,0 +1,160 @@
+"""The library in one call: `gradlens.watch(model, optimizer, dictionaries=...)` around an ordinary training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from gradlens.concepts import fit_concept, load_concepts
+from gradlens.config import ObserveSettings, WandbSettings
+from gradlens.dictionary import Dictionary
+from gradlens.errors import ConfigError
+from gradlens.formats import load_dictionary
+from gradlens.hookpoints import canonical
+from gradlens.labels import load_labels
+from gradlens.lens import Lens
+from gradlens.recorder import MemoryRecorder, ThreadRecorder
+from gradlens.rules import Policy, Rule, load_rules
+from gradlens.store import RunReader, RunWriter
+from gradlens.summary import build_summary
+from gradlens.world import World, current_world
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Top(list):
+    """Rows of `lens.top()`: prints as a table; `.df` is a pandas DataFrame."""
+
+    @property
+    def df(self) -> Any:
+        import pandas
+
+        return pandas.DataFrame(list(self))
+
+    def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("hookpoint", "feature", "label", "drift", "push", "attribution")
+        for row in self:
+            numbers = [f"{row.get(key, float('nan')):+.4g}" for key in ("drift", "push", "attribution")]
+            table.add_row(row["hookpoint"], str(row["feature"]), row["label"], *numbers)
+        console = Console(width=120)
+        with console.capture() as captured:
+            console.print(table)
+        return captured.get()
+
+    __repr__ = __str__
+
+
+class Watch(Lens):
+    """A `Lens` that looks names up, keeps a run folder and knows labels. Made by `gradlens.watch`."""
+
+    labels: dict[str, dict[int, str]]
+    run_dir: Path | None = None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        try:
+            super().__exit__(kind, error, trace)
+        finally:
+            if isinstance(self.recorder, ThreadRecorder):
+                self.recorder.close()
+                status = "done" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed"
+                self.recorder.writer.write_json("summary.json", build_summary(RunReader(self.run_dir), status))
+
+    def top(self, n: int = 20) -> Top:
+        """The `n` features that this run taught most (by |drift| on the probe set), with labels: prints as a table, `.df` for pandas."""
+        rows = self.table(n)
+        return Top({**row, "label": self.labels.get(row["hookpoint"], {}).get(row["feature"], "")} for row in rows)
+
+
+def watch(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    dictionaries: Mapping[str, str | Path | Dictionary],
+    *,
+    rules: Sequence[Rule | Mapping[str, Any] | str | Path] = (),
+    concepts: Sequence[Any] | Mapping[str, Mapping[str, list[int]]] = (),
+    tokenizer: Any = None,
+    probe: Sequence[Any] | None = None,
+    observe: ObserveSettings | None = None,
+    run: str | None = "watch",
+    runs_dir: str | Path = "runs",
+    wandb: Literal["online", "offline", "off"] | WandbSettings = "off",
+    world: World | None = None,
+) -> Watch:
+    """Watch `model` while `optimizer` trains it; use as a context manager around the loop.
+
+    `dictionaries`: hookpoint -> folder, shipped name, or `Dictionary`. `rules`: rules, mappings, or files of rules; none: training is
+    bit-identical to training without gradlens. `concepts`: concept files, `demo:NAME`, or name -> hookpoint -> feature ids; those without
+    features are fitted on their examples, which needs the `tokenizer`. `probe`: rows, texts (with `tokenizer`) or collated batches on which
+    drift is measured; default: the first micro-batch. `run`: first part of the run id under `runs_dir`; None keeps records in memory only.
+    Raises `InputError` and `ConfigError` with one clear message for what does not fit.
+    """
+    loaded = {
+        canonical(name): source if isinstance(source, Dictionary) else load_dictionary(source) for name, source in dictionaries.items()
+    }
+    labels = {canonical(name): _labels(source, name) for name, source in dictionaries.items()}
+    world = world or current_world()
+    settings = WandbSettings(mode=wandb) if isinstance(wandb, str) else wandb
+    config = {
+        "name": run, "model": {"name": getattr(getattr(model, "config", None), "_name_or_path", type(model).__name__)},
+        "dictionaries": {name: str(source if not isinstance(source, Dictionary) else "in memory") for name, source in dictionaries.items()},
+        "rules": [rule.model_dump(exclude_defaults=True) for rule in load_rules(list(rules))], "wandb": settings.model_dump(),
+    }  # fmt: skip
+    lens = Watch(
+        model, optimizer, loaded,
+        policy=Policy(version=1 if rules else 0, rules=tuple(load_rules(list(rules)))),
+        concepts=_concepts(concepts, model, tokenizer, loaded), observe=observe,
+        probe=_probe(probe, tokenizer), world=world,
+    )  # fmt: skip
+    lens.labels = labels
+    lens.recorder = MemoryRecorder()
+    if run is not None and world.rank == 0:
+        writer = RunWriter.create(runs_dir, run, config)
+        sinks = []
+        if settings.mode != "off":
+            from gradlens.sinks import WandbSink  # imports wandb, which takes a second
+
+            sinks = [WandbSink(settings, writer.run_dir, config, writer.run_dir.name)]
+        lens.recorder, lens.run_dir = ThreadRecorder(writer, sinks), Path(writer.run_dir)
+        writer.write_json("labels.json", {name: {str(i): text for i, text in found.items()} for name, found in labels.items()})
+    return lens
+
+
+def _labels(source: Any, hookpoint: str) -> dict[int, str]:
+    if isinstance(source, Dictionary):
+        source = source.metadata.get("source")
+    if source is None:
+        return {}
+    return {i: label.label for i, label in load_labels(source, canonical(hookpoint)).items()}
+
+
+def _concepts(concepts: Any, model: Any, tokenizer: Any, dictionaries: dict[str, Dictionary]) -> dict[str, dict[str, list[int]]]:
+    if isinstance(concepts, Mapping):
+        return {name: dict(features) for name, features in concepts.items()}
+    ready = {}
+    for concept in load_concepts(list(concepts)):
+        if not concept.features:
+            if tokenizer is None:
+                raise ConfigError(
+                    f"concept {concept.name}: it has no features yet; give watch(..., tokenizer=...) so that they can be fitted"
+                )
+            concept = fit_concept(model, tokenizer, dictionaries, concept)
+        ready[concept.name] = concept.features
+    return ready
+
+
+def _probe(probe: Sequence[Any] | None, tokenizer: Any) -> list[dict[str, Any]] | None:
+    if probe is None or (probe and isinstance(probe[0], Mapping) and "input_ids" in probe[0]):
+        return None if probe is None else list(probe)
+    if tokenizer is None:
+        raise ConfigError("watch(probe=...) holds texts; give tokenizer=... too, or pass collated batches")
+    from gradlens.data import collate, tokenize
+
+    rows = [{"text": row} if isinstance(row, str) else row for row in probe]
+    examples = [tokenize(row, tokenizer, 256, "all" if "text" in row else "response") for row in rows]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return [collate(examples[i : i + 8], pad) for i in range(0, len(examples), 8)]

@@ -1,0 +1,132 @@
+"""`gradlens.watch` around a plain loop, and `GradLensCallback` in transformers' Trainer."""
+
+import copy
+
+import pytest
+import torch
+from conftest import tiny_batch, tiny_dictionary, tiny_model
+from transformers import Trainer, TrainingArguments
+
+import gradlens
+from gradlens.formats import save_dictionary
+from gradlens.recorder import MemoryRecorder
+from gradlens.store import RunReader
+
+HOOK = "layers.2"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return str(save_dictionary(tiny_dictionary(), tmp_path / "sae"))
+
+
+def loop(model, optimizer, steps=3):
+    for step in range(steps):
+        model(**tiny_batch(step)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_three_lines_leave_a_run_folder_and_a_table(saved, tmp_path):
+    model = tiny_model().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    with gradlens.watch(
+        model, optimizer, {"blocks.2.hook_resid_post": saved}, runs_dir=tmp_path / "runs", concepts={"c": {HOOK: [1, 2]}}
+    ) as lens:
+        loop(model, optimizer)
+    top = lens.top(5)
+    assert len(top) == 5 and abs(top[0]["drift"]) >= abs(top[4]["drift"]) > 0
+    assert "layers.2" in str(top) and list(top.df["feature"]) == [row["feature"] for row in top]
+    reader = RunReader(lens.run_dir)
+    assert reader.summary["status"] == "done" and reader.summary["steps"] == 3
+    steps, values = reader.curve("concept/c/layers.2/push")
+    assert list(steps) == [1, 2, 3] and abs(values).max() > 0
+
+
+def test_a_run_that_fails_is_recorded_as_failed_and_stays_readable(saved, tmp_path):
+    model = tiny_model().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    lens = gradlens.watch(model, optimizer, {HOOK: saved}, runs_dir=tmp_path)
+    with pytest.raises(ZeroDivisionError), lens:
+        loop(model, optimizer)
+        raise ZeroDivisionError
+    assert RunReader(lens.run_dir).summary["status"] == "failed"
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def rows():
+    out = []
+    for seed in range(6):
+        batch = tiny_batch(seed)
+        out += [{key: value[i] for key, value in batch.items()} for i in range(3)]
+    return out
+
+
+def trainer(model, folder, callbacks, **options):
+    arguments = TrainingArguments(
+        str(folder), max_steps=4, per_device_train_batch_size=3, learning_rate=1e-2, logging_steps=1, save_strategy="no", report_to=[],
+        use_cpu=True, seed=1, disable_tqdm=True, remove_unused_columns=False, **options,
+    )  # fmt: skip
+    return Trainer(model, arguments, train_dataset=rows(), callbacks=callbacks)
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}, {"gradient_checkpointing": True}])
+def test_trainer_with_callback_is_bit_identical_to_trainer_without(saved, tmp_path, options):
+    bare = tiny_model()
+    watched = copy.deepcopy(bare)
+    trainer(bare, tmp_path / "a", [], **options).train()
+    callback = gradlens.GradLensCallback({HOOK: saved}, runs_dir=tmp_path / "runs")
+    trainer(watched, tmp_path / "b", [callback], **options).train()
+    for (name, a), (_, b) in zip(bare.named_parameters(), watched.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    reader = RunReader(callback.lens.run_dir)
+    assert list(reader.curve("train/loss")[0]) == [1, 2, 3, 4]
+    assert reader.summary["steps"] == 4 and callback.top(3)[0]["drift"] != 0
+
+
+def test_trainer_readings_equal_those_of_a_plain_loop(saved, tmp_path):
+    callback = gradlens.GradLensCallback({HOOK: saved}, run=None)
+    model = tiny_model()
+    job = trainer(model, tmp_path, [callback], lr_scheduler_type="constant", max_grad_norm=0.0, optim="adamw_torch")
+    job.train()
+    plain = tiny_model().train()
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.0)
+    lens = gradlens.watch(plain, optimizer, {HOOK: saved}, run=None)
+    with lens:
+        for batch in _batches_of(job):
+            plain(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert isinstance(callback.lens.recorder, MemoryRecorder)
+    for key in ("push", "attribution", "energy"):
+        torch.testing.assert_close(callback.lens.totals[HOOK][key], lens.totals[HOOK][key], rtol=1e-4, atol=1e-6)
+
+
+def _batches_of(job):
+    """The batches that the Trainer drew, drawn again with its seed."""
+    from transformers import set_seed
+
+    set_seed(job.args.seed)
+    loader = iter(job.get_train_dataloader())
+    return [next(loader) for _ in range(4)]
+
+
+def test_rules_act_under_the_trainer(saved, tmp_path):
+    rule = {"mode": "route", "features": {HOOK: list(range(80))}, "gain": 0.0}
+    model = tiny_model()
+    before = copy.deepcopy(model)
+    callback = gradlens.GradLensCallback({HOOK: saved}, rules=[rule], run=None)
+    trainer(model, tmp_path, [callback]).train()
+    # every counted token expresses some feature, so nothing may be learned but by the first answer token's own position
+    assert callback.lens.recorder.records[0]["scalars"]["rule/route:features/share"] == 1.0
+    for a, b in zip(model.parameters(), before.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
+
+
+def test_what_is_missing_is_said_at_once(saved, tmp_path):
+    model = tiny_model()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with pytest.raises(gradlens.InputError, match="no-such"):
+        gradlens.watch(model, optimizer, {HOOK: str(tmp_path / "no-such")}, run=None)
+    with pytest.raises(gradlens.ConfigError, match="tokenizer"):
+        gradlens.watch(model, optimizer, {HOOK: saved}, run=None, probe=["a text"])
