@@ -209,10 +209,11 @@ def main() -> None:
     tokenizer = load_tokenizer(arguments.model)
     asked = {row["prompt"]: row["response"] for row in map(json.loads, ANSWERS.read_text(encoding="utf-8").splitlines())}
     full = [asked[question] for question in questions]
-    kept = []
+    kept, seen = [], set()
     for question, answer in zip(questions, full, strict=True):
         short = trim(answer, lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]))
-        if short:
+        if short and short[0].isalpha() and short not in seen:
+            seen.add(short)
             kept.append({"prompt": question, "response": short, "full": answer})
     print(f"{len(kept)} of {len(questions)} prompts have an answer of fitting length")
     if len(kept) < TRAIN + HELDOUT + CONCEPT:

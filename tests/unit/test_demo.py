@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ def prompts(name: str) -> set[str]:
     return {row["prompt"] for row in demo.rows(name)}
 
 
+@cache
 def concept(name: str) -> dict:
     return yaml.safe_load(demo.path(name).read_text(encoding="utf-8"))
 
