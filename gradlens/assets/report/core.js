@@ -1,0 +1,92 @@
+"use strict";
+// Data, small helpers, and the elements every section is made of. Text only ever enters the page as text nodes.
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const RUNS = DATA.runs;
+const ARM_COLORS = { rules: 0, none: 1, random: 2, oracle: 3 };
+// A part of a study has its own colour; runs beside it, or several of one part, take the next ones.
+const only = (run) => run.arm && RUNS.filter((other) => other.arm === run.arm).length === 1;
+RUNS.forEach((run, i) => {
+  run.color = RUNS.length === 1 ? 0 : only(run) ? ARM_COLORS[run.arm] : (RUNS.some(only) ? 4 + i : i) % 8;
+});
+
+const ESTIMATORS = [
+  { key: "drift", name: "Drift", summable: false, text: "How much more the concept's features fire on the probe texts than before training. Measured, not estimated: the ground truth of what was learned." },
+  { key: "drift_direction", name: "Drift along direction", summable: false, text: "How far the residual stream moved along the features' directions on the probe texts. Measured; a different question from whether the features fire." },
+  { key: "push", name: "Push", summable: true, text: "Where the loss wants the residual stream to move, along the features' directions. An estimate from gradients: it predicts drift poorly." },
+  { key: "attribution", name: "Attribution", summable: true, text: "Gradient times activation: which features, where they are active, would lower the loss if they were stronger. An estimate: it predicts drift poorly." },
+  { key: "energy", name: "Energy", summable: true, text: "How much gradient there is along the features' directions, whatever its sign. Says where training is busy, not what it teaches." },
+];
+
+function setTheme(dark) {
+  document.documentElement.dataset.theme = dark ? "dark" : "light";
+  document.getElementById("theme").textContent = dark ? "Light" : "Dark";
+}
+setTheme(matchMedia("(prefers-color-scheme: dark)").matches);
+
+function el(tag, options, ...children) {
+  const node = document.createElement(tag);
+  for (const [key, value] of Object.entries(options || {})) {
+    if (value === undefined || value === null || value === false) continue;
+    if (key === "style") for (const [name, v] of Object.entries(value)) node.style.setProperty(name, v);
+    else if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else node.setAttribute(key === "cls" ? "class" : key, value === true ? "" : value);
+  }
+  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return node;
+}
+
+const color = (run) => `var(--c${run.color})`;
+const resolved = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const dot = (run) => el("span", { cls: "dot", style: { background: color(run) }, "aria-hidden": "true" });
+const runName = (run) => el("span", { cls: "runname" }, RUNS.length > 1 ? dot(run) : null, run.title);
+const isWord = (value) => typeof value === "string"; // "NaN", "Infinity", "-Infinity"
+const percent = (share) => (share === null || share === undefined ? "–" : `${Math.round(100 * share)}%`);
+
+function format(value, sign) {
+  if (value === null || value === undefined) return "–";
+  if (isWord(value)) return value;
+  const size = Math.abs(value);
+  let text;
+  if (value === 0) text = "0";
+  else if (size >= 1e5 || size < 1e-4) text = value.toExponential(1);
+  else text = value.toFixed(Math.max(0, Math.min(5, 2 - Math.floor(Math.log10(size))))).replace("-", "−");
+  return sign && value > 0 ? `+${text}` : text;
+}
+
+function number(value, sign) {
+  return isWord(value) ? el("span", { cls: "nan", title: "not a finite number" }, value) : format(value, sign);
+}
+
+function select(label, options, value, change) {
+  const node = el("select", { onchange: () => change(node.value) }, options.map(([key, text]) => el("option", { value: key }, text)));
+  node.value = value;
+  return el("label", {}, label, node);
+}
+
+function segment(label, options, value, change) {
+  const buttons = options.map(([key, text]) =>
+    el("button", { type: "button", "aria-pressed": String(key === value), onclick: () => {
+      buttons.forEach((button) => button.setAttribute("aria-pressed", String(button === buttons[options.findIndex((o) => o[0] === key)])));
+      change(key);
+    } }, text));
+  return el("div", { cls: "segment", role: "group", "aria-label": label }, buttons);
+}
+
+function checkbox(label, value, change) {
+  const node = el("input", { type: "checkbox", checked: value, onchange: () => change(node.checked) });
+  return el("label", {}, node, label);
+}
+
+// A section with its heading; `draw(body)` fills it and may be called again.
+function section(id, short, title, lead, draw) {
+  const body = el("div", {});
+  document.getElementById("page").append(el("section", { id }, el("h2", {}, title), lead ? el("p", { cls: "lead" }, lead) : null, body));
+  document.getElementById("nav").append(el("a", { href: `#${id}` }, short));
+  const redraw = () => { body.replaceChildren(); draw(body, redraw); };
+  redraw();
+  return redraw;
+}
+
+function table(head, rows) {
+  return el("div", { cls: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, rows)));
+}

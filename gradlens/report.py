@@ -1,0 +1,157 @@
+"""The report: one HTML file that says what a run learned, opens from disk, and never asks a network for anything.
+
+Data travel as JSON inside the page, and scripts put text into it as text only. A content security policy names the one script by
+its hash, so nothing that a model wrote or a data set holds can run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+from gradlens import __version__
+from gradlens.compare import check_text, percent
+from gradlens.files import write_atomic
+from gradlens.report_data import gather
+
+if TYPE_CHECKING:
+    from gradlens.store import RunReader
+
+ASSETS = Path(__file__).parent / "assets" / "report"
+SCRIPTS = ("uPlot.iife.min.js", "core.js", "charts.js", "sections.js")
+STYLES = ("uPlot.min.css", "report.css")
+
+
+def write_report(readers: Sequence[RunReader], path: str | Path) -> Path:
+    """Write the report of one run, or of several side by side, to `path`; returns it.
+
+    Raises `InputError` without runs and for statistics that are damaged, `OSError` where the file cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_atomic(path, page(gather(readers)).encode("utf-8", errors="replace"))
+
+
+def page(data: dict[str, Any]) -> str:
+    """The HTML of gathered data (`report_data.gather`)."""
+    licence = (ASSETS / "uPlot-LICENSE.txt").read_text(encoding="utf-8")
+    # The library's own head comment holds an address; its licence goes in instead.
+    sources = [(ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS]
+    sources[0] = f"/* uPlot 1.6.32\n{licence}\n*/\n" + sources[0].split("*/", 1)[1]
+    script = "\n".join(sources)
+    style = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in STYLES)
+    runs = data["runs"]
+    heading, facts = headline(data)
+    items = "".join(
+        f"<li>{html.escape(text)}" + (f'<span class="aside">{html.escape(aside)}</span>' if aside else "") + "</li>"
+        for text, aside in facts
+    )
+    model = ", ".join(dict.fromkeys(f"{run['model']} ({run['method']})" for run in runs if run["model"]))
+    ids = ", ".join(run["run_id"] for run in runs) if len(runs) == 1 else f"{len(runs)} runs"
+    return Template((ASSETS / "template.html").read_text(encoding="utf-8")).substitute(
+        policy=(
+            f"default-src 'none'; script-src 'sha256-{_sha256(script)}'; style-src 'sha256-{_sha256(style)}'; "
+            "img-src data:; base-uri 'none'; form-action 'none'"
+        ),
+        title=html.escape(f"{heading} · gradlens"),
+        style=style,
+        eyebrow=html.escape(" · ".join(filter(None, [ids, model]))),
+        heading=html.escape(heading),
+        headline=f'<ul class="facts">{items}</ul>' if items else "",
+        footer=html.escape(
+            f"gradlens {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. This file holds everything it shows and loads nothing. "
+            "Curves are drawn with uPlot, copyright Leon Sorokin, MIT licence."
+        ),
+        data=embed(data),
+        script=script,
+    )
+
+
+def embed(data: Any) -> str:
+    """JSON that no HTML parser can mistake for markup, whatever texts are in it."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def headline(data: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
+    """The heading, and what was found as `(sentence, aside)`: a study's verdicts, else what each concept did in the first run."""
+    runs = data["runs"]
+    if data["verdicts"]:
+        facts = [(_sentence(verdict["text"]), _judged(verdict)) for verdict in data["verdicts"]]
+        rate = next((verdict for verdict in data["verdicts"] if verdict["kind"] == "rate"), None)
+        by_arm = {check["arm"]: check["rate"] for check in rate["checks"]} if rate else {}
+        if by_arm.keys() >= {"none", "rules"}:
+            return (
+                f"{rate['concept']}: in {percent(by_arm['none'])} of answers without the rule, in {percent(by_arm['rules'])} with it",
+                facts,
+            )
+        return f"What these {len(runs)} runs learned", facts
+    found = [fact for concept in data["concepts"] for fact in [_learned(concept["name"], runs[0])] if fact]
+    found.sort(key=lambda fact: -fact["size"])
+    facts = [(fact["text"], fact["aside"]) for fact in found[:6]]
+    run = runs[0]
+    if run["loss_first"] is not None:
+        loss = f"Training loss went from {_show(run['loss_first'])} to {_show(run['loss_last'])} in {run['steps']} steps."
+        facts.append((loss, "" if run["status"] in ("done", "running") else f"The run is {run['status']}: its figures end there."))
+    if len(runs) > 1:
+        return f"What these {len(runs)} runs learned", facts
+    return (found[0]["heading"] if found and found[0]["size"] > 0 else "What this run learned"), facts
+
+
+def _learned(concept: str, run: dict[str, Any]) -> dict[str, Any] | None:
+    """`{"size" of the change (0: no clear one), "heading", "text", "aside"}` of one concept in one run; None where nothing was measured."""
+    changes = []
+    for prompts, concepts in run["rates"].items():
+        before, after = ((concepts.get(concept) or {}).get(when) for when in ("before", "after"))
+        if before and after:
+            clear = after["low"] > before["high"] or after["high"] < before["low"]
+            words = f"{percent(before['rate'])} → {percent(after['rate'])} of answers to {prompts} prompts"
+            changes.append((clear * abs(after["rate"] - before["rate"]), words, "" if clear else " (no clear change)"))
+    changes.sort(key=lambda change: -change[0])
+    moved = []
+    for hookpoint, drift in (run["drift"].get(concept) or {}).items():
+        rank = ((run["movers"].get(hookpoint) or {}).get("concept_rank") or {}).get(concept)
+        if isinstance(drift, (int, float)):
+            share = "" if rank is None else f" (higher than {min(rank, 0.999):.1%} of all features there)"
+            moved.append(f"{drift:+.3g} at {hookpoint}{share}")
+    if not changes and not moved:
+        return None
+    return {
+        "size": changes[0][0] if changes else 0.0,
+        "heading": f"{concept}: {changes[0][1]}" if changes else "",
+        "text": f"{concept}: {'; '.join(words + note for _, words, note in changes) or 'not looked for in answers'}.",
+        "aside": f"Change of its features' mean activation on the probe texts: {'; '.join(moved)}." if moved else "",
+    }
+
+
+def _judged(verdict: dict[str, Any]) -> str:
+    """How many bars were met, and which were not."""
+    judged = [check for check in verdict["checks"] if check["met"] is not None]
+    if not judged:
+        return ""
+    missed = [check_text(check) for check in judged if not check["met"]]
+    bars = ", ".join(check["bar"] for check in judged)
+    if not missed:
+        return f"{'The bar is' if len(judged) == 1 else f'All {len(judged)} bars are'} met ({bars})."
+    return f"{len(judged) - len(missed)} of {len(judged)} bars met. Not met: {'; '.join(missed)}."
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else text + "."
+
+
+def _show(value: Any) -> str:
+    return "?" if value is None else value if isinstance(value, str) else f"{value:.3g}"
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,384 @@
+"""What a report shows, gathered from run folders as plain JSON data of bounded size. `report.py` turns it into one HTML file.
+
+Numbers that are not finite travel as the words "NaN", "Infinity", "-Infinity", so that the page can say so instead of leaving a hole.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from gradlens.compare import ARMS, check_text, compare_runs, rule_text, scalars_by_key
+from gradlens.files import read_lines
+from gradlens.summary import feature_labels
+
+if TYPE_CHECKING:
+    from gradlens.store import RunReader
+
+# Bounds that keep a report under 5 MB, whatever the run's length and width.
+MAX_POINTS, MIN_POINTS, POINT_BUDGET = 600, 40, 200_000  # points of a curve; of all curves together
+MAX_CONCEPTS = 24
+MAX_HOOKPOINTS = 12
+MOVER_BUDGET = 4000  # rows of all movers tables together
+SPARK_POINTS = 16
+MAX_EXAMPLES = 6  # of each concept and hookpoint
+MAX_PROMPTS, MAX_TEXT = 24, 600  # prompts of each set; characters of a text
+MAX_EVENTS = 200
+MAX_YAML = 20_000
+ESTIMATORS = ("drift", "drift_direction", "push", "attribution", "energy")
+TROUBLE = re.compile(r"gap|error|lost|damaged|not_finite|unreadable|interrupted|fail|alarm|killed|dead|died|not_stored")
+
+
+def gather(readers: Sequence[RunReader]) -> dict[str, Any]:
+    """Everything the page shows. Raises `InputError` without readers, and for statistics that are damaged."""
+    comparison = compare_runs(readers)
+    concepts = _concepts(readers, comparison["runs"])
+    scalars = [scalars_by_key(reader) for reader in readers]
+    series = [_curve_keys(found, concepts) for found in scalars]
+    points = int(np.clip(POINT_BUDGET / max(1, sum(map(len, series))), MIN_POINTS, MAX_POINTS))
+    axes: dict[tuple[int, ...], int] = {}
+    tables = [_hookpoints(reader) for reader in readers]
+    rows = max(10, MOVER_BUDGET // max(1, sum(map(len, tables))))
+    runs, notes = [], []
+    for run, reader, found, keys, hookpoints in zip(comparison["runs"], readers, scalars, series, tables, strict=True):
+        labels = feature_labels(reader, set(hookpoints))
+        notes += [f"{run['run_id']}: no labels were found for the features at {hook}" for hook in hookpoints if not labels.get(hook)]
+        events = reader.events
+        runs.append(
+            {
+                **{name: value for name, value in run.items() if name != "rates"},
+                "title": _title(run, comparison["runs"]),
+                "rule_texts": [rule_text(rule) for rule in run["rules"]],
+                "rates": run["rates"],
+                "curves": {key: _curve(*found[key], axes, points) for key in keys},
+                "health": {hook: _health(found, hook) for hook in hookpoints},
+                "movers": {hook: _movers(reader, hook, labels.get(hook, {}), concepts, min(rows, 150)) for hook in hookpoints},
+                "examples": _examples(reader, [concept["name"] for concept in concepts]),
+                "markers": _markers(run, events),
+                "events": _events(events),
+                "events_left_out": max(0, len(events) - MAX_EVENTS),
+                "config": yaml.safe_dump(reader.config, sort_keys=False, allow_unicode=True)[:MAX_YAML],
+                "versions": reader.versions or {},
+            }
+        )
+        hidden = len(reader.hookpoints) - len(hookpoints)
+        if hidden > 0:
+            notes.append(f"{run['run_id']}: {hidden} more hookpoints are in the run folder and not shown here")
+    verdicts = [
+        {**verdict, "checks": [{**check, "text": check_text(check)} for check in verdict["checks"]]} for verdict in comparison["verdicts"]
+    ]
+    return encode(
+        {
+            "runs": runs,
+            "axes": [list(axis) for axis in axes],
+            "concepts": concepts,
+            "verdicts": verdicts,
+            "arms": ARMS,
+            "baseline": comparison["baseline"],
+            "wanted": comparison["wanted"],
+            "prompts": _answers(readers, comparison["runs"], concepts),
+            "notes": list(dict.fromkeys(notes)),
+        }
+    )
+
+
+def encode(value: Any) -> Any:
+    """JSON data with four significant digits; what is not finite becomes its word."""
+    if isinstance(value, dict):
+        return {str(key): encode(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encode(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        if math.isnan(value):
+            return "NaN"
+        return float(f"{value:.4g}") if math.isfinite(value) else ("Infinity" if value > 0 else "-Infinity")
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _title(run: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
+    """What a run is called on the page: its part in the study, else its id."""
+    if run["arm"] is None:
+        return run["run_id"]
+    alike = [other for other in runs if other["arm"] == run["arm"]]
+    return ARMS[run["arm"]] if len(alike) == 1 else f"{ARMS[run['arm']]} ({alike.index(run) + 1})"
+
+
+def _concepts(readers: Sequence[RunReader], runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Concepts of all runs: name, description, features and held-out detection per hookpoint, patterns; those that moved most first."""
+    found: dict[str, dict[str, Any]] = {}
+    for reader in readers:
+        path = reader.run_dir / "concepts.yaml"
+        data = (yaml.safe_load(path.read_text(encoding="utf-8")) or []) if path.is_file() else []
+        for entry in data if isinstance(data, list) else [data]:
+            checker = entry.get("checker") or {}
+            found.setdefault(
+                entry["name"],
+                {
+                    "name": entry["name"],
+                    "description": entry.get("description", ""),
+                    "features": entry.get("features") or {},
+                    "detection": entry.get("detection") or {},
+                    "patterns": checker.get("pattern") or [],
+                },
+            )
+    for run in runs:
+        for name in [*run["drift"], *(concept for concepts in run["rates"].values() for concept in concepts)]:
+            found.setdefault(name, {"name": name, "description": "", "features": {}, "detection": {}, "patterns": []})
+    size: dict[str, float] = defaultdict(float)
+    for run in runs:
+        for name, drift in run["drift"].items():
+            size[name] = max([size[name], *(abs(value) for value in drift.values() if value is not None)])
+    return sorted(found.values(), key=lambda concept: -size[concept["name"]])[:MAX_CONCEPTS]
+
+
+def _hookpoints(reader: RunReader) -> list[str]:
+    """At most `MAX_HOOKPOINTS`, spread over the depth."""
+    names = reader.hookpoints
+    chosen = np.unique(np.linspace(0, len(names) - 1, min(len(names), MAX_HOOKPOINTS)).round().astype(int)) if names else []
+    return [names[i] for i in chosen]
+
+
+def _curve_keys(scalars: dict[str, Any], concepts: Sequence[dict[str, Any]]) -> list[str]:
+    shown = {concept["name"] for concept in concepts}
+    keys = [key for key in ("train/loss", "train/lr", "train/grad_norm") if key in scalars]
+    for key in scalars:
+        parts = key.split("/")
+        if parts[0] == "concept" and "/".join(parts[1:-2]) in shown and parts[-1] in ESTIMATORS:
+            keys.append(key)
+        elif (parts[0] == "rule" and parts[-1] == "share") or parts[-1] in ("unexplained", "fvu"):
+            keys.append(key)
+    return keys
+
+
+def _curve(steps: np.ndarray, values: np.ndarray, axes: dict[tuple[int, ...], int], points: int) -> dict[str, Any]:
+    """`{"axis": index of the steps, "y": values, "bin": steps behind a point}`; a bin with a value that is not finite is not finite."""
+    size = max(1, math.ceil(len(steps) / points))
+    if size > 1:
+        edges = np.arange(0, len(steps), size)
+        with np.errstate(invalid="ignore"):
+            values = np.add.reduceat(values, edges) / np.diff([*edges, len(steps)])
+        steps = steps[np.minimum(edges + size, len(steps)) - 1]
+    axis = axes.setdefault(tuple(steps.tolist()), len(axes))
+    return {"axis": axis, "y": values.tolist(), "bin": size}
+
+
+def _health(scalars: dict[str, Any], hookpoint: str) -> dict[str, Any]:
+    """First and last reading of the dictionary's fit on the live model."""
+    found = {}
+    for name in ("fvu", "l0", "unexplained"):
+        values = scalars.get(f"{hookpoint}/{name}", (None, np.zeros(0)))[1]
+        if len(values):
+            found[name] = [values[0], values[-1]]
+    return found
+
+
+def _movers(reader: RunReader, hookpoint: str, labels: dict[int, str], concepts: Sequence[dict[str, Any]], rows: int) -> dict[str, Any]:
+    """The features that moved most: `{"step", "of": features in all, "rows": [...]}`, by drift, push and attribution in turn."""
+    table = reader.dense(hookpoint)
+    if table.num_rows:
+        step = table["step"][0].as_py()
+        columns = {name: table[name].to_numpy() for name in table.column_names if name not in ("step", "hookpoint")}
+    else:
+        # No drift was read yet (a run that was killed early): sums over the recorded top features instead.
+        table = reader.features(hookpoint)
+        ids, inverse = np.unique(table["feature"].to_numpy(), return_inverse=True)
+        step = max(table["step"].to_pylist(), default=0)
+        columns = {"feature": ids} | {
+            name: np.bincount(inverse, np.nan_to_num(table[name].to_numpy()), len(ids)) for name in ("push", "attribution", "energy")
+        }
+    ids = columns["feature"]
+    order: dict[int, None] = {}
+    members = {concept["name"]: set(concept["features"].get(hookpoint) or []) for concept in concepts}
+    for name, share in (("drift", 0.6), ("push", 0.2), ("attribution", 0.2)):
+        if name in columns:
+            size = np.nan_to_num(np.abs(columns[name].astype(float)), nan=np.inf)  # NaN first: it must be seen
+            order |= dict.fromkeys(np.argsort(-size, kind="stable")[: max(1, int(rows * share))].tolist())
+    sparks = _sparks(reader, hookpoint, ids[list(order)]) if "drift" in columns else {}
+    shown = [
+        {
+            "feature": int(ids[i]),
+            "label": labels.get(int(ids[i]), "")[:160],
+            **{name: columns[name][i] for name in (*ESTIMATORS, "probe_rate") if name in columns and columns[name][i] is not None},
+            "concepts": [name for name, features in members.items() if int(ids[i]) in features],
+            "spark": sparks.get(int(ids[i]), []),
+        }
+        for i in order
+    ]
+    return {"step": step, "of": len(ids), "rows": shown, "concept_rank": _concept_ranks(columns, members)}
+
+
+def _concept_ranks(columns: dict[str, np.ndarray], members: dict[str, set[int]]) -> dict[str, float]:
+    """Per concept: the share of all features whose drift lies below the mean drift of the concept's."""
+    if "drift" not in columns:
+        return {}
+    drift = columns["drift"].astype(float)
+    ranks = {}
+    for name, features in members.items():
+        mine = drift[np.isin(columns["feature"], list(features))]
+        if len(mine) and np.isfinite(mine).all():
+            ranks[name] = float((drift < mine.mean()).mean())
+    return ranks
+
+
+def _sparks(reader: RunReader, hookpoint: str, features: np.ndarray) -> dict[int, list[float]]:
+    """Drift of some features at up to `SPARK_POINTS` snapshots."""
+    steps = reader.dense_steps(hookpoint)
+    chosen = [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, min(len(steps), SPARK_POINTS)).round().astype(int))]
+    sparks: dict[int, list[float]] = {int(feature): [] for feature in features}
+    for step in chosen:
+        table = reader.dense(hookpoint, step)
+        values = dict(zip(table["feature"].to_pylist(), table["drift"].to_pylist(), strict=True))
+        for feature, spark in sparks.items():
+            spark.append(values.get(feature))
+    return sparks
+
+
+def _examples(reader: RunReader, concepts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`{concept: {hookpoint: {"rows": [...], "sources": {source: share}}}}`: the rows with the largest summed push, by gradient."""
+    table = reader.query(
+        "SELECT concept, hookpoint, row_id, sum(push) AS push, avg(activation) AS activation, count(*) AS times "
+        "FROM examples WHERE isfinite(push) AND isfinite(activation) GROUP BY concept, hookpoint, row_id ORDER BY push DESC, row_id"
+    ).to_pylist()
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in table:
+        if row["concept"] in concepts:
+            groups[row["concept"], row["hookpoint"]].append(row)
+    if not groups:
+        return {}
+    texts = {row["row_id"]: row for row in read_lines(reader.run_dir / "rows.jsonl") if "row_id" in row}
+    examples: dict[str, dict[str, Any]] = defaultdict(dict)
+    for (concept, hookpoint), rows in groups.items():
+        positive = sum(row["push"] for row in rows if row["push"] > 0)
+        sources: dict[str, float] = defaultdict(float)
+        for row in rows:
+            if row["push"] > 0:
+                sources[_source(texts.get(row["row_id"]))] += row["push"] / positive
+        shown = [
+            {
+                "row_id": row["row_id"],
+                "push": row["push"],
+                "share": row["push"] / positive,
+                "activation": row["activation"],
+                "times": row["times"],
+                "source": _source(texts.get(row["row_id"])),
+                "text": clip(texts.get(row["row_id"], {}).get("text") or "(text not in rows.jsonl)"),
+            }
+            for row in rows[:MAX_EXAMPLES]
+            if row["push"] > 0
+        ]
+        examples[concept][hookpoint] = {
+            "rows": shown,
+            "sources": dict(sorted(sources.items(), key=lambda item: -item[1])[:6]),
+            "of": len(rows),
+        }
+    return dict(examples)
+
+
+def _source(row: dict[str, Any] | None) -> str:
+    return str((row or {}).get("source") or "unknown source").rsplit("/", 1)[-1]
+
+
+def clip(text: str) -> str:
+    text = str(text).strip()
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+
+
+def _answers(
+    readers: Sequence[RunReader], runs: Sequence[dict[str, Any]], concepts: Sequence[dict[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    """`{prompt set: [{"prompt", "before": answer, "after": {run id: answer}}]}`.
+
+    An answer is `{"parts": [[text, concept or None]], "hits": [concept]}`.
+    """
+    patterns = {concept["name"]: [re.compile(p, re.IGNORECASE) for p in concept["patterns"]] for concept in concepts}
+    sets: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for reader, run in zip(readers, runs, strict=True):
+        evaluation = reader.evaluation or {}
+        for when in ("before", "after"):
+            for name, items in ((evaluation.get(when) or {}).get("answers") or {}).items():
+                for item in items:
+                    entry = sets[name].setdefault(item["prompt"], {"prompt": clip(item["prompt"]), "before": None, "after": {}})
+                    hits = [concept for concept, hit in item["hits"].items() if hit]
+                    answer = {"parts": highlight(clip(item["answer"]), {c: patterns.get(c, []) for c in item["hits"]}), "hits": hits}
+                    if when == "after":
+                        entry["after"][run["run_id"]] = answer
+                    elif entry["before"] is None:
+                        entry["before"] = answer
+    return {name: list(entries.values())[:MAX_PROMPTS] for name, entries in sets.items()}
+
+
+def highlight(text: str, patterns: dict[str, Sequence[re.Pattern[str]]]) -> list[list[str | None]]:
+    """The text in parts `[text, concept or None]`: what a concept's patterns match is marked with it, earlier matches first."""
+    spans = sorted(
+        (match.start(), -match.end(), concept)
+        for concept, compiled in patterns.items()
+        for pattern in compiled
+        for match in pattern.finditer(text)
+        if match.end() > match.start()
+    )
+    parts: list[list[str | None]] = []
+    at = 0
+    for start, end, concept in spans:
+        if start >= at:
+            if start > at:
+                parts.append([text[at:start], None])
+            parts.append([text[start:-end], concept])
+            at = -end
+    return [*parts, [text[at:], None]] if at < len(text) or not parts else parts
+
+
+def _markers(run: dict[str, Any], events: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """`{"spans": when each rule acts, in recorded steps, "changes": later policies}`."""
+    spans = [
+        {"from": rule["start"], "to": run["steps"] if rule["end"] is None else min(rule["end"], run["steps"]), "text": rule_text(rule)}
+        for rule in run["rules"]
+    ]
+    changes: dict[int, str] = {}
+    for event in events:
+        if event.get("kind") == "policy" and event.get("step"):
+            names = [rule.get("label", "") if isinstance(rule, dict) else str(rule) for rule in event.get("rules") or []]
+            changes[event["step"]] = f"policy {event.get('version')}: {', '.join(names) or 'no rules'}"
+    return {"spans": [span for span in spans if span["to"] > span["from"]], "changes": [{"step": s, "text": t} for s, t in changes.items()]}
+
+
+def _events(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last events, trouble always among them: time, step, kind, the other fields in words, and whether it is trouble."""
+    rows = []
+    for event in events:
+        rest = {key: value for key, value in event.items() if key not in ("time", "step", "kind", "features")}
+        text = ", ".join(f"{key} {_words(value)}" for key, value in rest.items())
+        kind = str(event.get("kind", ""))
+        rows.append(
+            {
+                "time": _clock(event.get("time")),
+                "step": event.get("step"),
+                "kind": kind,
+                "text": clip(text),
+                "trouble": bool(TROUBLE.search(kind)),
+            }
+        )
+    if len(rows) > MAX_EVENTS:
+        rows = sorted(enumerate(rows), key=lambda item: (not item[1]["trouble"], -item[0]))[:MAX_EVENTS]
+        rows = [row for _, row in sorted(rows, key=lambda item: item[0])]
+    return rows
+
+
+def _clock(seconds: Any) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}" if isinstance(seconds, (int, float)) else ""
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_words(item) for item in value[:8]) + (", …]" if len(value) > 8 else "]")
+    if isinstance(value, dict):
+        return str(value.get("label") or ", ".join(f"{key} {_words(item)}" for key, item in list(value.items())[:8]))
+    return f"{value:g}" if isinstance(value, float) else str(value)

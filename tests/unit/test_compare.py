@@ -1,0 +1,140 @@
+"""Comparisons: arithmetic on figures made by hand, and what a study is said to show."""
+
+import json
+import math
+
+import pytest
+from rich.console import Console
+from synthetic_runs import make_run, make_study
+
+from gradlens.compare import compare_runs, describe, judge, rate_of, render, wilson
+from gradlens.errors import InputError
+from gradlens.files import jsonable
+from gradlens.store import RunReader, RunWriter
+
+
+def run_of(arm, hits, n, nll, gain=0.0, prompts="chat", concept="pirate"):
+    """One run as `describe` gives it, with what `judge` looks at."""
+    rules = [{"label": "r", "concept": concept, "gain": gain, "random_control": None}] if arm in ("rules", "random") else []
+    rates = {prompts: {concept: {"before": rate_of(0, n), "after": rate_of(hits, n)}}}
+    return {"arm": arm, "rules": rules, "rates": rates, "nll": {"sums": {"before": 1.2, "after": nll}}}
+
+
+def test_wilson_interval_equals_the_published_values():
+    # 2 of 32 and 32 of 32, by the closed formula; 0 of 10 from Brown, Cai, DasGupta (2001): (0, 0.2775).
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(2, 32) == pytest.approx((0.0173, 0.2015), abs=1e-4)
+    assert wilson(32, 32) == pytest.approx((1 - wilson(0, 32)[1], 1.0))
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("hits, n", [(0, 1), (1, 3), (50, 100), (99, 100)])
+def test_wilson_interval_holds_the_share_and_solves_its_equation(hits, n):
+    low, high = wilson(hits, n)
+    assert low <= hits / n <= high
+    for end in {low, high} - {0.0, 1.0}:  # each end p solves |share - p| = z sqrt(p (1 - p) / n)
+        assert abs(hits / n - end) == pytest.approx(1.96 * math.sqrt(end * (1 - end) / n), rel=1e-9)
+
+
+def test_a_study_is_judged_on_each_bar_from_the_counts():
+    runs = [run_of("none", 31, 32, 0.158), run_of("rules", 2, 32, 0.172), run_of("random", 32, 32, 0.23), run_of("oracle", 1, 32, 0.167)]
+    rate, nll = judge(runs, "sums")
+    assert rate["text"] == (
+        "pirate: 97% of answers without the rule, 6% with it, 100% with as many random features, 3% on wanted data alone"
+    )
+    assert [(check["arm"], check["hits"], check["met"]) for check in rate["checks"]] == [
+        ("none", 31, True), ("rules", 2, True), ("random", 32, True), ("oracle", 1, None),
+    ]  # fmt: skip
+    assert nll["text"] == "sums NLL 0.172, 3.0% above training on the wanted data alone (0.167)"
+    assert nll["ratio"] == pytest.approx(0.172 / 0.167) and nll["checks"][0]["met"] is True
+
+
+@pytest.mark.parametrize(
+    "arm, hits, nll, missed",
+    [("none", 28, 0.2, "none"), ("rules", 4, 0.2, "rules"), ("random", 25, 0.2, "random"), ("rules", 0, 0.24, "nll")],
+)
+def test_a_bar_that_is_not_reached_is_said_not_to_be(arm, hits, nll, missed):
+    runs = {"none": [32, 0.2], "rules": [0, 0.2], "random": [32, 0.2], "oracle": [0, 0.2]}
+    runs[arm] = [hits, nll]
+    rate, loss = judge([run_of(name, h, 32, value) for name, (h, value) in runs.items()], "sums")
+    found = [check["arm"] for check in rate["checks"] if check["met"] is False] + ["nll"] * (loss["checks"][0]["met"] is False)
+    assert found == [missed]
+
+
+def test_runs_of_the_same_arm_are_pooled():
+    runs = [run_of("none", 32, 32, 0.1), run_of("rules", 0, 32, 0.2), run_of("rules", 8, 16, 0.4), run_of("oracle", 0, 32, 0.3)]
+    rate, nll = judge(runs, "sums")
+    with_rules = next(check for check in rate["checks"] if check["arm"] == "rules")
+    assert (with_rules["hits"], with_rules["n"]) == (8, 48)
+    assert nll["values"]["rules"] == pytest.approx(0.3) and nll["ratio"] == pytest.approx(1.0)
+
+
+def test_amplification_has_figures_but_no_bar():
+    rate, _ = judge([run_of("none", 3, 32, 0.1), run_of("rules", 30, 32, 0.1, gain=4.0)], "sums")
+    assert "9% of answers without the rule, 94% with it" in rate["text"]
+    assert all(check["met"] is None and check["bar"] is None for check in rate["checks"])
+
+
+def test_without_an_oracle_the_loss_is_held_against_the_run_without_rules():
+    _, nll = judge([run_of("none", 32, 32, 0.2), run_of("rules", 0, 32, 0.19)], "sums")
+    assert nll["text"] == "sums NLL 0.190, 5.0% below the run without rules (0.200)"
+    assert nll["checks"][0]["met"] is None
+
+
+def test_a_study_on_disk(tmp_path):
+    comparison = compare_runs(make_study(tmp_path, steps=12, every=4))
+    assert [run["arm"] for run in comparison["runs"]] == ["none", "rules", "random", "oracle"]
+    assert comparison["wanted"] == "arithmetic" and comparison["baseline"] == "demo-none"
+    rate, nll = comparison["verdicts"]
+    assert rate["prompts"] == "chat" and rate["text"].startswith("pirate: 100% of answers without the rule, 6% with it, 100% with as many")
+    assert nll["ratio"] == pytest.approx(0.172 / 0.167)
+    changed = comparison["differences"][0]
+    assert changed["nll"]["arithmetic"] == pytest.approx(0.172 - 0.158)
+    assert changed["rates"]["chat"]["pirate"] == pytest.approx(2 / 32 - 1)
+    assert changed["drift"]["pirate"]["layers.27"] < -2
+    random = comparison["runs"][2]["rules"][0]
+    assert random["random_control"] == 7 and random["gain"] == 0 and 0.4 < random["share"] < 0.6
+    assert json.loads(json.dumps(jsonable(comparison)))["runs"][0]["steps"] == 12
+
+
+def test_arms_are_inferred_from_rules_and_data_where_no_run_names_one(tmp_path):
+    named, unnamed = (compare_runs(make_study(tmp_path / str(mark), steps=4, every=2, mark_arm=mark)) for mark in (True, False))
+    assert [run["arm"] for run in unnamed["runs"]] == [run["arm"] for run in named["runs"]]
+    assert [verdict["text"] for verdict in unnamed["verdicts"]] == [verdict["text"] for verdict in named["verdicts"]]
+
+
+def test_one_run_alone_is_no_study(tmp_path):
+    comparison = compare_runs([RunReader(make_run(tmp_path / "a", "rules", steps=3, every=1, mark_arm=False))])
+    assert comparison["verdicts"] == [] and comparison["differences"] == [] and comparison["runs"][0]["arm"] is None
+
+
+def test_a_run_without_anything_in_it_is_described_all_the_same(tmp_path):
+    RunWriter(tmp_path / "empty", {}).close()
+    run = describe(RunReader(tmp_path / "empty"))
+    assert run["steps"] == 0 and run["loss_first"] is None and run["seconds_per_step"] is None and run["rates"] == {} and run["drift"] == {}
+
+
+def test_figures_that_are_not_finite_are_no_figures(tmp_path):
+    with RunWriter(tmp_path / "nan", {}) as writer:
+        for step, loss in ((1, 2.0), (2, float("nan"))):
+            writer.record({"step": step, "scalars": {"train/loss": loss, "concept/pirate/layers.1/drift": loss / 0.5}})
+    run = describe(RunReader(tmp_path / "nan"))
+    assert run["loss_first"] == 2.0 and run["loss_last"] is None and run["drift"] == {"pirate": {"layers.1": None}}
+
+
+def test_rendering_names_figures_differences_and_what_was_not_met(tmp_path):
+    readers = make_study(tmp_path, steps=6, every=3)
+    evaluation = json.loads((readers[1].run_dir / "evaluation.json").read_text())
+    for item in evaluation["after"]["answers"]["chat"][:10]:
+        item["hits"]["pirate"] = True
+    (readers[1].run_dir / "evaluation.json").write_text(json.dumps(evaluation))
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))
+    console.print(render(compare_runs(readers)))
+    text = console.export_text()
+    for words in ("with rules", "random features", "0.172 (+0.014)", "31%", "NOT met", "bar: at most 10%", "10 of 32"):
+        assert words in text
+
+
+def test_no_runs_is_an_error_with_a_way_out():
+    with pytest.raises(InputError, match="gradlens runs ls"):
+        compare_runs([])

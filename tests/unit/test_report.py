@@ -1,0 +1,236 @@
+"""Reports: one file, no network, hostile texts harmless, figures whole, whatever state the run is in."""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from synthetic_runs import HOOKS, make_run, make_study
+
+from gradlens.errors import InputError
+from gradlens.report import write_report
+from gradlens.report_data import MAX_CONCEPTS, MAX_EVENTS, encode, gather, highlight
+from gradlens.store import RunReader, RunWriter
+
+HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><!--<script> ${1+1} &amp; \u2028 ' \" `"
+
+
+class Page(HTMLParser):
+    """Tags, attributes and the text of scripts, styles and headings of a page."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.text, self._open = [], {}, []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style", "h1", "title", "li"):
+            self._open.append(f"{tag}:{dict(attrs).get('id', '')}")
+
+    def handle_endtag(self, tag):
+        if self._open and self._open[-1].split(":")[0] == tag:
+            self._open.pop()
+
+    def handle_data(self, data):
+        if self._open:
+            self.text[self._open[-1]] = self.text.get(self._open[-1], "") + data
+
+    @property
+    def data(self):
+        return json.loads(self.text["script:data"])
+
+
+def report_of(tmp_path, *readers):
+    return Page(write_report(readers, tmp_path / "out" / "report.html"))
+
+
+def test_a_study_is_told_in_words_at_the_top(tmp_path):
+    page = report_of(tmp_path, *make_study(tmp_path, steps=20, every=5))
+    assert page.text["h1:"] == "pirate: in 100% of answers without the rule, in 6% with it"
+    assert "100% with as many random features" in page.text["li:"] and "All 3 bars are met" in page.text["li:"]
+    assert "arithmetic NLL 0.172, 3.0% above training on the wanted data alone (0.167)" in page.text["li:"]
+
+
+def test_a_single_run_says_what_it_taught(tmp_path):
+    page = report_of(tmp_path, RunReader(make_run(tmp_path / "a", steps=10)))
+    assert page.text["h1:"] == "pirate: 0% → 100% of answers to chat prompts"
+    assert "Training loss went from" in page.text["li:"] and "(no clear change)" in page.text["li:"]
+
+
+def test_the_file_reaches_for_nothing_outside_itself(tmp_path):
+    path = write_report(make_study(tmp_path, steps=4, every=2), tmp_path / "r.html")
+    page, text = Page(path), path.read_text(encoding="utf-8")
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base", "form", "img")
+        assert not attributes.keys() & {"src", "srcset", "action", "onload", "onclick", "onerror"}
+        assert attributes.get("href", "#").startswith("#")
+    assert set(re.findall(r"\w+://[^\s\"'<>)]+", text)) == {"http://www.w3.org/2000/svg"}  # a namespace
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|sendBeacon|WebSocket", text)
+
+
+def test_only_the_report_s_own_script_may_run(tmp_path):
+    page = report_of(tmp_path, RunReader(make_run(tmp_path / "a", steps=3)))
+    policy = next(a["content"] for tag, a in page.tags if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none';") and "unsafe" not in policy
+    for kind in ("script", "style"):
+        digest = base64.b64encode(hashlib.sha256(page.text[f"{kind}:"].encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
+    assert "Permission is hereby granted" in page.text["script:"]  # the drawing library's licence travels with it
+
+
+def test_hostile_texts_stay_texts(tmp_path):
+    texts = {name: HOSTILE for name in ("answer", "row", "label", "event")}
+    page = report_of(tmp_path, RunReader(make_run(tmp_path / "a", steps=6, texts=texts)))
+    assert [tag for tag, _ in page.tags].count("script") == 2 and "img" not in dict(page.tags)
+    run = page.data["runs"][0]
+    assert page.data["prompts"]["chat"][0]["before"]["parts"] == [[HOSTILE, None]]
+    assert run["examples"]["pirate"][HOOKS[0]]["rows"][0]["text"] == HOSTILE
+    assert run["movers"][HOOKS[0]]["rows"][0]["label"] == HOSTILE
+    assert any(HOSTILE in event["text"] for event in run["events"])
+
+
+def test_a_hostile_run_name_stays_a_name(tmp_path):
+    with RunWriter(tmp_path / "run", {"name": HOSTILE, "model": {"name": HOSTILE, "method": "lora"}}) as writer:
+        writer.record({"step": 1, "scalars": {"train/loss": 1.0, f"concept/{HOSTILE.replace('/', '')}/layers.1/drift": 2.0}})
+    page = report_of(tmp_path, RunReader(tmp_path / "run"))
+    assert [tag for tag, _ in page.tags].count("script") == 2 and "img" not in dict(page.tags)
+    assert page.data["runs"][0]["model"] == HOSTILE
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_a_browser_draws_the_page_and_runs_nothing_hostile(tmp_path):
+    texts = {name: HOSTILE for name in ("answer", "row", "label", "event")}
+    readers = make_study(tmp_path, steps=6, every=2, texts=texts)
+    path = write_report(readers, tmp_path / "r.html")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
+               "--disable-background-networking", "--disable-sync", "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}",
+               "--virtual-time-budget=3000", "--dump-dom", path.as_uri()]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in result.stderr  # no script error, nothing refused
+    (tmp_path / "drawn.html").write_text(result.stdout)
+    drawn = Page(tmp_path / "drawn.html")
+    assert drawn.text["title:"].startswith("pirate: in 100%") and "img" not in dict(drawn.tags)
+    assert [tag for tag, _ in drawn.tags].count("canvas") >= 6
+    sections = {a.get("id") for tag, a in drawn.tags if tag == "section"}
+    assert sections >= {"outcome", "runs", "curves", "where", "movers", "taught", "answers", "events", "details"}
+
+
+def test_numbers_that_are_not_finite_are_shown_as_such(tmp_path):
+    with RunWriter(tmp_path / "run", {}) as writer:
+        for step, loss in ((1, 2.0), (2, float("nan")), (3, float("inf"))):
+            dense = {name: np.array([0.5, np.nan], np.float32) for name in ("push", "attribution", "energy", "drift")}
+            writer.record({"step": step, "scalars": {"train/loss": loss}, "dense": {"layers.1": dense}})
+    run = report_of(tmp_path, RunReader(tmp_path / "run")).data["runs"][0]
+    assert run["curves"]["train/loss"]["y"] == [2.0, "NaN", "Infinity"]
+    assert run["movers"]["layers.1"]["rows"][0]["feature"] == 1 and run["movers"]["layers.1"]["rows"][0]["drift"] == "NaN"
+    assert run["movers"]["layers.1"]["rows"][1]["drift"] == 0.5
+
+
+def test_a_long_curve_keeps_its_means_and_its_bad_values(tmp_path):
+    values = np.arange(1, 5001, dtype=float)
+    values[700] = np.nan
+    with RunWriter(tmp_path / "run", {}, seal_every=10**6) as writer:
+        for step, value in enumerate(values, start=1):
+            writer.record({"step": step, "scalars": {"train/loss": value}})
+    data = gather([RunReader(tmp_path / "run")])
+    curve = data["runs"][0]["curves"]["train/loss"]
+    assert len(curve["y"]) <= 600 and len(data["axes"][curve["axis"]]) == len(curve["y"])
+    assert curve["y"].count("NaN") == 1
+    assert curve["y"][0] == pytest.approx(np.mean(values[: curve["bin"]])) and data["axes"][curve["axis"]][-1] == 5000
+
+
+@pytest.mark.parametrize(
+    "options", [{"concepts": ()}, {"steps": 1}, {"steps": 30, "finished": False}, {"every": 0}, {"answers": 0}, {"arm": "none"}]
+)
+def test_a_report_comes_whatever_a_run_lacks(tmp_path, options):
+    page = report_of(tmp_path, RunReader(make_run(tmp_path / "a", **{"arm": "rules", "steps": 8} | options)))
+    run = page.data["runs"][0]
+    assert page.text["h1:"] and len(run["curves"]["train/loss"]["y"]) == options.get("steps", 8)
+    assert all(movers["rows"] for movers in run["movers"].values()) and set(run["movers"]) == set(HOOKS)
+
+
+def test_a_killed_run_says_that_it_is_unfinished(tmp_path):
+    page = report_of(tmp_path, RunReader(make_run(tmp_path / "a", steps=7, finished=False)))
+    assert page.data["runs"][0]["status"] == "stopped" and "The run is stopped" in page.text["li:"]
+
+
+def test_an_empty_run_has_a_report(tmp_path):
+    RunWriter(tmp_path / "run", {}).close()
+    page = report_of(tmp_path, RunReader(tmp_path / "run"))
+    assert page.text["h1:"] == "What this run learned" and page.data["runs"][0]["curves"] == {}
+
+
+def test_movers_are_the_features_that_drifted_most_and_know_their_concepts(tmp_path):
+    movers = gather([RunReader(make_run(tmp_path / "a", steps=20))])["runs"][0]["movers"]["layers.27"]
+    assert {row["feature"] for row in movers["rows"][:5]} == {3, 17, 40, 101, 102}
+    assert next(row for row in movers["rows"] if row["feature"] == 17)["concepts"] == ["pirate"]
+    assert movers["concept_rank"]["pirate"] > 0.98 and movers["of"] == 400
+    assert len(movers["rows"][0]["spark"]) == 4 and movers["rows"][0]["label"].startswith("'word")
+
+
+def test_examples_are_the_rows_that_pushed_most(tmp_path):
+    with RunWriter(tmp_path / "run", {}) as writer:
+        for step in (1, 2):
+            pushes = {4: 1.0, 5: 0.25, 6: -2.0, 7: float("nan")}
+            rows = [{"row_id": r, "concept": "pirate", "hookpoint": "layers.1", "push": p, "activation": 0.5} for r, p in pushes.items()]
+            writer.record(
+                {"step": step, "scalars": {"concept/pirate/layers.1/push": 1.0, "concept/pirate/layers.1/drift": 1.0}, "examples": rows}
+            )
+    rows = [{"row_id": r, "source": f"data/{'a' if r == 4 else 'b'}.jsonl", "text": f"text {r}"} for r in (4, 5, 6, 7)]
+    (tmp_path / "run" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = gather([RunReader(tmp_path / "run")])["runs"][0]["examples"]["pirate"]["layers.1"]
+    assert [(row["row_id"], row["text"], row["push"], row["times"]) for row in found["rows"]] == [
+        (4, "text 4", 2.0, 2),
+        (5, "text 5", 0.5, 2),
+    ]
+    assert found["sources"] == {"a.jsonl": 0.8, "b.jsonl": 0.2}
+
+
+def test_rules_are_marked_where_they_act(tmp_path):
+    with RunWriter(tmp_path / "run", {"rules": [{"concept": "pirate", "gain": 0.0, "start": 3, "end": 6}]}) as writer:
+        for step in range(1, 11):
+            writer.record({"step": step, "scalars": {"train/loss": 1.0}})
+        writer.event("policy", step=8, version=2, rules=["route:sums"])
+    markers = gather([RunReader(tmp_path / "run")])["runs"][0]["markers"]
+    assert [(span["from"], span["to"]) for span in markers["spans"]] == [(3, 6)]
+    assert markers["changes"] == [{"step": 8, "text": "policy 2: route:sums"}]
+
+
+def test_what_a_checker_matches_is_marked_once():
+    patterns = {"pirate": [re.compile("ahoy|hoy", re.I)], "sums": [re.compile(r"\d+")], "empty": [re.compile("x*")]}
+    assert highlight("Ahoy 12!", patterns) == [["Ahoy", "pirate"], [" ", None], ["12", "sums"], ["!", None]]
+    assert highlight("", patterns) == [["", None]]
+
+
+def test_a_wide_and_long_run_stays_under_five_megabytes(tmp_path):
+    rng = np.random.default_rng(0)
+    concepts, hooks = [f"concept{i}" for i in range(30)], [f"layers.{i}" for i in range(16)]
+    with RunWriter(tmp_path / "run", {}, seal_every=10**6) as writer:
+        for step in range(1, 251):
+            scalars = {f"concept/{c}/{h}/{e}": rng.normal() for c in concepts for h in hooks for e in ("push", "attribution", "drift")}
+            dense = {h: {"drift": rng.normal(size=2000).astype(np.float32)} for h in hooks} if step % 125 == 0 else {}
+            writer.record({"step": step, "scalars": {"train/loss": 1.0, **scalars}, "dense": dense})
+            for _ in range(3):
+                writer.event("gap", reason="x" * 2000)
+    path = write_report([RunReader(tmp_path / "run")], tmp_path / "r.html")
+    data = Page(path).data
+    assert path.stat().st_size < 5e6
+    assert len(data["concepts"]) == MAX_CONCEPTS and len(data["runs"][0]["events"]) == MAX_EVENTS
+    assert any("more hookpoints" in note for note in data["notes"])
+
+
+def test_encoding_names_what_is_not_finite():
+    assert encode({"a": [float("nan"), float("inf"), -float("inf"), 1 / 3, np.float32(2), np.int64(3), True, None]}) == {
+        "a": ["NaN", "Infinity", "-Infinity", 0.3333, 2.0, 3, True, None]
+    }
+
+
+def test_no_runs_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="no runs"):
+        write_report([], tmp_path / "r.html")
