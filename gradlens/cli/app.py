@@ -11,6 +11,7 @@ import sys
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from gradlens.cli.console import err
 from gradlens.errors import GradlensError
@@ -45,7 +46,7 @@ def main() -> None:
     except GradlensError as error:
         if debug:
             raise
-        err.print(f"[bold red]error:[/] {error}", markup=True, soft_wrap=True)
+        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         err.print("stopped")
