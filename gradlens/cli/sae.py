@@ -1,0 +1,165 @@
+"""`gradlens sae`: train dictionaries, look into one, check that one fits a model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from gradlens.cli.console import JsonOption, err, out, print_json, progress
+
+sae = typer.Typer(no_args_is_help=True, help="Dictionaries (sparse autoencoders): train, inspect, verify.")
+
+
+def _load(name: str, dtype: str = "float32") -> tuple[Any, Any]:
+    from gradlens.cli.models import fetch_progress
+    from gradlens.models import load_model
+
+    with fetch_progress() as advance:
+        return load_model(name, dtype, progress=advance)
+
+
+def _health_line(name: str, health: dict[str, Any]) -> str:
+    return f"{name}: FVU {health['fvu']:.3f}, L0 {health['l0']:.1f}, dead {health['dead']:.1%} on {health['tokens']:,} held-out tokens"
+
+
+@sae.command()
+def train(
+    config: Annotated[str, typer.Argument(help="YAML file, for instance configs/sae-smollm2.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE on top of the file; may be repeated.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Discard what the out folder holds of these hookpoints and start over.")] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Train one dictionary per hookpoint and print its health on held-out text.
+
+    Interrupted (ctrl-c, kill), the same command goes on where it was. The result is a SAELens folder per hookpoint.
+
+    Keys of the config: model, hookpoints, text, heldout, tokens, d_sae, k, activation, epochs, lr, seed, out, ...; an unknown key is
+    answered with the known ones.
+
+    Example: gradlens sae train configs/sae-smollm2.yaml --set tokens=100000 --set out=my-dictionaries
+    """
+    from pathlib import Path
+
+    from gradlens.sae_config import load_sae_config
+    from gradlens.sae_train import train_dictionaries
+
+    settings = load_sae_config(config, overrides or ())
+    try:
+        found = train_dictionaries(settings, lambda: _load(settings.model, settings.dtype), progress, fresh)
+    except KeyboardInterrupt:
+        err.print("stopped; the same command goes on from here")
+        raise
+    report = {name: {"folder": str(Path(settings.out) / name), **d.metadata["health"], **d.metadata["train"]} for name, d in found.items()}
+    if json_output:
+        print_json(report)
+        return
+    for name, facts in report.items():
+        out.print(_health_line(name, facts))
+        out.print(f"  trained on {facts['tokens']:,} tokens, {facts['steps']:,} steps in {facts['seconds']:.0f} s -> {facts['folder']}")
+
+
+@sae.command()
+def inspect(
+    source: Annotated[str, typer.Argument(help="SAELens folder, or the name of a shipped dictionary such as smollm2-l15.")],
+    json_output: JsonOption = False,
+) -> None:
+    """Shapes, activation, hookpoint, norms, firing rates and recorded health of a dictionary; no model is loaded.
+
+    Example: gradlens sae inspect smollm2-l15
+    """
+    from gradlens.formats import load_dictionary
+
+    dictionary = load_dictionary(source)
+    facts = describe(dictionary)
+    if json_output:
+        print_json(facts)
+        return
+    place, model = facts["hookpoint"] or "an unnamed hookpoint", facts["model_name"] or "an unnamed model"
+    out.print(f"[bold]{source}[/]: {facts['activation']}" + (f" k={facts['k']}" if facts["k"] else ""))
+    out.print(f"  {facts['d_sae']:,} features of width {facts['d_in']} at {place} of {model}")
+    low, middle, high = facts["decoder_norm"]
+    out.print(f"  norm of decoder rows: {low:.3g} to {high:.3g}, median {middle:.3g}")
+    if facts["firing"]:
+        out.print(
+            "  features that fire: {live:,}; on over 10% of tokens: {dense:,}; on under 1 in 10,000: {rare:,}; never: {never:,}".format(
+                **facts["firing"]
+            )
+        )
+    if facts["health"]:
+        out.print("  " + _health_line("recorded health", facts["health"]))
+    if facts["train"]:
+        out.print(f"  trained on {facts['train']['tokens']:,} tokens, {facts['train']['steps']:,} steps")
+
+
+def describe(dictionary: Any) -> dict[str, Any]:
+    """What `inspect` shows, as plain data."""
+    norms = dictionary.W_dec.norm(dim=-1)
+    rate = dictionary.metadata.get("firing_rate")
+    firing = None
+    if rate is not None:
+        counts = {"live": rate >= 1e-6, "dense": rate > 0.1, "rare": (rate < 1e-4) & (rate >= 1e-6), "never": rate < 1e-6}
+        firing = {name: int(chosen.sum()) for name, chosen in counts.items()}
+    return {
+        "activation": dictionary.activation,
+        "k": dictionary.k,
+        "d_in": dictionary.d_in,
+        "d_sae": dictionary.d_sae,
+        "hookpoint": dictionary.hookpoint,
+        "model_name": dictionary.metadata.get("model_name"),
+        "apply_b_dec_to_input": dictionary.apply_b_dec_to_input,
+        "decoder_norm": [norms.min().item(), norms.median().item(), norms.max().item()],
+        "firing": firing,
+        "health": dictionary.metadata.get("health"),
+        "train": dictionary.metadata.get("train"),
+        "recipe": dictionary.metadata.get("recipe"),
+    }
+
+
+@sae.command()
+def verify(
+    source: Annotated[str, typer.Argument(help="SAELens folder, or the name of a shipped dictionary.")],
+    model: Annotated[
+        str | None, typer.Option(help="Model (smollm2, a Hugging Face name, a folder); default: the one it says it was trained on.")
+    ] = None,
+    hookpoint: Annotated[str | None, typer.Option(help="Where it is read, e.g. layers.15; default: what the dictionary says.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="Held-out text: JSONL or demo:NAME; may be repeated. Default: demo:sae-text-heldout.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=64, help="Tokens read, at most.")] = 10_000,
+    json_output: JsonOption = False,
+) -> None:
+    """Measure FVU, L0 and dead features on text and say whether the dictionary fits the model there.
+
+    Also measured: the blocks below and above, as an index off by one is the commonest mistake. Exit code 3 where it does not fit.
+
+    Example: gradlens sae verify smollm2-l15 --model smollm2 --hookpoint layers.15 --text mine.jsonl
+    """
+    from gradlens.errors import ConfigError
+    from gradlens.formats import load_dictionary
+    from gradlens.sae_verify import verify as measure
+
+    dictionary = load_dictionary(source)
+    name = model or dictionary.metadata.get("model_name")
+    place = hookpoint or dictionary.hookpoint
+    if not name or not place:
+        raise ConfigError(f"{source} does not say its {'hookpoint' if name else 'model'}; give --{'hookpoint' if name else 'model'}")
+    loaded, tokenizer = _load(name)
+    verdict = measure(dictionary, loaded, tokenizer, place, text or ["demo:sae-text-heldout"], tokens, progress=progress)
+    if json_output:
+        print_json({"source": source, "model": name, **verdict.as_dict()})
+    else:
+        colour = {"fits": "green", "weak": "yellow", "unfit": "red"}[verdict.fit]
+        out.print(_health_line(f"{source} at {verdict.hookpoint} of {name}", verdict.as_dict()["health"]))
+        if verdict.neighbours:
+            out.print("  FVU of its neighbours: " + ", ".join(f"{place} {fvu:.3f}" for place, fvu in verdict.neighbours.items()))
+        if verdict.outliers:
+            out.print(f"  left out for their norm (attention sinks): {verdict.outliers} tokens")
+        out.print(f"[bold {colour}]{verdict.fit}[/]: {verdict.advice}")
+    if verdict.fit == "unfit":
+        raise typer.Exit(3)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group `sae`."""
+    app.add_typer(sae, name="sae")
