@@ -43,18 +43,19 @@ stop_ray() {
 }
 trap stop_ray EXIT
 
-echo "Ray head on $head ($address)"
-srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" \
+echo "Ray head on $head ($address); Ray's own words are in gradlens-$SLURM_JOB_ID-ray-*.log"
+log=gradlens-%j-ray-%N.log
+srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" --output="$log" \
   ray start --head --node-ip-address="$head_ip" --port="${address#*:}" --num-cpus="$cpus" --include-dashboard=false --block &
 steps+=($!)
 for _ in $(seq 60); do
   ray health-check --address "$address" >/dev/null 2>&1 && break
-  kill -0 "${steps[0]}" 2>/dev/null || { echo "Ray's head on $head did not start" >&2; exit 1; }
+  kill -0 "${steps[0]}" 2>/dev/null || { echo "Ray's head on $head did not start, see its log" >&2; exit 1; }
   sleep 2
 done
 if [ ${#nodes[@]} -gt 1 ]; then
   workers=$((${#nodes[@]} - 1))
-  srun --overlap --nodes="$workers" --ntasks="$workers" --ntasks-per-node=1 --exclude="$head" \
+  srun --overlap --nodes="$workers" --ntasks="$workers" --ntasks-per-node=1 --exclude="$head" --output="$log" \
     ray start --address="$address" --num-cpus="$cpus" --block &
   steps+=($!)
 fi
