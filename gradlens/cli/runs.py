@@ -1,0 +1,141 @@
+"""`gradlens runs ls | show | compare | verify` and `gradlens report`: look at runs, while they go and afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from gradlens.cli.console import JsonOption, out, print_json
+
+if TYPE_CHECKING:
+    from gradlens.store import RunReader
+
+group = typer.Typer(no_args_is_help=True, help="List runs, show what one has learned, compare several, check a run's files.")
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Run id, the beginning of one, a run folder, or `last`.")]
+RunsArgument = Annotated[list[str], typer.Argument(metavar="RUN...", help="Run ids, beginnings of ids, run folders, or `last`.")]
+RunsDirOption = Annotated[Path, typer.Option("--runs-dir", help="Folder that holds the run folders.", envvar="GRADLENS__RUNS_DIR")]
+SkipOption = Annotated[bool, typer.Option("--skip-damaged", help="Leave damaged files out instead of stopping at them.")]
+RUNS = Path("runs")
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(group, name="runs")
+    app.command("report")(report)
+
+
+@group.command("ls")
+def ls(runs_dir: RunsDirOption = RUNS, json_output: JsonOption = False) -> None:
+    """All runs, the newest first: state, steps, loss from first to last step, rules.
+
+    Example: gradlens runs ls
+    """
+    from datetime import datetime
+
+    from gradlens.runs import runs_table
+
+    rows = runs_table(runs_dir)
+    if json_output:
+        print_json({"runs": rows})
+        return
+    if not rows:
+        out.print(f"no runs in {escape(str(runs_dir))}; start one with: gradlens run CONFIG")
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("run", "state", "steps", "loss", "rules", "started"):
+        table.add_column(column, justify="right" if column == "steps" else "left", overflow="fold", no_wrap=column in ("run", "started"))
+    for row in rows:
+        loss = "-" if row["loss_first"] is None or row["loss_last"] is None else f"{row['loss_first']:.3g} -> {row['loss_last']:.3g}"
+        started = f"{datetime.fromtimestamp(row['started']):%Y-%m-%d %H:%M}"
+        steps, rules = str(row["steps"] if row["steps"] is not None else "-"), ", ".join(row["rules"]) or "none"
+        table.add_row(escape(row["run_id"]), row["status"], steps, loss, escape(rules), started)
+    out.print(table)
+
+
+@group.command("show")
+def show(
+    run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, skip_damaged: SkipOption = False, json_output: JsonOption = False
+) -> None:
+    """What a run has learned: concepts with their curves, features that moved most, rules, measures before and after.
+
+    Works while the run is going. Example: gradlens runs show last
+    """
+    from gradlens.summary import render_summary, summarize
+
+    summary = summarize(_reader(runs_dir, run, skip_damaged))
+    if json_output:
+        print_json(summary)
+    else:
+        out.print(render_summary(summary))
+
+
+@group.command("compare")
+def compare(runs: RunsArgument, runs_dir: RunsDirOption = RUNS, skip_damaged: SkipOption = False, json_output: JsonOption = False) -> None:
+    """Figures of several runs side by side, and what differs.
+
+    Example: gradlens runs compare pirate-none pirate-route
+    """
+    from gradlens.compare import compare_runs, render
+    from gradlens.files import jsonable
+
+    comparison = compare_runs([_reader(runs_dir, run, skip_damaged) for run in runs])
+    if json_output:
+        print_json(jsonable(comparison))
+    else:
+        out.print(render(comparison))
+
+
+@group.command("verify")
+def verify(run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, json_output: JsonOption = False) -> None:
+    """Check every file of a run against its checksum. Exit code 3 if one is damaged.
+
+    Example: gradlens runs verify last
+    """
+    reader = _reader(runs_dir, run)
+    rows = reader.verify()
+    damaged = [row for row in rows if row["state"] == "damaged"]
+    if json_output:
+        print_json({"run_id": reader.run_id, "ok": not damaged, "files": rows})
+    else:
+        for row in rows:
+            steps = "" if row["first_step"] is None else f", steps {row['first_step']} to {row['last_step']}"
+            colour = "red" if row in damaged else "green"
+            out.print(f"[{colour}]{row['state']:8}[/] {row['file']}: {row['rows']} rows{steps}", soft_wrap=True)
+        for row in damaged:
+            out.print(escape(row["error"]), soft_wrap=True)
+        out.print(f"{escape(reader.run_id)}: {f'{len(damaged)} files are damaged' if damaged else 'every file is as it was written'}")
+    if damaged:
+        raise typer.Exit(3)
+
+
+def report(
+    runs: RunsArgument,
+    output: Annotated[Path | None, typer.Option("--out", help="File to write; default: report.html in the first run's folder.")] = None,
+    runs_dir: RunsDirOption = RUNS,
+    skip_damaged: SkipOption = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Write one HTML file that shows a run, or several side by side. It opens without a network.
+
+    Example: gradlens report last; gradlens report pirate-none pirate-route --out both.html
+    """
+    from gradlens.report import write_report
+
+    readers = [_reader(runs_dir, run, skip_damaged) for run in runs]
+    path = write_report(readers, output or readers[0].run_dir / "report.html")
+    if json_output:
+        print_json({"report": str(path), "bytes": path.stat().st_size, "runs": [reader.run_id for reader in readers]})
+    else:
+        out.print(f"report: {escape(str(path))} ({path.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
+
+
+def _reader(runs_dir: Path, run: str, skip_damaged: bool = False) -> RunReader:
+    from gradlens.runs import find_run
+    from gradlens.store import RunReader
+
+    return RunReader(find_run(runs_dir, run), skip_damaged=skip_damaged)

@@ -1,0 +1,162 @@
+"""What `runs show` says of a run is what its folder holds; and the commands `runs` and `report`."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import typer
+from rich.console import Console
+from typer.testing import CliRunner
+
+from gradlens.store import RunReader, RunWriter
+from gradlens.summary import BARS, build_summary, render_summary, sparkline, summarize, top_features
+
+RULE = {"label": "route:pirate", "mode": "route", "concept": "pirate", "gain": 0.0}
+KEYS = (
+    "run_id", "run_dir", "status", "steps", "loss_first", "loss_last", "hookpoints", "top_features", "concepts", "rules",
+    "policy_version", "gaps", "seconds", "evaluation",
+)  # fmt: skip
+
+
+def write_run(folder, *, ended=True, dense=True):
+    """Six steps at two hookpoints; at the last one, feature 2 of layers.3 has drifted most."""
+    with RunWriter(folder, {"name": "demo", "rules": [RULE]}, seal_every=4) as writer:
+        writer.event("policy", step=0, version=1, rules=[RULE])
+        for step in range(1, 7):
+            record = {"step": step, "scalars": {"train/loss": 4.0 - step / 2, "policy/version": 1}, "features": {}}
+            for hookpoint in ("layers.1", "layers.3"):
+                part = {"feature": np.array([0, 2]), "push": np.array([1.0, 2.0]), "attribution": np.array([0.5, np.nan])}
+                record["features"][hookpoint] = part
+                record["scalars"][f"concept/sea/salt/{hookpoint}/push"] = 2.0
+                record["scalars"][f"concept/sea/salt/{hookpoint}/drift"] = float("nan") if step == 6 else float(step)
+            if dense and step % 3 == 0:
+                drift = {"layers.1": [0.1, np.nan, -0.2], "layers.3": [0.0, 0.0, -7.0 if step == 6 else 0.0]}
+                record["dense"] = {h: {"drift": np.array(d), "push": np.arange(3.0), "attribution": np.ones(3)} for h, d in drift.items()}
+            writer.record(record)
+        writer.event("gap", step=5, from_step=4, to_step=5, count=2)
+        writer.write_json("labels.json", {"layers.1": {"0": "ahoy"}, "layers.3": {"2": {"label": "[salt] and sea"}}})
+        answers = {"before": [False, False], "after": [True, False]}
+        answers = {
+            when: {"chat": [{"prompt": f"question {i}", "answer": "text", "hits": {"sea/salt": hit}} for i, hit in enumerate(hits)]}
+            for when, hits in answers.items()
+        }
+        nll = {"before": {"chat": 2.0}, "after": {"chat": 1.0}}
+        writer.write_json("evaluation.json", {when: {"nll": nll[when], "answers": answers[when]} for when in nll})
+        if ended:
+            writer.write_json("summary.json", build_summary(RunReader(folder), "done"))
+    return RunReader(folder)
+
+
+def test_the_summary_has_the_keys_of_the_contract_and_the_figures_of_the_folder(tmp_path):
+    summary = write_run(tmp_path / "run").summary
+    assert tuple(summary) == KEYS
+    assert (summary["run_id"], summary["status"], summary["steps"]) == ("run", "done", 6)
+    assert (summary["loss_first"], summary["loss_last"], summary["policy_version"]) == (3.5, 1.0, 1)
+    assert summary["hookpoints"] == ["layers.1", "layers.3"]
+    first = {"hookpoint": "layers.3", "feature": 2, "label": "[salt] and sea", "push": 2.0, "attribution": 1.0, "drift": -7.0}
+    assert summary["top_features"][0] == first
+    assert [round(row["drift"], 3) for row in summary["top_features"][1:3]] == [-0.2, 0.1]
+    assert summary["top_features"][2]["label"] == "ahoy"
+    assert summary["concepts"]["sea/salt"]["layers.3"] == {"push": 12.0, "attribution": None, "drift": 5.0}
+    assert [(rule["label"], rule["gain"]) for rule in summary["rules"]] == [("route:pirate", 0.0)]
+    assert [(gap["from_step"], gap["to_step"], gap["count"]) for gap in summary["gaps"]] == [(4, 5, 2)]
+    assert summary["evaluation"]["nll"] == {"chat": {"before": 2.0, "after": 1.0}}
+    rate = summary["evaluation"]["rates"]["chat"]["sea/salt"]
+    assert (rate["before"]["rate"], rate["after"]["rate"], rate["after"]["n"]) == (0.0, 0.5, 2)
+
+
+def test_without_a_snapshot_features_are_ranked_by_attribution_summed_over_steps(tmp_path):
+    rows = top_features(write_run(tmp_path / "run", dense=False))
+    assert [(row["hookpoint"], row["feature"], row["push"], row["attribution"], row["drift"]) for row in rows] == [
+        ("layers.1", 0, 6.0, 3.0, None),
+        ("layers.3", 0, 6.0, 3.0, None),
+        ("layers.1", 2, 12.0, 0.0, None),
+        ("layers.3", 2, 12.0, 0.0, None),
+    ]
+
+
+def test_a_run_that_has_not_ended_is_shown_with_what_there_is(tmp_path):
+    shown = summarize(write_run(tmp_path / "run", ended=False))
+    assert shown["status"] == "stopped" and shown["steps"] == 6 and shown["report"] is None
+    RunWriter(tmp_path / "new").close()
+    empty = summarize(RunReader(tmp_path / "new"))
+    assert (empty["steps"], empty["loss_first"], empty["top_features"], empty["concepts"]) == (0, None, [], {})
+    render(empty)
+
+
+def render(summary):
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render_summary(summary))
+    return console.export_text()
+
+
+def test_the_screen_says_what_was_learned_and_where_the_report_is(tmp_path):
+    reader = write_run(tmp_path / "run")
+    text = render(summarize(reader))
+    assert "loss 3.5 -> 1" in text and "6 steps" in text
+    assert re.search(r"sea/salt +layers\.3 +\+5 +\+12", text)
+    assert re.search(r"layers\.3 +2 +-7 +\+2 +\+1 +\[salt\] and sea", text)
+    assert re.search(r"sea/salt in answers to chat +0% of 2 +50% of 2", text)
+    assert "rules: route:pirate x 0" in text and "2 records are missing" in text
+    assert "not written yet: gradlens report run" in text
+    (reader.run_dir / "report.html").touch()
+    assert f"report: {reader.run_dir}/report.html" in render(summarize(reader)).replace("\n", "")
+
+
+def test_a_sparkline_shows_the_shape_of_a_curve():
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == BARS
+    assert sparkline([7, None, 0]) == "█ ▁"
+    assert sparkline([3, 3]) == "▁▁" and sparkline([]) == "" and sparkline([None]) == ""
+    assert len(sparkline(list(range(1000)))) == 24
+
+
+def invoke(*arguments):
+    from gradlens.cli import runs
+
+    app = typer.Typer()
+    runs.register(app)
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+@pytest.fixture
+def runs_dir(tmp_path):
+    write_run(tmp_path / "runs" / "demo-1")
+    return tmp_path / "runs"
+
+
+def test_ls_and_show_on_the_command_line(runs_dir):
+    (row,) = json.loads(invoke("runs", "ls", "--runs-dir", runs_dir, "--json").stdout)["runs"]
+    assert (row["run_id"], row["status"], row["steps"], row["loss_last"], row["rules"]) == ("demo-1", "done", 6, 1.0, ["route:pirate"])
+    assert re.search(r"demo-1 +done +6 +3\.5 -> 1", invoke("runs", "ls", "--runs-dir", runs_dir).stdout)
+    shown = json.loads(invoke("runs", "show", "demo", "--runs-dir", runs_dir, "--json").stdout)
+    assert set(KEYS) <= set(shown) and shown["curves"]["sea/salt"]["layers.1"]["estimator"] == "drift"
+    assert "Features that moved most" in invoke("runs", "show", "--runs-dir", runs_dir).stdout
+    assert "no runs in" in invoke("runs", "ls", "--runs-dir", runs_dir / "none").stdout
+    assert "not found" in str(invoke("runs", "show", "nope", "--runs-dir", runs_dir).exception)
+
+
+def test_compare_and_report_on_the_command_line(runs_dir):
+    write_run(runs_dir / "demo-2", ended=False)
+    both = ("demo-1", "demo-2", "--runs-dir", runs_dir)
+    assert [run["run_id"] for run in json.loads(invoke("runs", "compare", *both, "--json").stdout)["runs"]] == ["demo-1", "demo-2"]
+    assert "demo-1" in invoke("runs", "compare", *both).stdout
+    written = json.loads(invoke("report", *both, "--json", "--out", runs_dir / "both.html").stdout)
+    assert written["runs"] == ["demo-1", "demo-2"] and (runs_dir / "both.html").stat().st_size == written["bytes"]
+    assert invoke("report", "demo-1", "--runs-dir", runs_dir).exit_code == 0
+    assert (runs_dir / "demo-1" / "report.html").is_file()
+
+
+def test_verify_finds_damage_and_show_can_leave_it_out(runs_dir):
+    assert invoke("runs", "verify", "demo-1", "--runs-dir", runs_dir).exit_code == 0
+    damaged = sorted((runs_dir / "demo-1/statistics").glob("scalars-*.parquet"))[0]
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    found = invoke("runs", "verify", "demo-1", "--runs-dir", runs_dir, "--json")
+    assert found.exit_code == 3
+    assert [row["file"] for row in json.loads(found.stdout)["files"] if row["state"] == "damaged"] == [damaged.name]
+    stopped = invoke("runs", "show", "demo-1", "--runs-dir", runs_dir)
+    assert damaged.name in str(stopped.exception) and stopped.exception.exit_code == 3
+    shown = json.loads(invoke("runs", "show", "demo-1", "--runs-dir", runs_dir, "--skip-damaged", "--json").stdout)
+    assert shown["loss"]["steps"] == [5, 6]
