@@ -106,7 +106,7 @@ def encode(value: Any) -> Any:
 
 def _title(run: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
     """What a run is called on the page: its part in the study, else its id."""
-    if run["arm"] is None:
+    if run["arm"] is None or len(runs) == 1:
         return run["run_id"]
     alike = [other for other in runs if other["arm"] == run["arm"]]
     return ARMS[run["arm"]] if len(alike) == 1 else f"{ARMS[run['arm']]} ({alike.index(run) + 1})"

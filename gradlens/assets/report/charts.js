@@ -52,7 +52,7 @@ function plot(title, aside, all, options = {}) {
   const hasLoss = all.some((line) => line.scale === "loss");
   const few = all.every((line) => line.x.length <= 24);
   const settings = {
-    width: 400, height: options.height || 220, padding: [12, hasLoss ? 0 : 10, 0, 0], legend: { show: false },
+    width: 400, height: options.height || 220, padding: [12, hasLoss ? 0 : 16, 0, 0], legend: { show: false },
     cursor: { sync: { key: "steps" }, y: false, points: { size: 6 } },
     scales: { x: { time: false }, y: { range: (u, low, high) => span(low, high, options.zero !== false) }, loss: {} },
     axes: [{ ...axis, size: 30, values: (u, ticks) => ticks.map((v, i) => (!Number.isInteger(v) ? "" : i === 0 ? `step ${v}` : v)) },
