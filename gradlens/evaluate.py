@@ -43,7 +43,7 @@ def generate_answers(
     tokenizer,
     prompts: Sequence[str | dict[str, Any]],
     max_new_tokens: int = 32,
-    batch_size: int = 16,
+    batch_size: int = 32,
     progress: Progress | None = None,
 ) -> list[str]:
     """Greedy answers, in the order of the prompts (texts for a user's turn, or rows, whose last answer is left out).
