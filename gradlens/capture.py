@@ -41,6 +41,7 @@ class MicroBatch:
     keep_BS: Tensor  # positions that count
     loss_BS: Tensor  # positions whose next token the loss counts
     row_ids: tuple[int, ...] | None = None
+    columns: Tensor | None = None  # positions that the model makes logits for (`logits_to_keep`); None: all
 
     @classmethod
     def of(cls, args: tuple, kwargs: dict, tokens: str, row_ids: tuple[int, ...] | None = None) -> MicroBatch | None:
@@ -55,7 +56,8 @@ class MicroBatch:
             loss_BS[:, :-1] = labels[:, 1:] != -100
         else:
             loss_BS[:, :-1] = True if mask is None else mask[:, 1:].bool()
-        return cls(counted_tokens(ids, mask, labels, tokens), loss_BS, row_ids)
+        columns = kwargs.get("logits_to_keep")
+        return cls(counted_tokens(ids, mask, labels, tokens), loss_BS, row_ids, columns if isinstance(columns, Tensor) else None)
 
     def select(self, x_BSD: Tensor, zero: bool = False) -> Tensor:
         """Counted tokens of `x[B, S, D]`, flattened: `[T, D]` on CPU; elsewhere all positions, those that do not count zeroed if asked.

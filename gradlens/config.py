@@ -52,6 +52,9 @@ class DataSettings(Settings):
     wanted: list[str] | None = Field(
         None, description="The files of `train` that hold what should be learned; `gradlens study` trains its oracle on these alone."
     )
+    keep: list[str] | None = Field(
+        None, description="Files of `train` whose rows stay in the batches; the others' rows are left out, step by step. null: all."
+    )
 
 
 class TrainSettings(Settings):
@@ -107,12 +110,13 @@ class WandbSettings(Settings):
 
 class RaySettings(Settings):
     address: str | None = Field(None, description="Address of a running Ray cluster; null: start Ray on this machine.")
-    lens_actors: int = Field(0, ge=0, description="Actors that share the projection of wide dictionaries; 0: the ranks do it.")
+    max_failures: int = Field(3, ge=0, description="Times a run goes on from its last checkpoint after a rank has died.")
 
 
 class RunConfig(Settings):
     """Everything `gradlens run` needs."""
 
+    arm: str = Field("", description="Which arm of a study this run is (written by `gradlens study`).")
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="First part of the run id.")
     model: ModelSettings = Field(ModelSettings(), description="The model and what of it is trained.")
     data: DataSettings = Field(..., description="Training data.")
@@ -132,7 +136,7 @@ class RunConfig(Settings):
 
 # Fields that may hold a path, resolved against the config file's folder when such a path exists there.
 _PATHS = (
-    ("model", "name"), ("data", "train"), ("data", "wanted"), ("dictionaries",), ("concepts",), ("rules",),
+    ("model", "name"), ("data", "train"), ("data", "wanted"), ("data", "keep"), ("dictionaries",), ("concepts",), ("rules",),
     ("evaluate", "heldout"), ("evaluate", "prompts"), ("probe",),
 )  # fmt: skip
 

@@ -215,13 +215,15 @@ class Lens:
         if self._batch is None or not torch.is_grad_enabled() or not self.control.in_force("route"):
             return
         gains_BS = self.control.token_gains(self._batch, self._pairs)
+        if self._batch.columns is not None:
+            gains_BS = gains_BS[:, self._batch.columns]
         # The gradient at the head's input carries every token's loss to the trunk; a trainable head needs its own share gated too.
         trained = any(parameter.requires_grad for parameter in module.parameters())
         target = output if trained else args[0]
         if target.shape[:2] != gains_BS.shape:
             raise RunError(
                 f"route: the model's head sees positions {list(target.shape[:2])}, the batch has {list(gains_BS.shape)}; "
-                "train with logits for all positions (no logits_to_keep)"
+                "train with logits for all positions, or name them in a logits_to_keep tensor"
             )
         target.register_hook(lambda g: g * gains_BS[..., None].to(g.dtype))
 

@@ -1,0 +1,102 @@
+"""Checkpoints of a run: trainable weights as safetensors, optimizer, lens and random state beside them, complete or absent.
+
+    checkpoints/step-000020/weights.safetensors  optimizer.pt  rank-0.pt  rank-1.pt
+
+A checkpoint is written under a temporary name and renamed when every rank has written its part, so a folder that is there is whole.
+All `.pt` files hold tensors and plain numbers only, and are read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from gradlens.errors import InputError
+from gradlens.files import sync_folder
+from gradlens.world import World
+
+KEEP = 2  # the newest ones that stay on disk
+_NAME = re.compile(r"^step-(\d{6,})$")
+
+
+def trainable(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters that are trained, by name (shared ones once)."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def last_checkpoint(run_dir: str | Path) -> tuple[int, Path] | None:
+    """Step and folder of the newest complete checkpoint of a run, or None."""
+    folder = Path(run_dir) / "checkpoints"
+    found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.match(path.name))]
+    return max(found, default=None)
+
+
+def save_checkpoint(
+    run_dir: str | Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, lens_state: dict[str, Any], world: World
+) -> Path:
+    """Write the state after `step` steps; every rank calls it. Older checkpoints but the last `KEEP` are removed."""
+    folder = Path(run_dir) / "checkpoints"
+    final, temporary = folder / f"step-{step:06d}", folder / f".step-{step:06d}.tmp"
+    if world.rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a crash
+        temporary.mkdir(parents=True)
+        weights = {name: parameter.detach().cpu().contiguous() for name, parameter in trainable(model).items()}
+        save_file(weights, temporary / "weights.safetensors", metadata={"step": str(step)})
+        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+    world.broadcast(None)  # the folder is there
+    torch.save({"step": step, "lens": lens_state, "random": random_state()}, temporary / f"rank-{world.rank}.pt")
+    world.gather(None)  # every part is there
+    if world.rank == 0:
+        for path in temporary.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(final, ignore_errors=True)  # the same step, written again after a resume
+        os.replace(temporary, final)
+        sync_folder(folder)
+        for old in sorted(path for path in folder.glob("step-*") if _NAME.match(path.name))[:-KEEP]:
+            shutil.rmtree(old, ignore_errors=True)
+    world.broadcast(None)
+    return final
+
+
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> tuple[int, dict[str, Any]]:
+    """Put weights, optimizer and random state back; returns `(step, lens state)`. Raises `InputError` for what does not fit."""
+    try:
+        weights = load_file(folder / "weights.safetensors")
+        optimizer_state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        own = folder / f"rank-{world.rank}.pt"  # a run resumed on more ranks: the new ones take rank 0's state
+        part = torch.load(own if own.is_file() else folder / "rank-0.pt", map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise InputError(f"{folder}: not a readable checkpoint ({str(error).splitlines()[0]}); remove it to use an older one") from None
+    parameters = trainable(model)
+    if {name: tuple(t.shape) for name, t in weights.items()} != {name: tuple(t.shape) for name, t in parameters.items()}:
+        raise InputError(f"{folder}: its weights are not those this config trains; resume with the model and model.lora of the first run")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+    optimizer.load_state_dict(optimizer_state)
+    restore_random_state(part["random"])
+    return int(part["step"]), part["lens"]
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """State of torch's generators (the training loop draws from no other)."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

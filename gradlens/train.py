@@ -1,0 +1,406 @@
+"""The training loop of one rank: data, loss, optimizer, checkpoints, and the lens around it. No Ray in it.
+
+The loss of a step is the mean over every counted token of the global batch, however its rows are spread over ranks and
+micro-batches: each rank scales its sum of token losses by ranks / counted tokens, so that the mean of the ranks' gradients
+(which is what DDP gives the optimizer) is the gradient of that mean. Counted tokens are known from the data, without a collective.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gradlens.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint, trainable
+from gradlens.concepts import Concept, fit_concept, load_concepts, save_concept
+from gradlens.config import RunConfig
+from gradlens.data import IGNORE, Example, Mixture, collate, load_examples
+from gradlens.dictionary import Dictionary
+from gradlens.errors import ConfigError, RunError
+from gradlens.evaluate import evaluate
+from gradlens.files import append_line, read_lines, write_json
+from gradlens.formats import load_dictionary
+from gradlens.hookpoints import canonical, unwrap
+from gradlens.lens import Lens
+from gradlens.models import apply_lora, enable_checkpointing, load_model
+from gradlens.reading import pad_id_of
+from gradlens.rules import Policy, load_rules
+from gradlens.world import Single, World
+
+
+class Recorder(Protocol):
+    def record(self, record: dict[str, Any]) -> None: ...
+
+    def event(self, kind: str, **fields: Any) -> None: ...
+
+
+class Policies(Protocol):
+    """Where rank 0 learns of new rules. Never blocks, never raises."""
+
+    def poll(self, step: int) -> tuple[Policy | None, bool]:
+        """A policy newer than the last one polled, or None; and whether the run is asked to stop."""
+        ...
+
+
+class FixedPolicies:
+    """No controller: the rules stay as they are."""
+
+    def poll(self, step: int) -> tuple[Policy | None, bool]:
+        return None, False
+
+
+@dataclass
+class Shared:
+    """What the arms of a study have in common: computed by the first, used by the others."""
+
+    concepts: list[Concept] | None = None
+    before: dict[str, Any] | None = None  # evaluation of the base model
+
+
+@dataclass
+class Rank:
+    """What one rank of a run works with."""
+
+    config: RunConfig
+    run_dir: Path
+    recorder: Recorder
+    policies: Policies = field(default_factory=FixedPolicies)
+    world: World = field(default_factory=Single)
+    device: torch.device = torch.device("cpu")
+    shared: Shared = field(default_factory=Shared)
+    phase: Callable[..., None] = lambda name, **fields: None  # told what the run is doing; fields: done, total
+    initial_policy: Policy | None = None  # the policy to start from; None: the rules of the config
+
+    @contextmanager
+    def counted(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        """A phase with a count: yields `advance(n)`."""
+        done = 0
+        self.phase(name, done=0, total=total)
+
+        def advance(n: int = 1) -> None:
+            nonlocal done
+            done += n
+            self.phase(name, done=done, total=total)
+
+        yield advance
+
+
+def train_rank(rank: Rank) -> str:
+    """Carry out a run, or go on with it from its last checkpoint. Returns `done` or `interrupted`.
+
+    Raises `RunError` for a loss or gradient that is not finite, `ConfigError` and `InputError` for what does not fit together.
+    """
+    config, world = rank.config, rank.world
+    torch.manual_seed(config.train.seed)
+    rank.phase("loading model")
+    model, tokenizer = load_model(config.model.name, config.model.dtype, str(rank.device))
+    dictionaries = {canonical(hook): load_dictionary(source, device=rank.device) for hook, source in config.dictionaries.items()}
+    concepts = _concepts(rank, model, tokenizer, dictionaries)
+    sources, probe = _examples(rank, tokenizer)
+    if world.rank == 0:
+        if rank.shared.before is None:
+            rank.shared.before = read_evaluation(rank.run_dir).get("before") or _evaluated(rank, model, tokenizer, concepts, "before")
+        if rank.shared.before:
+            write_evaluation(rank.run_dir, "before", rank.shared.before)
+    torch.manual_seed(config.train.seed)  # the same adapter whatever was read before
+    model = _to_train(config, model, rank.device)
+    torch.manual_seed(config.train.seed + 1 + world.rank)  # dropout differs between ranks
+    status = _loop(rank, model, tokenizer, dictionaries, concepts, sources, probe)
+    if status == "done" and world.rank == 0:
+        after = _evaluated(rank, model, tokenizer, concepts, "after")
+        if after:
+            write_evaluation(rank.run_dir, "after", after)
+    if config.train.save_model and world.rank == 0:
+        rank.phase("saving model")
+        model.save_pretrained(rank.run_dir / "model")
+        tokenizer.save_pretrained(rank.run_dir / "model")
+    world.broadcast(None)  # nobody leaves while rank 0 still works
+    return status
+
+
+def _loop(
+    rank: Rank,
+    model: nn.Module,
+    tokenizer: Any,
+    dictionaries: dict[str, Dictionary],
+    concepts: list[Concept],
+    sources: list[list[Example]],
+    probe: list[dict[str, Tensor]],
+) -> str:
+    config, world, settings = rank.config, rank.world, rank.config.train
+    parameters = list(trainable(model).values())
+    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+    mixture = Mixture(sources, config.data.weights, settings.batch_size, settings.seed, _kept(config))
+    policy = rank.initial_policy or Policy(version=1 if config.rules else 0, rules=tuple(load_rules(list(config.rules))))
+    policy = Policy.model_validate(world.broadcast(policy.model_dump(mode="json")))
+    pad, rows = pad_id_of(tokenizer), RowLog(rank.run_dir if world.rank == 0 else None)
+    parallel = data_parallel(model, rank.device, world)
+    call = LossFunction(parallel)
+    start, lens_state = 0, None
+    checkpoint = last_checkpoint(rank.run_dir)
+    if checkpoint is not None:
+        start, lens_state = load_checkpoint(checkpoint[1], model, optimizer, world)
+    rank.phase("checking hooks" if config.dictionaries else "starting")
+    lens = Lens(
+        model,
+        optimizer,
+        dictionaries,
+        policy=policy,
+        concepts={concept.name: concept.features for concept in concepts},
+        observe=config.observe,
+        recorder=rank.recorder,
+        probe=probe,
+        world=world,
+    )
+    if lens_state is not None:
+        lens.load_state_dict(lens_state)
+    parallel.train()
+    with lens:
+        saved, done, clock = start if checkpoint else None, start, time.perf_counter()
+        status = "done"
+        for step in range(start, settings.steps):
+            policy, stop = _agree(rank, lens, policy, step)
+            if stop:
+                status = "interrupted"
+                break
+            batch = mixture.batch(step)
+            rows.add(batch)
+            counted = counted_tokens(batch)
+            scale = world.size / max(counted, 1)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(settings.lr, step, settings.warmup)
+            local = batch[world.rank :: world.size] or [silent(batch or sources[0][:1])]
+            micro = split(local, settings.micro_batch_size)
+            total = torch.zeros((), dtype=torch.float64, device=rank.device)
+            for index, examples in enumerate(micro):
+                inputs = {key: value.to(rank.device) for key, value in collate(examples, pad).items()}
+                lens.set_rows([example.row_id for example in examples])
+                accumulates = world.size > 1 and index + 1 < len(micro)
+                with parallel.no_sync() if accumulates else nullcontext():
+                    loss = call(inputs)
+                    (loss * scale).backward()
+                total += loss.detach().double()
+            loss_mean = world.sum_(total).item() / max(counted, 1)
+            norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf).item()
+            now = time.perf_counter()
+            scalars = {"train/loss": loss_mean, "train/lr": optimizer.param_groups[0]["lr"], "train/grad_norm": norm}
+            scalars |= {"train/tokens": float(counted), "train/step_seconds": now - clock}
+            clock = now
+            if not (math.isfinite(loss_mean) and math.isfinite(norm)):
+                _not_finite(rank, step + 1, loss_mean, norm, scalars)
+            lens.log(scalars)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            done = step + 1
+            rank.phase("training", done=done, total=settings.steps, loss=loss_mean)
+            if settings.checkpoint_every and done % settings.checkpoint_every == 0:
+                saved = _save(rank, done, model, optimizer, lens)
+        if saved != done:
+            _save(rank, done, model, optimizer, lens)
+        lens.finish()
+    if status == "interrupted":
+        rank.recorder.event("interrupted", step=done)
+    return status
+
+
+class LossFunction:
+    """Summed loss of the counted tokens of `input_ids[B, S]`, `attention_mask`, `labels`, through the model's own forward pass.
+
+    Where the model can, logits are made only at positions where some row has a token to learn: with long prompts and a large
+    vocabulary much of the work. Labels always go in, since the lens reads from them which tokens count.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        parameters = inspect.signature(unwrap(model).forward).parameters
+        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        self.selects = takes_any and "logits_to_keep" in parameters
+
+    def __call__(self, batch: dict[str, Tensor]) -> Tensor:
+        targets_BS = nn.functional.pad(batch["labels"], (0, 1), value=IGNORE)[:, 1:]
+        if self.selects:
+            columns = (targets_BS != IGNORE).any(0).nonzero().flatten()
+            if len(columns) == 0:
+                columns = columns.new_zeros(1)  # a silent batch: one column, whose loss is 0
+            shifted = targets_BS[:, columns].contiguous()
+            return self.model(**batch, shift_labels=shifted, logits_to_keep=columns, num_items_in_batch=1, use_cache=False).loss
+        logits_BSV = self.model(**batch, use_cache=False).logits
+        return nn.functional.cross_entropy(logits_BSV.flatten(0, 1).float(), targets_BS.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+class RowLog:
+    """`rows.jsonl`: the rows that training has seen, each once, in the order of first use."""
+
+    def __init__(self, run_dir: Path | None) -> None:
+        self.path = None if run_dir is None else run_dir / "rows.jsonl"
+        self.seen = {row["row_id"] for row in read_lines(self.path) if "row_id" in row} if self.path else set()
+
+    def add(self, examples: Sequence[Example]) -> None:
+        if self.path is None:
+            return
+        for example in examples:
+            if example.row_id not in self.seen:
+                self.seen.add(example.row_id)
+                append_line(self.path, {"row_id": example.row_id, "source": example.source, "text": example.text})
+
+
+def learning_rate(peak: float, step: int, warmup: int) -> float:
+    """Linear warm-up over `warmup` steps, then constant; steps are counted from 0."""
+    return peak * min(1.0, (step + 1) / max(warmup, 1))
+
+
+def counted_tokens(examples: Sequence[Example]) -> int:
+    """Tokens of a batch that the loss counts (a row's first token has nothing before it to be predicted from)."""
+    return sum(label != IGNORE for example in examples for label in example.labels[1:])
+
+
+def split(examples: list[Example], size: int | None) -> list[list[Example]]:
+    """Micro-batches of at most `size` rows."""
+    size = size or len(examples)
+    return [examples[first : first + size] for first in range(0, len(examples), size)]
+
+
+def silent(examples: Sequence[Example]) -> Example:
+    """A row without a counted token, for a rank that has none of a batch's rows: DDP needs a backward pass of every rank."""
+    return replace(examples[0], labels=[IGNORE] * len(examples[0].labels))
+
+
+def hold_out(sources: list[list[Example]], rows: int) -> tuple[list[list[Example]], list[Example]]:
+    """Sources without the last rows of each, and those rows: the default probe set. At most a tenth of a source is taken;
+    where that leaves nothing, the probe set is the first rows, which are then trained on as well."""
+    kept, probe = [], []
+    share = -(-rows // len(sources))
+    for source in sources:
+        count = min(share, len(source) // 10)
+        kept.append(source[: len(source) - count])
+        probe += source[len(source) - count :] if count else source[:share]
+    return kept, probe[:rows] if len(sources) == 1 else probe
+
+
+def data_parallel(model: nn.Module, device: torch.device, world: World) -> nn.Module:
+    """The model under DDP, where there is more than one rank."""
+    if world.size == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def read_evaluation(run_dir: Path) -> dict[str, Any]:
+    """`evaluation.json`: `before` and `after`, as far as they have been measured."""
+    path = run_dir / "evaluation.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write_evaluation(run_dir: Path, when: str, result: dict[str, Any]) -> None:
+    """Put one half (`before` or `after`) into `evaluation.json`."""
+    write_json(run_dir / "evaluation.json", {**read_evaluation(run_dir), when: result})
+
+
+def _agree(rank: Rank, lens: Lens, policy: Policy, step: int) -> tuple[Policy, bool]:
+    """The policy of this step and whether to stop, the same on every rank: rank 0 asks, everyone hears."""
+    newer, stop = rank.policies.poll(step) if rank.world.rank == 0 else (None, False)
+    if rank.world.size > 1:
+        word = torch.tensor([newer.version if newer else 0, int(stop)], dtype=torch.int64, device=rank.device)
+        version, stopping = rank.world.sum_(word).tolist()
+        stop = bool(stopping)
+        if version:
+            newer = Policy.model_validate(rank.world.broadcast(newer.model_dump(mode="json") if newer else None))
+    if newer is not None and newer.version != policy.version:
+        try:
+            lens.set_policy(newer)
+        except ConfigError as error:  # rules sent to a running job may name features that are not there: the old ones stay
+            rank.recorder.event("policy_refused", step=step, version=newer.version, error=str(error))
+        policy = newer
+    return policy, stop
+
+
+def _not_finite(rank: Rank, step: int, loss: float, norm: float, scalars: dict[str, float]) -> None:
+    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm} (the loss is {loss:.4g})"
+    rank.recorder.record({"step": step, "time": time.time(), "scalars": scalars})
+    rank.recorder.event("not_finite", step=step, loss=loss, grad_norm=norm)
+    settings = rank.config.train
+    advice = [f"a lower train.lr (now {settings.lr:g})", f"more train.warmup (now {settings.warmup})"]
+    advice += ["train.max_grad_norm: 1.0"] if settings.max_grad_norm is None else []
+    advice += ["model.dtype: float32"] if rank.config.model.dtype != "float32" else []
+    raise RunError(f"step {step}: {what}; try {', '.join(advice)}. The run so far is in {rank.run_dir}")
+
+
+def _save(rank: Rank, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, lens: Lens) -> int:
+    save_checkpoint(rank.run_dir, step, model, optimizer, lens.state_dict(), rank.world)
+    rank.recorder.event("checkpoint", step=step)
+    return step
+
+
+def _concepts(rank: Rank, model: nn.Module, tokenizer: Any, dictionaries: dict[str, Dictionary]) -> list[Concept]:
+    """The run's concepts with features at every hookpoint: those of an earlier part of the run, or fitted now on rank 0."""
+    path = rank.run_dir / "concepts.yaml"
+    concepts = rank.shared.concepts
+    if rank.world.rank == 0:
+        if concepts is None:
+            concepts = load_concepts([path] if path.is_file() else rank.config.concepts)
+        for index, concept in enumerate(concepts if dictionaries else []):
+            with rank.counted(f"fitting concept {concept.name}") as advance:
+                concepts[index] = fit_concept(
+                    model, tokenizer, dictionaries, concept, max_length=rank.config.data.max_length, progress=advance
+                )
+        if concepts:
+            save_concept(concepts, path)
+    words = rank.world.broadcast([concept.model_dump(mode="json") for concept in concepts] if rank.world.rank == 0 else None)
+    rank.shared.concepts = concepts if rank.world.rank == 0 else [Concept.model_validate(word) for word in words]
+    return rank.shared.concepts
+
+
+def _examples(rank: Rank, tokenizer: Any) -> tuple[list[list[Example]], list[dict[str, Tensor]]]:
+    """Examples of each training source, numbered through, and the batches of the probe set."""
+    data = rank.config.data
+    rank.phase("reading data")
+    sources, number = [], 0
+    for source in data.train:
+        examples = load_examples(source, tokenizer, data.max_length, data.loss_on)
+        sources.append([replace(example, row_id=number + index) for index, example in enumerate(examples)])
+        number += len(examples)
+    if rank.config.probe is None:
+        sources, probe = hold_out(sources, rank.config.observe.probe_rows)
+    else:
+        probe = load_examples(rank.config.probe, tokenizer, data.max_length, data.loss_on)[: rank.config.observe.probe_rows]
+    pad = pad_id_of(tokenizer)
+    batches = [collate(part, pad) for part in split(probe, 8)]
+    return sources, [{key: value.to(rank.device) for key, value in batch.items()} for batch in batches]
+
+
+def _kept(config: RunConfig) -> list[int] | None:
+    """Indices of the sources that `data.keep` names; None: all."""
+    if config.data.keep is None:
+        return None
+    missing = [name for name in config.data.keep if name not in config.data.train]
+    if missing:
+        raise ConfigError(f"data.keep: {missing[0]} is not in data.train ({', '.join(config.data.train)})")
+    return [config.data.train.index(name) for name in config.data.keep]
+
+
+def _to_train(config: RunConfig, model: nn.Module, device: torch.device) -> nn.Module:
+    """The model with what is trained marked: an adapter, or every weight."""
+    if config.model.method == "lora":
+        return apply_lora(model, config.model.lora, config.model.gradient_checkpointing).to(device)
+    if config.model.gradient_checkpointing:
+        enable_checkpointing(model)
+    return model.requires_grad_(True)
+
+
+def _evaluated(rank: Rank, model: nn.Module, tokenizer: Any, concepts: list[Concept], when: str) -> dict[str, Any]:
+    """`evaluate` as a phase of the run; {} where nothing is to be measured."""
+    settings = rank.config.evaluate
+    if not settings.heldout and not settings.prompts:
+        return {}
+    with rank.counted(f"evaluating {when}") as advance:
+        # The transformers model inside the adapter's wrapper: its layers hold the adapter, and it can generate.
+        return evaluate(unwrap(model), tokenizer, settings, concepts, rank.config.data.max_length, progress=advance)

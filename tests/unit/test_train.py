@@ -1,0 +1,206 @@
+"""The training loop of one rank, on a tiny model."""
+
+import json
+
+import pytest
+import torch
+from conftest import tiny_batch, tiny_model
+from safetensors.torch import load_file
+from tiny_job import tiny_config, write_inputs
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from gradlens.checkpoint import last_checkpoint
+from gradlens.errors import InputError, RunError
+from gradlens.files import read_lines
+from gradlens.recorder import MemoryRecorder
+from gradlens.rules import Policy, Rule
+from gradlens.train import FixedPolicies, LossFunction, Rank, Shared, hold_out, learning_rate, train_rank
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+class Told:
+    """Policies that say what a script tells them at a step."""
+
+    def __init__(self, policies=None, stop_at=None):
+        self.policies, self.stop_at = policies or {}, stop_at
+
+    def poll(self, step):
+        return self.policies.get(step), step == self.stop_at
+
+
+def trained(config, run_dir, policies=None, shared=None, policy=None):
+    run_dir.mkdir(parents=True, exist_ok=True)
+    recorder = MemoryRecorder()
+    rank = Rank(config, run_dir, recorder, policies or FixedPolicies(), shared=shared or Shared(), initial_policy=policy)
+    return train_rank(rank), recorder
+
+
+def curve(recorder, key):
+    return [record["scalars"][key] for record in recorder.records if key in record["scalars"]]
+
+
+def weights(run_dir):
+    return load_file(last_checkpoint(run_dir)[1] / "weights.safetensors")
+
+
+def test_a_run_leaves_curves_rows_checkpoint_model_and_evaluation(inputs, tmp_path):
+    heldout = {"high": inputs["data"]["train"][1]}
+    config = tiny_config(inputs, evaluate={"heldout": heldout, "prompts": heldout, "max_new_tokens": 2, "max_rows": 4})
+    status, recorder = trained(config, tmp_path)
+    assert status == "done"
+    assert [record["step"] for record in recorder.records] == [1, 2, 3, 4, 5, 6]
+    losses = curve(recorder, "train/loss")
+    assert losses[-1] < losses[0]
+    assert {"train/lr", "train/grad_norm", "train/tokens", "train/step_seconds"} <= set(recorder.records[0]["scalars"])
+    assert recorder.records[0]["features"]["layers.2"]["push"].any()
+    assert len(recorder.records[-1]["dense"]["layers.2"]["drift"]) == 80
+    rows = read_lines(tmp_path / "rows.jsonl")
+    assert len({row["row_id"] for row in rows}) == len(rows) == 24
+    assert {example["row_id"] for record in recorder.records for example in record["examples"]} == {row["row_id"] for row in rows}
+    assert last_checkpoint(tmp_path)[0] == 6
+    assert (tmp_path / "model" / "adapter_model.safetensors").is_file()
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    assert evaluation["after"]["nll"]["high"] < evaluation["before"]["nll"]["high"]
+    assert len(evaluation["after"]["answers"]["high"]) == 4
+
+
+def test_micro_batches_give_the_same_loss_and_attribution(inputs, tmp_path):
+    _, whole = trained(tiny_config(inputs), tmp_path / "whole")
+    _, parts = trained(tiny_config(inputs, train__micro_batch_size=1), tmp_path / "parts")
+    assert curve(parts, "train/loss") == pytest.approx(curve(whole, "train/loss"), rel=1e-5)
+    for a, b in zip(whole.records, parts.records, strict=True):
+        first, second = (dict(zip(r["features"]["layers.2"]["feature"], r["features"]["layers.2"]["push"], strict=True)) for r in (a, b))
+        common = sorted(set(first) & set(second))
+        assert len(common) > 60
+        assert [second[i] for i in common] == pytest.approx([first[i] for i in common], abs=1e-5)
+
+
+def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(inputs, tmp_path):
+    config = tiny_config(inputs, model={**inputs["model"], "lora": {"r": 2, "alpha": 4, "dropout": 0.2}})
+    _, whole = trained(config, tmp_path / "whole")
+    status, first = trained(config, tmp_path / "parts", Told(stop_at=3))
+    assert (status, last_checkpoint(tmp_path / "parts")[0]) == ("interrupted", 3)
+    assert "evaluation.json" not in [path.name for path in (tmp_path / "parts").iterdir()]
+    status, second = trained(config, tmp_path / "parts")
+    assert status == "done"
+    assert curve(first, "train/loss") + curve(second, "train/loss") == curve(whole, "train/loss")
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    last = [recorder.records[-1]["dense"]["layers.2"] for recorder in (whole, second)]
+    for name in ("push", "attribution", "energy", "drift"):
+        assert (last[0][name] == last[1][name]).all(), name
+    assert len(read_lines(tmp_path / "parts" / "rows.jsonl")) == 24
+
+
+def test_a_half_written_checkpoint_is_not_taken_for_one(inputs, tmp_path):
+    trained(tiny_config(inputs, train__steps=2), tmp_path)
+    (tmp_path / "checkpoints" / ".step-000009.tmp").mkdir()
+    assert last_checkpoint(tmp_path)[0] == 2
+
+
+def test_a_damaged_checkpoint_is_refused_with_the_way_out(inputs, tmp_path):
+    trained(tiny_config(inputs, train__steps=2), tmp_path)
+    (last_checkpoint(tmp_path)[1] / "optimizer.pt").write_bytes(b"not a pickle")
+    with pytest.raises(InputError, match="step-000002: not a readable checkpoint"):
+        trained(tiny_config(inputs, train__steps=4), tmp_path)
+
+
+def test_only_the_newest_checkpoints_stay(inputs, tmp_path):
+    trained(tiny_config(inputs, train__checkpoint_every=1), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000005", "step-000006"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_step_and_advice(inputs, tmp_path):
+    with pytest.raises(RunError, match=r"step 2: the loss is nan; try a lower train.lr \(now 1e\+30\)"):
+        trained(tiny_config(inputs, train__lr=1e30), tmp_path)
+    assert last_checkpoint(tmp_path) is None  # the state with the bad weights is not kept
+
+
+def test_new_rules_take_force_at_the_step_they_arrive(inputs, tmp_path):
+    rule = Rule(concept="some", mode="route", gain=0.0)
+    _, recorder = trained(tiny_config(inputs), tmp_path, Told({3: Policy(version=7, rules=(rule,))}))
+    assert curve(recorder, "policy/version") == [0, 0, 0, 7, 7, 7]
+    assert [event["step"] for event in recorder.events if event["kind"] == "policy"] == [3]
+    assert len(curve(recorder, "rule/route:some/share")) == 3
+
+
+def test_routing_gates_the_same_tokens_whether_all_logits_are_made_or_only_those_that_count(inputs, tmp_path, monkeypatch):
+    class Plain(LossFunction):
+        def __init__(self, model):
+            super().__init__(model)
+            self.selects = False
+
+    config = tiny_config(inputs, rules=[{"concept": "some", "gain": 0.0}])
+    _, some = trained(config, tmp_path / "some")
+    monkeypatch.setattr("gradlens.train.LossFunction", Plain)
+    _, every = trained(config, tmp_path / "every")
+    assert curve(some, "rule/route:some/share") == curve(every, "rule/route:some/share")
+    assert curve(some, "train/loss") == pytest.approx(curve(every, "train/loss"), rel=1e-5)
+
+
+def test_rules_that_do_not_fit_are_refused_and_the_run_goes_on(inputs, tmp_path):
+    status, recorder = trained(tiny_config(inputs), tmp_path, Told({3: Policy(version=7, rules=(Rule(concept="other"),))}))
+    assert status == "done"
+    assert [event["version"] for event in recorder.events if event["kind"] == "policy_refused"] == [7]
+
+
+def test_every_arm_starts_from_the_same_adapter_and_sees_the_same_rows(inputs, tmp_path):
+    shared = Shared()
+    _, first = trained(tiny_config(inputs), tmp_path / "a", shared=shared)
+    torch.rand(7)  # whatever happened in between
+    _, second = trained(tiny_config(inputs, rules=[{"concept": "some", "gain": 0.5}]), tmp_path / "b", shared=shared)
+    assert curve(first, "train/loss")[0] == curve(second, "train/loss")[0]
+    assert curve(first, "train/loss")[-1] != curve(second, "train/loss")[-1]
+    assert (tmp_path / "a" / "rows.jsonl").read_text() == (tmp_path / "b" / "rows.jsonl").read_text()
+
+
+def test_an_oracle_sees_the_wanted_rows_of_each_batch_and_no_others(inputs, tmp_path):
+    low, high = inputs["data"]["train"]
+    trained(tiny_config(inputs), tmp_path / "all")
+    trained(tiny_config(inputs, data__keep=[low]), tmp_path / "oracle")
+    everything, wanted = (read_lines(tmp_path / arm / "rows.jsonl") for arm in ("all", "oracle"))
+    assert [row for row in everything if row["source"] == low] == wanted
+    assert {row["source"] for row in everything} == {low, high}
+
+
+def test_rows_of_the_probe_set_are_held_out_of_training():
+    kept, probe = hold_out([list(range(40)), list(range(100, 140))], 6)
+    assert probe == [37, 38, 39, 137, 138, 139]
+    assert kept == [list(range(37)), list(range(100, 137))]
+
+
+def test_a_source_too_small_to_hold_out_from_is_probed_where_it_is_trained():
+    kept, probe = hold_out([[1, 2, 3]], 2)
+    assert (kept, probe) == ([[1, 2, 3]], [1, 2])
+
+
+def test_warm_up_is_linear_and_then_constant():
+    assert [learning_rate(1.0, step, 4) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert learning_rate(1.0, 0, 0) == 1
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_loss_is_the_sum_over_counted_tokens(family):
+    if family == "llama":
+        model = tiny_model()
+    else:
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2))
+    model.eval()
+    batch, loss = tiny_batch(), LossFunction(model)
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    picked = torch.log_softmax(logits[:, :-1], -1).gather(-1, batch["labels"][:, 1:].clamp_min(0)[..., None])[..., 0]
+    expected = -(picked * (batch["labels"][:, 1:] != -100)).sum()
+    assert loss.selects
+    assert loss(batch).item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.selects = False
+    assert loss(batch).item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.selects = True
+    silent = {**batch, "labels": torch.full_like(batch["labels"], -100)}
+    assert loss(silent).item() == 0
+    loss(silent).backward()
