@@ -161,6 +161,8 @@ class WandbSink:
             "project": self.settings.project, "entity": self.settings.entity, "id": run_id, "name": self.run_id,
             "dir": str(self.run_dir.resolve()), "config": self.config,
         }  # fmt: skip
+        if mode == "online":
+            settings["resume"] = "allow"  # after a restart of the recorder: go on with this run, do not begin it anew
         try:
             ready = child.init(mode, self.init_timeout, settings)
         except WandbFailure:
