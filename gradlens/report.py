@@ -53,7 +53,8 @@ def page(data: dict[str, Any]) -> str:
         f"<li>{html.escape(text)}" + (f'<span class="aside">{html.escape(aside)}</span>' if aside else "") + "</li>"
         for text, aside in facts
     )
-    model = ", ".join(dict.fromkeys(f"{run['model']} ({run['method']})" for run in runs if run["model"]))
+    models = dict.fromkeys((run["model"], run["method"]) for run in runs if run["model"])
+    model = ", ".join(f"{Path(name).name if Path(name).is_absolute() else name} ({method})" for name, method in models)
     ids = ", ".join(run["run_id"] for run in runs) if len(runs) == 1 else f"{len(runs)} runs"
     return Template((ASSETS / "template.html").read_text(encoding="utf-8")).substitute(
         policy=(

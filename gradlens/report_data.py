@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ MAX_EXAMPLES = 6  # of each concept and hookpoint
 MAX_PROMPTS, MAX_TEXT = 24, 600  # prompts of each set; characters of a text
 MAX_EVENTS = 200
 MAX_YAML = 20_000
+Patterns = Mapping[str, Sequence[re.Pattern[str]]]  # concept -> what its checker looks for
 ESTIMATORS = ("drift", "drift_direction", "push", "attribution", "energy")
 TROUBLE = re.compile(r"gap|error|lost|damaged|not_finite|unreadable|interrupted|fail|alarm|killed|dead|died|not_stored")
 
@@ -46,6 +47,7 @@ def gather(readers: Sequence[RunReader]) -> dict[str, Any]:
     axes: dict[tuple[int, ...], int] = {}
     tables = [_hookpoints(reader) for reader in readers]
     rows = max(10, MOVER_BUDGET // max(1, sum(map(len, tables))))
+    patterns = {concept["name"]: [re.compile(pattern, re.IGNORECASE) for pattern in concept["patterns"]] for concept in concepts}
     runs, notes = [], []
     for run, reader, found, keys, hookpoints in zip(comparison["runs"], readers, scalars, series, tables, strict=True):
         labels = feature_labels(reader, set(hookpoints))
@@ -60,7 +62,7 @@ def gather(readers: Sequence[RunReader]) -> dict[str, Any]:
                 "curves": {key: _curve(*found[key], axes, points) for key in keys},
                 "health": {hook: _health(found, hook) for hook in hookpoints},
                 "movers": {hook: _movers(reader, hook, labels.get(hook, {}), concepts, min(rows, 150)) for hook in hookpoints},
-                "examples": _examples(reader, [concept["name"] for concept in concepts]),
+                "examples": _examples(reader, patterns),
                 "markers": _markers(run, events),
                 "events": _events(events),
                 "events_left_out": max(0, len(events) - MAX_EVENTS),
@@ -83,7 +85,7 @@ def gather(readers: Sequence[RunReader]) -> dict[str, Any]:
             "arms": ARMS,
             "baseline": comparison["baseline"],
             "wanted": comparison["wanted"],
-            "prompts": _answers(readers, comparison["runs"], concepts),
+            "prompts": _answers(readers, comparison["runs"], patterns),
             "notes": list(dict.fromkeys(notes)),
         }
     )
@@ -242,7 +244,7 @@ def _sparks(reader: RunReader, hookpoint: str, features: np.ndarray) -> dict[int
     return sparks
 
 
-def _examples(reader: RunReader, concepts: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _examples(reader: RunReader, patterns: Patterns) -> dict[str, dict[str, Any]]:
     """`{concept: {hookpoint: {"rows": [...], "sources": {source: share}}}}`: the rows with the largest summed push, by gradient."""
     table = reader.query(
         "SELECT concept, hookpoint, row_id, sum(push) AS push, avg(activation) AS activation, count(*) AS times "
@@ -250,7 +252,7 @@ def _examples(reader: RunReader, concepts: Sequence[str]) -> dict[str, dict[str,
     ).to_pylist()
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in table:
-        if row["concept"] in concepts:
+        if row["concept"] in patterns:
             groups[row["concept"], row["hookpoint"]].append(row)
     if not groups:
         return {}
@@ -270,7 +272,9 @@ def _examples(reader: RunReader, concepts: Sequence[str]) -> dict[str, dict[str,
                 "activation": row["activation"],
                 "times": row["times"],
                 "source": _source(texts.get(row["row_id"])),
-                "text": clip(texts.get(row["row_id"], {}).get("text") or "(text not in rows.jsonl)"),
+                "parts": highlight(
+                    clip(turns(texts.get(row["row_id"], {}).get("text") or "(text not in rows.jsonl)")), {concept: patterns[concept]}
+                ),
             }
             for row in rows[:MAX_EXAMPLES]
             if row["push"] > 0
@@ -287,19 +291,25 @@ def _source(row: dict[str, Any] | None) -> str:
     return str((row or {}).get("source") or "unknown source").rsplit("/", 1)[-1]
 
 
+def turns(text: str) -> str:
+    """A rendered chat for people: `user: ...` and `assistant: ...` instead of the template's marks, without the system's turn."""
+    found = re.findall(r"<\|im_start\|>(\w+)\n(.*?)(?=<\|im_end\|>|<\|im_start\|>|$)", text, re.DOTALL)
+    if found:
+        return "\n".join(f"{role}: {content.strip()}" for role, content in found if role != "system")
+    return re.sub(r"<\|[^|<>]{1,40}\|>", " ", text)
+
+
 def clip(text: str) -> str:
+    """At most `MAX_TEXT` characters."""
     text = str(text).strip()
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
 
 
-def _answers(
-    readers: Sequence[RunReader], runs: Sequence[dict[str, Any]], concepts: Sequence[dict[str, Any]]
-) -> dict[str, list[dict[str, Any]]]:
+def _answers(readers: Sequence[RunReader], runs: Sequence[dict[str, Any]], patterns: Patterns) -> dict[str, list[dict[str, Any]]]:
     """`{prompt set: [{"prompt", "before": answer, "after": {run id: answer}}]}`.
 
     An answer is `{"parts": [[text, concept or None]], "hits": [concept]}`.
     """
-    patterns = {concept["name"]: [re.compile(p, re.IGNORECASE) for p in concept["patterns"]] for concept in concepts}
     sets: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for reader, run in zip(readers, runs, strict=True):
         evaluation = reader.evaluation or {}
@@ -316,7 +326,7 @@ def _answers(
     return {name: list(entries.values())[:MAX_PROMPTS] for name, entries in sets.items()}
 
 
-def highlight(text: str, patterns: dict[str, Sequence[re.Pattern[str]]]) -> list[list[str | None]]:
+def highlight(text: str, patterns: Patterns) -> list[list[str | None]]:
     """The text in parts `[text, concept or None]`: what a concept's patterns match is marked with it, earlier matches first."""
     spans = sorted(
         (match.start(), -match.end(), concept)

@@ -14,7 +14,7 @@ from synthetic_runs import HOOKS, make_run, make_study
 
 from gradlens.errors import InputError
 from gradlens.report import write_report
-from gradlens.report_data import MAX_CONCEPTS, MAX_EVENTS, encode, gather, highlight
+from gradlens.report_data import MAX_CONCEPTS, MAX_EVENTS, encode, gather, highlight, turns
 from gradlens.store import RunReader, RunWriter
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><!--<script> ${1+1} &amp; \u2028 ' \" `"
@@ -90,7 +90,7 @@ def test_hostile_texts_stay_texts(tmp_path):
     assert [tag for tag, _ in page.tags].count("script") == 2 and "img" not in dict(page.tags)
     run = page.data["runs"][0]
     assert page.data["prompts"]["chat"][0]["before"]["parts"] == [[HOSTILE, None]]
-    assert run["examples"]["pirate"][HOOKS[0]]["rows"][0]["text"] == HOSTILE
+    assert run["examples"]["pirate"][HOOKS[0]]["rows"][0]["parts"] == [[HOSTILE, None]]
     assert run["movers"][HOOKS[0]]["rows"][0]["label"] == HOSTILE
     assert any(HOSTILE in event["text"] for event in run["events"])
 
@@ -185,7 +185,7 @@ def test_examples_are_the_rows_that_pushed_most(tmp_path):
     rows = [{"row_id": r, "source": f"data/{'a' if r == 4 else 'b'}.jsonl", "text": f"text {r}"} for r in (4, 5, 6, 7)]
     (tmp_path / "run" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = gather([RunReader(tmp_path / "run")])["runs"][0]["examples"]["pirate"]["layers.1"]
-    assert [(row["row_id"], row["text"], row["push"], row["times"]) for row in found["rows"]] == [
+    assert [(row["row_id"], row["parts"][0][0], row["push"], row["times"]) for row in found["rows"]] == [
         (4, "text 4", 2.0, 2),
         (5, "text 5", 0.5, 2),
     ]
@@ -206,6 +206,13 @@ def test_what_a_checker_matches_is_marked_once():
     patterns = {"pirate": [re.compile("ahoy|hoy", re.I)], "sums": [re.compile(r"\d+")], "empty": [re.compile("x*")]}
     assert highlight("Ahoy 12!", patterns) == [["Ahoy", "pirate"], [" ", None], ["12", "sums"], ["!", None]]
     assert highlight("", patterns) == [["", None]]
+
+
+def test_a_rendered_chat_is_shown_as_turns():
+    chat = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi <b>?<|im_end|>\n<|im_start|>assistant\nAhoy\nye!<|im_end|>\n"
+    assert turns(chat) == "user: Hi <b>?\nassistant: Ahoy\nye!"
+    assert turns(chat[: chat.index("ye!")]) == "user: Hi <b>?\nassistant: Ahoy"  # cut in the middle
+    assert turns("plain 1 < 2 | text") == "plain 1 < 2 | text" and turns("a<|eot_id|>b") == "a b"
 
 
 def test_a_wide_and_long_run_stays_under_five_megabytes(tmp_path):

@@ -157,12 +157,15 @@ function drawExamples(body, redraw) {
   body.append(grid);
 }
 
+const marked = (parts) => parts.map(([text, concept]) => (concept ? el("mark", { title: concept }, text) : text));
+
 function exampleRow(row) {
+  const text = row.parts.map((part) => part[0]).join("");
   const more = el("button", { cls: "link", type: "button", "aria-expanded": "false", onclick: () => { const open = node.classList.toggle("open"); more.textContent = open ? "less" : "more"; more.setAttribute("aria-expanded", String(open)); } }, "more");
-  const short = row.text.length < 240 && row.text.split("\n").length < 4;
+  const short = text.length < 240 && text.split("\n").length < 4;
   const node = el("div", { cls: `example${short ? " short" : ""}` },
     el("div", { cls: "meta" }, el("span", { cls: "pill" }, row.source), `row ${row.row_id}`, el("span", { cls: "num" }, `push ${format(row.push, true)}`), `seen ${row.times}×`, short ? null : more),
-    el("div", { cls: "text" }, row.text));
+    el("div", { cls: "text" }, marked(row.parts)));
   return node;
 }
 
@@ -170,7 +173,7 @@ const answersView = { set: Object.keys(DATA.prompts)[0], all: false };
 
 function answerCell(answer) {
   if (!answer) return el("td", {}, el("span", { cls: "quiet" }, "–"));
-  return el("td", {}, el("div", { cls: "text" }, answer.parts.map(([text, concept]) => (concept ? el("mark", { title: concept }, text) : text))),
+  return el("td", {}, el("div", { cls: "text" }, marked(answer.parts)),
     answer.hits.length ? el("span", { cls: "hit" }, answer.hits.map((hit) => el("span", { cls: "pill" }, `shows ${hit}`))) : null);
 }
 
