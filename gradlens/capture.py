@@ -75,12 +75,12 @@ class MicroBatch:
         return row_BS[self.keep_BS] if self.keep_BS.device.type == "cpu" else row_BS.flatten()
 
 
-class _Stop(Exception):
+class Stop(Exception):
     """Ends a forward pass after the last hookpoint that is read."""
 
 
 @contextmanager
-def _inference(model: nn.Module) -> Iterator[None]:
+def inference(model: nn.Module) -> Iterator[None]:
     """eval mode and no gradients, with every module's own mode restored."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -106,17 +106,17 @@ def read_activations(model: nn.Module, hookpoints: list[str], batch: dict[str, T
         def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
             read[name] = hidden(output).detach()
             if len(read) == len(wanted):
-                raise _Stop
+                raise Stop
 
         return hook
 
     inputs = {key: batch[key].to(device) for key in ("input_ids", "attention_mask") if batch.get(key) is not None}
     with ExitStack() as stack:
-        stack.enter_context(_inference(model))
+        stack.enter_context(inference(model))
         for name, module in wanted.items():
             stack.callback(module.register_forward_hook(reader(name)).remove)
         try:
             model(**inputs, use_cache=False)
-        except _Stop:
+        except Stop:
             pass  # every hookpoint has been read
     return {canonical(name): read[canonical(name)] for name in hookpoints}
