@@ -8,15 +8,14 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 
 from gradlens.compare import ARMS, check_text, compare_runs, rule_text, scalars_by_key
-from gradlens.files import read_lines
+from gradlens.report_texts import MAX_EVENTS, answers, event_rows, teaching_rows
 from gradlens.summary import feature_labels
 
 if TYPE_CHECKING:
@@ -28,13 +27,8 @@ MAX_CONCEPTS = 24
 MAX_HOOKPOINTS = 12
 MOVER_BUDGET = 4000  # rows of all movers tables together
 SPARK_POINTS = 16
-MAX_EXAMPLES = 6  # of each concept and hookpoint
-MAX_PROMPTS, MAX_TEXT = 24, 600  # prompts of each set; characters of a text
-MAX_EVENTS = 200
 MAX_YAML = 20_000
-Patterns = Mapping[str, Sequence[re.Pattern[str]]]  # concept -> what its checker looks for
 ESTIMATORS = ("drift", "drift_direction", "push", "attribution", "energy")
-TROUBLE = re.compile(r"gap|error|lost|damaged|not_finite|unreadable|interrupted|fail|alarm|killed|dead|died|not_stored")
 
 
 def gather(readers: Sequence[RunReader]) -> dict[str, Any]:
@@ -62,9 +56,9 @@ def gather(readers: Sequence[RunReader]) -> dict[str, Any]:
                 "curves": {key: _curve(*found[key], axes, points) for key in keys},
                 "health": {hook: _health(found, hook) for hook in hookpoints},
                 "movers": {hook: _movers(reader, hook, labels.get(hook, {}), concepts, min(rows, 150)) for hook in hookpoints},
-                "examples": _examples(reader, patterns),
+                "examples": teaching_rows(reader, patterns),
                 "markers": _markers(run, events),
-                "events": _events(events),
+                "events": event_rows(events),
                 "events_left_out": max(0, len(events) - MAX_EVENTS),
                 "config": yaml.safe_dump(reader.config, sort_keys=False, allow_unicode=True)[:MAX_YAML],
                 "versions": reader.versions or {},
@@ -85,7 +79,7 @@ def gather(readers: Sequence[RunReader]) -> dict[str, Any]:
             "arms": ARMS,
             "baseline": comparison["baseline"],
             "wanted": comparison["wanted"],
-            "prompts": _answers(readers, comparison["runs"], patterns),
+            "prompts": answers(readers, comparison["runs"], patterns),
             "notes": list(dict.fromkeys(notes)),
         }
     )
@@ -188,7 +182,11 @@ def _movers(reader: RunReader, hookpoint: str, labels: dict[int, str], concepts:
     table = reader.dense(hookpoint)
     if table.num_rows:
         step = table["step"][0].as_py()
-        columns = {name: table[name].to_numpy() for name in table.column_names if name not in ("step", "hookpoint")}
+        columns = {
+            name: table[name].to_numpy()
+            for name in table.column_names
+            if name not in ("step", "hookpoint") and table[name].null_count < len(table)
+        }
     else:
         # No drift was read yet (a run that was killed early): sums over the recorded top features instead.
         table = reader.features(hookpoint)
@@ -215,7 +213,13 @@ def _movers(reader: RunReader, hookpoint: str, labels: dict[int, str], concepts:
         }
         for i in order
     ]
-    return {"step": step, "of": len(ids), "rows": shown, "concept_rank": _concept_ranks(columns, members)}
+    return {
+        "step": step,
+        "of": len(ids),
+        "rows": shown,
+        "concept_rank": _concept_ranks(columns, members),
+        "faithfulness": _faithfulness(columns),
+    }
 
 
 def _concept_ranks(columns: dict[str, np.ndarray], members: dict[str, set[int]]) -> dict[str, float]:
@@ -231,6 +235,31 @@ def _concept_ranks(columns: dict[str, np.ndarray], members: dict[str, set[int]])
     return ranks
 
 
+def _faithfulness(columns: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """`{estimator: {"drift", "drift_direction"}}`: rank correlation over all features of the sums with what was measured."""
+    found: dict[str, dict[str, float]] = {}
+    for name in ("push", "attribution", "energy"):
+        for truth in ("drift", "drift_direction"):
+            if name in columns and truth in columns:
+                correlation = rank_correlation(columns[name], columns[truth])
+                if correlation is not None:
+                    found.setdefault(name, {})[truth] = correlation
+    return found
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Spearman's, equal values sharing their mean rank, over pairs that are finite; None where either does not vary."""
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    both = np.isfinite(a) & np.isfinite(b)
+    ranks = []
+    for values in (a[both], b[both]):
+        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        if len(counts) < 2:
+            return None
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[inverse])
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
 def _sparks(reader: RunReader, hookpoint: str, features: np.ndarray) -> dict[int, list[float]]:
     """Drift of some features at up to `SPARK_POINTS` snapshots."""
     steps = reader.dense_steps(hookpoint)
@@ -242,108 +271,6 @@ def _sparks(reader: RunReader, hookpoint: str, features: np.ndarray) -> dict[int
         for feature, spark in sparks.items():
             spark.append(values.get(feature))
     return sparks
-
-
-def _examples(reader: RunReader, patterns: Patterns) -> dict[str, dict[str, Any]]:
-    """`{concept: {hookpoint: {"rows": [...], "sources": {source: share}}}}`: the rows with the largest summed push, by gradient."""
-    table = reader.query(
-        "SELECT concept, hookpoint, row_id, sum(push) AS push, avg(activation) AS activation, count(*) AS times "
-        "FROM examples WHERE isfinite(push) AND isfinite(activation) GROUP BY concept, hookpoint, row_id ORDER BY push DESC, row_id"
-    ).to_pylist()
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for row in table:
-        if row["concept"] in patterns:
-            groups[row["concept"], row["hookpoint"]].append(row)
-    if not groups:
-        return {}
-    texts = {row["row_id"]: row for row in read_lines(reader.run_dir / "rows.jsonl") if "row_id" in row}
-    examples: dict[str, dict[str, Any]] = defaultdict(dict)
-    for (concept, hookpoint), rows in groups.items():
-        positive = sum(row["push"] for row in rows if row["push"] > 0)
-        sources: dict[str, float] = defaultdict(float)
-        for row in rows:
-            if row["push"] > 0:
-                sources[_source(texts.get(row["row_id"]))] += row["push"] / positive
-        shown = [
-            {
-                "row_id": row["row_id"],
-                "push": row["push"],
-                "share": row["push"] / positive,
-                "activation": row["activation"],
-                "times": row["times"],
-                "source": _source(texts.get(row["row_id"])),
-                "parts": highlight(
-                    clip(turns(texts.get(row["row_id"], {}).get("text") or "(text not in rows.jsonl)")), {concept: patterns[concept]}
-                ),
-            }
-            for row in rows[:MAX_EXAMPLES]
-            if row["push"] > 0
-        ]
-        examples[concept][hookpoint] = {
-            "rows": shown,
-            "sources": dict(sorted(sources.items(), key=lambda item: -item[1])[:6]),
-            "of": len(rows),
-        }
-    return dict(examples)
-
-
-def _source(row: dict[str, Any] | None) -> str:
-    return str((row or {}).get("source") or "unknown source").rsplit("/", 1)[-1]
-
-
-def turns(text: str) -> str:
-    """A rendered chat for people: `user: ...` and `assistant: ...` instead of the template's marks, without the system's turn."""
-    found = re.findall(r"<\|im_start\|>(\w+)\n(.*?)(?=<\|im_end\|>|<\|im_start\|>|$)", text, re.DOTALL)
-    if found:
-        return "\n".join(f"{role}: {content.strip()}" for role, content in found if role != "system")
-    return re.sub(r"<\|[^|<>]{1,40}\|>", " ", text)
-
-
-def clip(text: str) -> str:
-    """At most `MAX_TEXT` characters."""
-    text = str(text).strip()
-    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
-
-
-def _answers(readers: Sequence[RunReader], runs: Sequence[dict[str, Any]], patterns: Patterns) -> dict[str, list[dict[str, Any]]]:
-    """`{prompt set: [{"prompt", "before": answer, "after": {run id: answer}}]}`.
-
-    An answer is `{"parts": [[text, concept or None]], "hits": [concept]}`.
-    """
-    sets: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
-    for reader, run in zip(readers, runs, strict=True):
-        evaluation = reader.evaluation or {}
-        for when in ("before", "after"):
-            for name, items in ((evaluation.get(when) or {}).get("answers") or {}).items():
-                for item in items:
-                    entry = sets[name].setdefault(item["prompt"], {"prompt": clip(item["prompt"]), "before": None, "after": {}})
-                    hits = [concept for concept, hit in item["hits"].items() if hit]
-                    answer = {"parts": highlight(clip(item["answer"]), {c: patterns.get(c, []) for c in item["hits"]}), "hits": hits}
-                    if when == "after":
-                        entry["after"][run["run_id"]] = answer
-                    elif entry["before"] is None:
-                        entry["before"] = answer
-    return {name: list(entries.values())[:MAX_PROMPTS] for name, entries in sets.items()}
-
-
-def highlight(text: str, patterns: Patterns) -> list[list[str | None]]:
-    """The text in parts `[text, concept or None]`: what a concept's patterns match is marked with it, earlier matches first."""
-    spans = sorted(
-        (match.start(), -match.end(), concept)
-        for concept, compiled in patterns.items()
-        for pattern in compiled
-        for match in pattern.finditer(text)
-        if match.end() > match.start()
-    )
-    parts: list[list[str | None]] = []
-    at = 0
-    for start, end, concept in spans:
-        if start >= at:
-            if start > at:
-                parts.append([text[at:start], None])
-            parts.append([text[start:-end], concept])
-            at = -end
-    return [*parts, [text[at:], None]] if at < len(text) or not parts else parts
 
 
 def _markers(run: dict[str, Any], events: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -358,37 +285,3 @@ def _markers(run: dict[str, Any], events: Sequence[dict[str, Any]]) -> dict[str,
             names = [rule.get("label", "") if isinstance(rule, dict) else str(rule) for rule in event.get("rules") or []]
             changes[event["step"]] = f"policy {event.get('version')}: {', '.join(names) or 'no rules'}"
     return {"spans": [span for span in spans if span["to"] > span["from"]], "changes": [{"step": s, "text": t} for s, t in changes.items()]}
-
-
-def _events(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last events, trouble always among them: time, step, kind, the other fields in words, and whether it is trouble."""
-    rows = []
-    for event in events:
-        rest = {key: value for key, value in event.items() if key not in ("time", "step", "kind", "features")}
-        text = ", ".join(f"{key} {_words(value)}" for key, value in rest.items())
-        kind = str(event.get("kind", ""))
-        rows.append(
-            {
-                "time": _clock(event.get("time")),
-                "step": event.get("step"),
-                "kind": kind,
-                "text": clip(text),
-                "trouble": bool(TROUBLE.search(kind)),
-            }
-        )
-    if len(rows) > MAX_EVENTS:
-        rows = sorted(enumerate(rows), key=lambda item: (not item[1]["trouble"], -item[0]))[:MAX_EVENTS]
-        rows = [row for _, row in sorted(rows, key=lambda item: item[0])]
-    return rows
-
-
-def _clock(seconds: Any) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}" if isinstance(seconds, (int, float)) else ""
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(_words(item) for item in value[:8]) + (", …]" if len(value) > 8 else "]")
-    if isinstance(value, dict):
-        return str(value.get("label") or ", ".join(f"{key} {_words(item)}" for key, item in list(value.items())[:8]))
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -146,7 +146,7 @@ function drawCurves(body, redraw) {
     hooks.length > 3 ? select("hookpoint", [["", "all"], ...hooks.map((h) => [h, h])], view.hookpoint, set("hookpoint")) : null,
     el("label", {}, "smoothing", range), checkbox("loss on top", view.loss, set("loss"))));
   if (RUNS.length > 1) body.append(el("div", { cls: "legend" }, RUNS.map((run) => el("label", {}, checkboxFor(run, redraw), " ", el("span", {}, dot(run), run.title)))));
-  if (estimator) body.append(el("p", { cls: "explain" }, `${estimator.name}: ${estimator.text}`));
+  if (estimator) body.append(el("p", { cls: "explain" }, `${estimator.name}: ${estimator.text}${faithfulness(estimator.key)}`));
   const grid = el("div", { cls: "grid two" });
   const shown = pairs.filter((p) => (!view.concept || p.concept === view.concept) && (!view.hookpoint || p.hook === view.hookpoint)).slice(0, 24);
   for (const { concept, hook } of shown) {

@@ -90,3 +90,11 @@ function section(id, short, title, lead, draw) {
 function table(head, rows) {
   return el("div", { cls: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, rows)));
 }
+
+// What an estimate was worth: its rank correlation with drift over all features, measured in the first run that has both.
+function faithfulness(estimator) {
+  const run = RUNS.find((r) => Object.values(r.movers).some((m) => m.faithfulness[estimator]));
+  if (!run) return "";
+  const parts = Object.entries(run.movers).filter(([, m]) => (m.faithfulness[estimator] || {}).drift !== undefined).map(([hook, m]) => `${format(m.faithfulness[estimator].drift, true)} at ${hook}`);
+  return parts.length ? ` Measured in ${RUNS.length > 1 ? `the run “${run.title}”` : "this run"}: rank correlation with drift over all features ${parts.join(", ")}.` : "";
+}
