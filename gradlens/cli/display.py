@@ -1,0 +1,76 @@
+"""Shows on stderr what a job is doing: on a terminal one live line per phase with time left, elsewhere a plain line now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.markup import escape
+
+from gradlens.cli.console import err
+
+
+@contextmanager
+def job_display() -> Iterator[Any]:
+    """Yields the progress callback for `gradlens_services.job`."""
+    if not err.is_terminal:
+        yield Lines()
+        return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[count]}"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=err) as bar:
+        yield Bars(bar)
+
+
+class Bars:
+    """One task per phase; a phase that is over stays on the screen with the time it took."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar, self._task, self._title = bar, None, ""
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        title, done, total = title_of(event), event.get("done"), event.get("total")
+        if title != self._title:
+            self._end()
+            self._task = self._bar.add_task(escape(title), total=None, count="", note="")
+            self._title = title
+        count = "" if done is None else f"{done}/{total}" if total else f"{done}"
+        self._bar.update(self._task, completed=done or 0, total=total, count=count, note=note_of(event))
+
+    def _end(self) -> None:
+        if self._task is not None:
+            task = self._bar.tasks[self._bar.task_ids.index(self._task)]
+            end = task.total or task.completed or 1
+            self._bar.update(self._task, total=end, completed=end)
+            self._bar.stop_task(self._task)
+
+
+class Lines:
+    """A line when a phase begins and at every fifth of one with a known length, with the time since the start."""
+
+    def __init__(self) -> None:
+        self._begun, self._shown = time.monotonic(), None
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        done, total = event.get("done"), event.get("total")
+        fifth = 5 * done // total if done and total else 0
+        title = title_of(event)
+        if (title, fifth) == self._shown:
+            return
+        self._shown = (title, fifth)
+        count = f" {done}/{total}" if fifth and total else ""
+        err.print(f"[{time.monotonic() - self._begun:4.0f} s] {title}{count} {note_of(event)}".rstrip(), markup=False, soft_wrap=True)
+
+
+def title_of(event: dict[str, Any]) -> str:
+    arm = f"{event['arm']}: " if event.get("arm") else ""
+    if event["phase"] == "stopping":
+        return "stopping after this step; ctrl-c again to stop at once"
+    return f"{arm}{event['phase']}"
+
+
+def note_of(event: dict[str, Any]) -> str:
+    return f"loss {event['loss']:.3f}" if event.get("loss") is not None else ""

@@ -1,0 +1,176 @@
+"""The controller: a named actor that holds the rules in force and the wish to stop, and its client on rank 0.
+
+Its state is in the run folders (`policy.json`), so a restarted controller knows what the last one knew. While it is away the ranks
+keep the last policy; the client notes the outage in `events.jsonl`. The client never waits: it looks once a step whether the last
+question has been answered.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gradlens.errors import ConfigError
+from gradlens.files import write_json
+from gradlens.rules import Policy, Rule, load_rules
+
+
+class Conflict(ConfigError):
+    """The rules were changed by somebody else in the meantime."""
+
+
+class ControllerService:
+    """What runs in the actor. `runs`: run id -> run folder."""
+
+    def __init__(self, runs: dict[str, str]) -> None:
+        self._folders = {run_id: Path(folder) for run_id, folder in runs.items()}
+        self._state = {run_id: read_state(folder) for run_id, folder in self._folders.items()}
+        self._instance = uuid.uuid4().hex  # tells a client that it talks to a restarted controller
+
+    def get(self, run_id: str, known_version: int) -> dict[str, Any]:
+        """`{"version", "stop", "rules", "instance"}`; rules are None where the caller knows this version."""
+        state = self._state[run_id]
+        return {**state, "rules": state["rules"] if state["version"] != known_version else None, "instance": self._instance}
+
+    def set_rules(self, run_id: str, rules: Sequence[dict[str, Any]], base_version: int) -> int:
+        """Put rules in force in place of those of `base_version`; returns the new version.
+
+        Raises `Conflict` where another version is in force, `ConfigError` for a rule that is not one or names an unknown concept.
+        """
+        state = self._state[run_id]
+        if base_version != state["version"]:
+            raise Conflict(f"{run_id}: rules are at version {state['version']}, not {base_version}; read them again and repeat the change")
+        checked = load_rules(list(rules))
+        names = self._concepts(run_id)
+        for rule in checked:
+            if rule.concept and names and rule.concept not in names:
+                raise ConfigError(f"rule {rule.label}: unknown concept {rule.concept!r}; this run has {', '.join(sorted(names))}")
+        self._keep(run_id, {**state, "version": state["version"] + 1, "rules": dump_rules(checked)})
+        return self._state[run_id]["version"]
+
+    def stop(self, run_id: str | None = None) -> None:
+        """Ask a run (default: every run of the job) to end after the step it is in."""
+        for name in [run_id] if run_id else list(self._folders):
+            self._keep(name, {**self._state[name], "stop": True})
+
+    def _keep(self, run_id: str, state: dict[str, Any]) -> None:
+        write_json(self._folders[run_id] / "policy.json", state)
+        self._state[run_id] = state
+
+    def _concepts(self, run_id: str) -> set[str]:
+        from gradlens.concept_files import load_concepts
+
+        path = self._folders[run_id] / "concepts.yaml"
+        return {concept.name for concept in load_concepts([path])} if path.is_file() else set()
+
+
+def dump_rules(rules: Sequence[Rule]) -> list[dict[str, Any]]:
+    return [rule.model_dump(mode="json", exclude_defaults=True) for rule in rules]
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What `policy.json` says: version, rules, stop."""
+    path = folder / "policy.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {"version": 0, "rules": [], "stop": False, **found}
+
+
+def first_state(folder: Path, rules: Sequence[Rule], resume: bool) -> Policy:
+    """Write the state a run starts from: the rules of its config, or on resuming those that were in force. Returns the policy."""
+    state = read_state(folder)
+    if not resume or not (folder / "policy.json").is_file():
+        state |= {"version": 1 if rules else 0, "rules": dump_rules(rules)}
+    write_json(folder / "policy.json", {**state, "stop": False})
+    return Policy(version=state["version"], rules=tuple(load_rules(list(state["rules"]))))
+
+
+Answer = Callable[[], dict[str, Any] | None]  # None: not yet; raises `Lost`
+
+
+class Lost(Exception):
+    """The controller did not answer; `final` says that it never will."""
+
+    def __init__(self, final: bool) -> None:
+        super().__init__(final)
+        self.final = final
+
+
+class PolicyClient:
+    """`gradlens.train.Policies` for rank 0. `ask(known_version) -> Answer` puts a question and returns at once."""
+
+    def __init__(self, ask: Callable[[int], Answer], recorder: Any, version: int) -> None:
+        self._ask, self._recorder, self._version = ask, recorder, version
+        self._answer: Answer | None = None
+        self._step, self._away_from, self._gone = 0, None, False
+        self._instance, self._heard = None, 0  # of the last answer: whose, and at which step
+
+    def poll(self, step: int = 0) -> tuple[Policy | None, bool]:
+        """A newer policy, if one has arrived since the last call, and whether to stop."""
+        self._step = step
+        if self._gone:
+            return None, False
+        try:
+            answer = self._answer() if self._answer else None
+            if answer is None and self._answer is not None:
+                return None, False
+            self._answer = self._ask(self._version)
+        except Lost as lost:
+            self._lost(lost)
+            return None, False
+        if answer is None:
+            return None, False
+        if self._instance not in (None, answer["instance"]) and self._away_from is None:
+            self._away_from = self._heard  # it died and came back between two questions
+        if self._away_from is not None:
+            self._back()
+        self._instance, self._heard = answer["instance"], step
+        if answer["rules"] is None:
+            return None, answer["stop"]
+        self._version = answer["version"]
+        return Policy(version=answer["version"], rules=tuple(load_rules(list(answer["rules"])))), answer["stop"]
+
+    def close(self) -> None:
+        """At the end of a run: an outage that has not ended is noted."""
+        if self._away_from is not None:
+            self._gap()
+
+    def _lost(self, lost: Lost) -> None:
+        self._answer = None
+        self._gone = lost.final
+        if self._away_from is None:
+            self._away_from = self._step
+            self._recorder.event("service_lost", step=self._step, service="controller", rules="the last policy stays in force")
+
+    def _back(self) -> None:
+        self._recorder.event("service_back", step=self._step, service="controller")
+        self._gap()
+
+    def _gap(self) -> None:
+        gap = {"from_step": self._away_from, "to_step": self._step, "count": 0, "service": "controller"}
+        self._recorder.event("gap", step=self._step, reason="controller away: rules could not be changed", **gap)
+        self._away_from = None
+
+
+def actor_asker(actor: Any, run_id: str) -> Callable[[int], Answer]:
+    """`ask` for a client, through Ray: neither the question nor looking for its answer ever waits."""
+    import ray
+    from ray.exceptions import ActorDiedError, RayActorError
+
+    def ask(known_version: int) -> Answer:
+        reference = actor.get.remote(run_id, known_version)
+
+        def answer() -> dict[str, Any] | None:
+            ready, _ = ray.wait([reference], timeout=0)
+            if not ready:
+                return None
+            try:
+                return ray.get(reference)
+            except RayActorError as error:
+                raise Lost(final=isinstance(error, ActorDiedError)) from None
+
+        return answer
+
+    return ask

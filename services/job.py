@@ -1,0 +1,215 @@
+"""A job: puts Ray, the actors and the ranks together, watches over them, and brings every run to a summary.
+
+`run_job` carries out one run, `run_arms` several with the same ranks. Ctrl-c (or SIGTERM) asks the ranks to finish their step and
+save; a second one ends everything at once. Either way the run folder is readable and can be resumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradlens_services.cluster import NAMESPACE, ray_session
+from gradlens_services.controller import ControllerService, first_state
+from gradlens_services.recorder import RecorderService
+from gradlens_services.trainer import OUTCOME, Plan, carry_out, read_outcome
+
+from gradlens import errors
+from gradlens.config import RunConfig
+from gradlens.errors import ConfigError, RunError
+from gradlens.files import write_json
+from gradlens.preflight import check
+from gradlens.rules import load_rules
+from gradlens.runfolder import is_running
+from gradlens.runs import find_run
+from gradlens.store import RunReader, RunWriter
+from gradlens.summary import build_summary
+
+Progress = Callable[[dict[str, Any]], None]  # told `{"run", "phase", ...}` about twice a second
+POLL_SECONDS = 0.4
+
+
+@dataclass
+class _Run:
+    config: RunConfig
+    folder: Path
+    resume: bool = False
+
+
+def run_job(config: RunConfig, resume: str | Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
+    """Carry out one run and return its summary (`status`: `done` or `interrupted`). `resume`: a run folder or id to go on with.
+
+    Raises `ConfigError` and `InputError` for what does not fit together before Ray starts, `RunError` for a run that failed.
+    """
+    _check([config], progress)
+    return _carry_out([_resumed(config, resume) if resume else _new(config)], progress)[0]
+
+
+def run_arms(configs: Sequence[RunConfig], progress: Progress | None = None) -> list[dict[str, Any]]:
+    """Carry out several runs of the same model and data, one after another, on the same ranks; concepts and the evaluation of the base
+    model are those of the first. Returns the summaries of the runs that were begun."""
+    _check(configs, progress)
+    return _carry_out([_new(config) for config in configs], progress)
+
+
+def _check(configs: Sequence[RunConfig], progress: Progress | None) -> None:
+    if progress:
+        progress({"run": configs[0].name, "phase": "checking config, model, dictionaries and data"})
+    for config in configs:
+        check(config)
+
+
+def _new(config: RunConfig) -> _Run:
+    writer = RunWriter.create(config.runs_dir, config.name, config)
+    writer.close()
+    return _Run(config, Path(writer.run_dir).resolve())
+
+
+def _resumed(config: RunConfig, query: str | Path) -> _Run:
+    folder = find_run(config.runs_dir, query).resolve()
+    if is_running(folder):
+        raise ConfigError(f"{folder.name} is still running; wait for it to end, or stop it with ctrl-c where it was started")
+    (folder / OUTCOME).unlink(missing_ok=True)
+    return _Run(config, folder, resume=True)
+
+
+def _carry_out(runs: list[_Run], progress: Progress | None) -> list[dict[str, Any]]:
+    tell = progress or (lambda event: None)
+    plan = Plan(
+        runs[0].folder.name, NAMESPACE, tuple((run.folder.name, str(run.folder), run.config.model_dump(mode="json")) for run in runs)
+    )
+    for run in runs:
+        first_state(run.folder, load_rules(list(run.config.rules)), run.resume)
+    config = runs[0].config
+    tell({"run": plan.name, "phase": "starting Ray"})
+    failure: BaseException | None = None
+    with _interrupts() as asked, ray_session(config.ray, config.train.num_workers, runs[0].folder / "ray.log"):
+        try:
+            failure = _train(plan, runs, asked, tell)
+        except KeyboardInterrupt:
+            failure = None  # the second ctrl-c: what there is, is kept
+    return _summaries(runs, failure)
+
+
+def _train(plan: Plan, runs: list[_Run], asked: _Asked, tell: Progress) -> BaseException | None:
+    """Start the actors and the ranks, and watch them to their end. Returns what Ray says went wrong, if anything did."""
+    import ray
+    from ray.exceptions import RayError
+
+    folders = {run.folder.name: str(run.folder) for run in runs}
+    arms = {run.folder.name: run.config.arm for run in runs}
+    options = {"namespace": plan.namespace, "num_cpus": 0, "max_restarts": -1}
+    controller = ray.remote(ControllerService).options(name=f"controller:{plan.name}", **options).remote(folders)
+    recorder = ray.remote(RecorderService).options(name=f"recorder:{plan.name}", **options).remote(folders)
+    box: list[BaseException | None] = [None]
+    ranks = threading.Thread(target=_fit, args=(plan, runs[0], box), name="gradlens-ranks", daemon=True)
+    ranks.start()
+    told = 0
+    question = recorder.status.remote()
+    while ranks.is_alive():
+        ranks.join(POLL_SECONDS)
+        if asked.count > told:
+            told = asked.count
+            tell({"run": plan.name, "phase": "stopping"})
+            controller.stop.remote()
+        if asked.count > 1:
+            raise KeyboardInterrupt
+        ready, _ = ray.wait([question], timeout=0)
+        if ready:
+            with contextlib.suppress(RayError):  # a recorder that is away costs a reading, nothing else
+                status = ray.get(question)
+                if status:
+                    run_id = list(status)[-1]
+                    tell({"run": run_id, "arm": arms[run_id], **status[run_id]})
+            question = recorder.status.remote()
+    with contextlib.suppress(RayError):
+        ray.get(recorder.close.remote(), timeout=60)  # runs whose rank 0 died with them open
+    for actor in (controller, recorder):
+        ray.kill(actor)
+    shutil.rmtree(runs[0].folder / ".ray", ignore_errors=True)  # Ray Train's own storage: nothing is kept in it
+    return box[0]
+
+
+def _fit(plan: Plan, run: _Run, box: list[BaseException | None]) -> None:
+    """Ray Train, in a thread: on the main thread it would take ctrl-c for itself."""
+    import ray
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    train, settings = run.config.train, run.config.ray
+    gpu = train.device == "cuda" or (train.device == "auto" and ray.cluster_resources().get("GPU", 0) >= train.num_workers)
+    trainer = TorchTrainer(
+        carry_out,
+        train_loop_config={"plan": plan},
+        scaling_config=ray.train.ScalingConfig(num_workers=train.num_workers, use_gpu=gpu),
+        run_config=ray.train.RunConfig(
+            name=".ray", storage_path=str(run.folder), failure_config=ray.train.FailureConfig(max_failures=settings.max_failures)
+        ),
+    )
+    try:
+        trainer.fit()
+    except BaseException as error:  # a thread has nobody to raise to
+        box[0] = error
+
+
+def _summaries(runs: list[_Run], failure: BaseException | None) -> list[dict[str, Any]]:
+    """Write and return the summary of every run that was begun; raise what ended a run that failed."""
+    summaries, wrong = [], None
+    for run in runs:
+        outcome = read_outcome(run.folder)
+        reader = RunReader(run.folder)
+        if outcome is None and not reader.keys:
+            if failure is None and len(runs) > 1:
+                continue  # an arm that was never begun
+        status = outcome["status"] if outcome else "failed" if failure else "interrupted"
+        summary = build_summary(reader, status) | {"arm": run.config.arm, "name": run.config.name}
+        write_json(run.folder / "summary.json", summary)
+        summaries.append(summary)
+        if outcome and outcome["status"] == "failed" and wrong is None:
+            wrong = _error_of(outcome, run.folder)
+    if wrong is None and failure is not None:
+        lines = [line for line in str(failure).splitlines() if line.strip()] or [type(failure).__name__]
+        (runs[0].folder / "error.txt").write_text(str(failure) + "\n", encoding="utf-8")
+        hint = f"resume with `gradlens run --resume {runs[0].folder.name}`; details in {runs[0].folder / 'error.txt'}"
+        wrong = RunError(f"the ranks could not go on ({lines[-1].strip()}); {hint}")
+    if wrong is not None:
+        raise wrong
+    return summaries
+
+
+def _error_of(outcome: dict[str, Any], folder: Path) -> errors.GradlensError:
+    """The error that ended a rank, as it was raised there."""
+    if outcome.get("trace"):
+        (folder / "error.txt").write_text(outcome["trace"], encoding="utf-8")
+        return RunError(f"{outcome['error']} (in a rank; traceback in {folder / 'error.txt'})")
+    return getattr(errors, outcome["kind"], RunError)(outcome["error"])
+
+
+@dataclass
+class _Asked:
+    count: int = 0
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[_Asked]:
+    """Counts SIGINT and SIGTERM instead of raising, on the main thread; elsewhere signals are not ours to take."""
+    asked = _Asked()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def count(number: int, frame: Any) -> None:
+        asked.count += 1
+
+    before = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

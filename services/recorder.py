@@ -1,0 +1,296 @@
+"""The recorder: a named actor that owns the run folders of a job, and its client on rank 0.
+
+The client numbers what it is given, keeps it until the recorder has written it, and sends it again after the recorder was away;
+the recorder drops what it has already. So a restart of the recorder loses nothing unless more than `capacity` messages were
+waiting, and what was lost then is told by a `gap` event. Training only ever appends to a queue.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gradlens.config import RunConfig
+from gradlens.errors import RunError
+from gradlens.recorder import Sink
+from gradlens.store import RunReader, RunWriter
+
+Message = tuple[int, str, Any]  # number, "open" | "record" | "event" | "close", content
+BATCH = 64  # messages sent in one call
+
+
+class RecorderService:
+    """What runs in the actor. `runs`: run id -> run folder, which must exist; a run is opened by its client's first message."""
+
+    def __init__(self, runs: dict[str, str], make_sinks: Callable[[RunConfig, Path], list[Sink]] | None = None) -> None:
+        self._folders = {run_id: Path(folder) for run_id, folder in runs.items()}
+        self._make_sinks = make_sinks or sinks_of
+        self._writers: dict[str, RunWriter] = {}
+        self._sinks: dict[str, list[Sink]] = {}
+        self._last: dict[str, int] = {}  # client session -> number of the last message written
+        self._known: dict[str, _Known] = {}  # runs found half-written: what their folders already hold
+        self._status: dict[str, dict[str, Any]] = {}
+        self._lock = threading.Lock()  # sinks report from threads of their own
+
+    def write(self, run_id: str, session: str, messages: list[Message], status: dict[str, Any] | None = None) -> int:
+        """Write messages that have not been written yet; returns the number of the last one. On disk when this returns."""
+        if status:
+            self._status[run_id] = status
+        last = self._last.get(session, -1)
+        for number, what, content in messages:
+            if number <= last:
+                continue
+            if what != "open" and run_id not in self._writers:
+                self._reopen(run_id)
+            getattr(self, f"_{what}")(run_id, content)
+            last = self._last[session] = number
+        return last
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        """What each run was last heard to be doing: phase, done, total, loss."""
+        return self._status
+
+    def close(self) -> None:
+        """Seal every run that is still open."""
+        for run_id in list(self._writers):
+            self._close(run_id, None)
+
+    def _open(self, run_id: str, resume_step: int | None) -> None:
+        self._close(run_id, None)  # a client that died without closing
+        self._known.pop(run_id, None)
+        self._start(run_id, RunWriter.open_existing(self._folders[run_id], resume_step))
+
+    def _reopen(self, run_id: str) -> None:
+        """This process is new, the run is not: go on in new segments, and remember what the old ones hold."""
+        writer = RunWriter.open_existing(self._folders[run_id])
+        self._known[run_id] = _Known(RunReader(self._folders[run_id]))
+        self._start(run_id, writer)
+        writer.event("service_back", service="recorder")
+        span = {"from_step": writer.step, "to_step": writer.step, "count": 0}
+        writer.event("gap", service="recorder", reason="recorder restarted; what was waiting is written now", **span)
+
+    def _start(self, run_id: str, writer: RunWriter) -> None:
+        self._writers[run_id] = writer
+        config = RunConfig.model_validate(RunReader(writer.run_dir).config)
+        self._sinks[run_id] = self._make_sinks(config, writer.run_dir)
+        for sink in list(self._sinks[run_id]):
+            self._guard(run_id, sink, lambda sink=sink: sink.start(lambda kind, **fields: self._event(run_id, {"kind": kind, **fields})))
+
+    def _record(self, run_id: str, record: dict[str, Any]) -> None:
+        known = self._known.get(run_id)
+        record = known.unseen(record) if known else record
+        if record is None:
+            return
+        self._writers[run_id].record(record)
+        for sink in list(self._sinks[run_id]):
+            self._guard(run_id, sink, lambda sink=sink: sink.record(record))
+
+    def _event(self, run_id: str, event: dict[str, Any]) -> None:
+        known, writer = self._known.get(run_id), self._writers.get(run_id)
+        if writer is None or (known and (event.get("time"), event["kind"]) in known.events):
+            return
+        with self._lock:
+            writer.event(**event)
+
+    def _close(self, run_id: str, content: None) -> None:
+        writer = self._writers.get(run_id)
+        if writer is None:
+            return
+        writer.seal()
+        for sink in self._sinks.pop(run_id, []):
+            self._guard(run_id, sink, lambda sink=sink: sink.close(30.0))
+        del self._writers[run_id]
+        writer.close()
+
+    def _guard(self, run_id: str, sink: Sink, call: Callable[[], None]) -> None:
+        """A view that fails is let go of, with an event: the record goes on."""
+        try:
+            call()
+        except Exception as error:
+            self._event(run_id, {"kind": "recorder_error", "part": type(sink).__name__, "error": f"{type(error).__name__}: {error}"})
+            if sink in self._sinks.get(run_id, []):
+                self._sinks[run_id].remove(sink)
+
+
+class _Known:
+    """What a run folder held when its recorder came back: the last step of every table, and the events."""
+
+    def __init__(self, reader: RunReader) -> None:
+        scalars = reader.scalars
+        self.step = max(scalars["step"].to_pylist(), default=0)
+        steps = zip(scalars["step"].to_pylist(), scalars["key"].to_pylist(), strict=True)
+        self.keys = {key for step, key in steps if step == self.step}
+        self.dense = max(reader.dense_steps(), default=0)
+        self.events = {(event.get("time"), event.get("kind")) for event in reader.events}
+
+    def unseen(self, record: dict[str, Any]) -> dict[str, Any] | None:
+        """The part of a record that is not on disk yet; None where all of it is."""
+        step = record["step"]
+        if step > self.step:
+            return record
+        rest = {"step": step}
+        if step == self.step:
+            rest["scalars"] = {key: value for key, value in record.get("scalars", {}).items() if key not in self.keys}
+        if "dense" in record and step > self.dense:
+            rest["dense"] = record["dense"]
+        return rest if rest.get("scalars") or "dense" in rest else None
+
+
+def sinks_of(config: RunConfig, run_dir: Path) -> list[Sink]:
+    """The views that a config asks for."""
+    if config.wandb.mode == "off":
+        return []
+    from gradlens.sinks import WandbSink
+
+    return [WandbSink(config.wandb, run_dir, config.model_dump(mode="json"), run_dir.name)]
+
+
+class Lost(Exception):
+    """The recorder did not answer; `final` says that it never will."""
+
+    def __init__(self, final: bool) -> None:
+        super().__init__(final)
+        self.final = final
+
+
+class RecorderClient:
+    """A recorder (see `gradlens.recorder.Recorder`) that hands everything to a `RecorderService` elsewhere, from a thread of its own.
+
+    `send(run_id, session, messages, status) -> last number` calls the service and raises `Lost` where it is away. When it is gone for
+    good, `close` writes what is left into the run folder itself.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[str, str, list[Message], dict[str, Any]], int],
+        run_dir: Path,
+        resume_step: int | None = None,
+        capacity: int = 2000,
+        retry_seconds: float = 0.5,
+    ) -> None:
+        self.run_dir, self.capacity = run_dir, capacity
+        self._send, self._retry = send, retry_seconds
+        self._session = uuid.uuid4().hex
+        self._number, self._step = 0, resume_step or 0
+        self._waiting: deque[Message] = deque([(0, "open", resume_step)])
+        self._status: dict[str, Any] = {}
+        self._status_sent: dict[str, Any] | None = None
+        self._dropped, self._away_from, self._away_since = 0, None, 0.0
+        self._gone = self._closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="gradlens-recorder-client", daemon=True)
+        self._thread.start()
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Queue a record. Beyond `capacity` the oldest waiting record is dropped and counted."""
+        with self._changed:
+            self._step = record["step"]
+            self._put("record", record)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Queue an event, stamped with the time and step of the call."""
+        with self._changed:
+            self._put("event", {"kind": kind, "time": time.time(), "step": self._step, **fields})
+
+    def phase(self, name: str, **fields: Any) -> None:
+        """What the run is doing now, for whoever watches it; only the latest is sent, nothing is stored."""
+        with self._changed:
+            self._status = {"phase": name, **fields}
+            self._changed.notify()
+
+    def close(self, timeout: float = 60.0) -> bool:
+        """Wait until everything is written; True if it is. A recorder that is gone for good is replaced by this process."""
+        with self._changed:
+            self._put("close", None)
+            self._closing = True
+            done = self._changed.wait_for(lambda: not self._waiting or self._gone, timeout)
+        return self._write_here() if self._gone else done
+
+    def _put(self, what: str, content: Any) -> None:
+        self._number += 1
+        self._waiting.append((self._number, what, content))
+        if len(self._waiting) > self.capacity:
+            oldest = next((message for message in self._waiting if message[1] == "record"), None)
+            if oldest is not None:
+                self._waiting.remove(oldest)
+                self._dropped += 1
+        self._changed.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._status != self._status_sent)
+                messages, status = list(self._waiting)[:BATCH], self._status
+            try:
+                last = self._send(self.run_dir.name, self._session, messages, status)
+            except Lost as lost:
+                if not self._lost(lost):
+                    return
+                continue
+            with self._changed:
+                self._status_sent = status
+                while self._waiting and self._waiting[0][0] <= last:
+                    self._waiting.popleft()
+                if self._away_from is not None and messages:
+                    self._back()
+                self._changed.notify_all()
+                if self._closing and not self._waiting:
+                    return
+
+    def _lost(self, lost: Lost) -> bool:
+        """Note the outage and wait a moment; False where there is nobody to wait for."""
+        with self._changed:
+            if self._away_from is None:
+                self._away_from, self._away_since = self._step, time.time()
+            if lost.final:
+                self._gone = True
+                self._changed.notify_all()
+                return False
+            self._changed.wait_for(lambda: self._closing, self._retry)
+        if self._closing:
+            time.sleep(self._retry)
+        return True
+
+    def _back(self) -> None:
+        self._put("event", {"kind": "service_lost", "time": self._away_since, "step": self._away_from, "service": "recorder"})
+        if self._dropped:
+            gap = {"service": "recorder", "from_step": self._away_from, "to_step": self._step, "count": self._dropped}
+            reason = "recorder away for too long; the oldest waiting records were dropped"
+            self._put("event", {"kind": "gap", "time": time.time(), "step": self._step, "reason": reason, **gap})
+        self._dropped, self._away_from = 0, None
+
+    def _write_here(self) -> bool:
+        """Write what waits with a recorder in this process: the actor is dead, so its lock on the folder is free."""
+        with self._changed:
+            self._back()
+        service = RecorderService({self.run_dir.name: str(self.run_dir)})
+        closing = [message for message in self._waiting if message[1] == "close"]
+        messages = [message for message in self._waiting if message[1] != "close"] + closing
+        numbered = [(number, what, content) for number, (_, what, content) in enumerate(messages)]
+        try:
+            service.write(self.run_dir.name, self._session, numbered)
+        except RunError:
+            return False  # somebody else writes this folder after all
+        self._waiting.clear()
+        return True
+
+
+def actor_sender(actor: Any, timeout: float = 30.0) -> Callable[[str, str, list[Message], dict[str, Any]], int]:
+    """`send` for a client, through Ray."""
+    import ray
+    from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError
+
+    def send(run_id: str, session: str, messages: list[Message], status: dict[str, Any]) -> int:
+        try:
+            return ray.get(actor.write.remote(run_id, session, messages, status), timeout=timeout)
+        except ActorDiedError:
+            raise Lost(final=True) from None
+        except (RayActorError, GetTimeoutError):
+            raise Lost(final=False) from None
+
+    return send

@@ -1,0 +1,160 @@
+"""What one Ray Train worker does: it is a rank, and carries out the runs of a job one after another.
+
+All state is in the run folders, so a group of ranks that Ray starts again after a death goes on where the last checkpoint is.
+How a run ended stands in its `outcome.json`; a run that has one is not touched again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from gradlens_services import controller as control
+from gradlens_services import recorder as recording
+
+from gradlens.checkpoint import last_checkpoint
+from gradlens.config import RunConfig
+from gradlens.errors import GradlensError, RunError
+from gradlens.files import write_json
+from gradlens.recorder import NullRecorder
+from gradlens.rules import Policy, load_rules
+from gradlens.train import FixedPolicies, Rank, Shared, read_evaluation, train_rank
+from gradlens.world import World, current_world
+
+OUTCOME = "outcome.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job: runs that the same ranks carry out, one after another."""
+
+    name: str  # of the job; its actors are `controller:NAME` and `recorder:NAME`
+    namespace: str
+    runs: tuple[tuple[str, str, dict[str, Any]], ...]  # run id, run folder, config
+
+
+def read_outcome(run_dir: Path) -> dict[str, Any] | None:
+    """`{"status", "kind", "error", "trace"}` of a run that has ended, else None."""
+    path = run_dir / OUTCOME
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def carry_out(settings: dict[str, Plan]) -> None:
+    """The function that Ray Train runs on every rank; `settings` holds the `plan`."""
+    import ray.train.torch
+
+    plan = settings["plan"]
+    device = ray.train.torch.get_device()
+    world = current_world()
+    shared = Shared()
+    local = ray.train.get_context().get_local_world_size()
+    for run_id, folder, values in plan.runs:
+        run_dir, config = Path(folder), RunConfig.model_validate(values)
+        torch.set_num_threads(config.train.threads or max(1, len(os.sched_getaffinity(0)) // local))
+        outcome = world.broadcast(read_outcome(run_dir) if world.rank == 0 else None)
+        if outcome is None:
+            outcome = _run(plan, run_id, run_dir, config, world, device, shared)
+        else:
+            _recall(run_dir, shared)
+        if outcome["status"] != "done":
+            return
+
+
+def _run(plan: Plan, run_id: str, run_dir: Path, config: RunConfig, world: World, device: torch.device, shared: Shared) -> dict[str, Any]:
+    recorder, policies, phase = NullRecorder(), FixedPolicies(), lambda name, **fields: None
+    policy = None
+    if world.rank == 0:
+        state = control.read_state(run_dir)
+        policy = Policy(version=state["version"], rules=tuple(load_rules(list(state["rules"]))))
+        recorder = recording.RecorderClient(_sender(plan), run_dir, _resume_step(run_dir))
+        policies = control.PolicyClient(_asker(plan, run_id), recorder, policy.version)
+        phase = recorder.phase
+    rank = Rank(config, run_dir, recorder, policies, world, device, shared, phase, policy)
+    try:
+        outcome = {"status": train_rank(rank)}
+    except BaseException as error:
+        outcome = _failure(error, config, final=world.size == 1)
+        if outcome is not None:
+            write_json(run_dir / OUTCOME, outcome)
+        _close(recorder, policies)
+        if outcome is None or world.size > 1:
+            raise  # Ray ends the other ranks, and starts them all again
+        return outcome
+    _close(recorder, policies)
+    if world.rank == 0:
+        write_json(run_dir / OUTCOME, outcome)
+    world.broadcast(None)
+    return outcome
+
+
+def _failure(error: BaseException, config: RunConfig, final: bool) -> dict[str, Any] | None:
+    """What is wrong, if another attempt would only meet it again; None for what may come of another rank's death."""
+    if isinstance(error, torch.OutOfMemoryError):
+        size = config.train.micro_batch_size or config.train.batch_size
+        advice = f"lower train.micro_batch_size (now {size}) or data.max_length (now {config.data.max_length})"
+        error = RunError(f"out of memory on the device; {advice}, or set model.gradient_checkpointing: true")
+    if isinstance(error, GradlensError):
+        return {"status": "failed", "kind": type(error).__name__, "error": str(error)}
+    if not final:
+        return None
+    return {"status": "failed", "kind": "", "error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
+
+
+def _close(recorder: Any, policies: Any) -> None:
+    for service in (policies, recorder):
+        if hasattr(service, "close"):
+            service.close()
+
+
+def _recall(run_dir: Path, shared: Shared) -> None:
+    """What a finished run of this job leaves to the next ones."""
+    from gradlens.concepts import load_concepts
+
+    if shared.concepts is None and (run_dir / "concepts.yaml").is_file():
+        shared.concepts = load_concepts([run_dir / "concepts.yaml"])
+    if shared.before is None:
+        shared.before = read_evaluation(run_dir).get("before")
+
+
+def _resume_step(run_dir: Path) -> int | None:
+    """The step to which records are kept: the last checkpoint's; 0 for a run that has none but has records; None for a new one."""
+    checkpoint = last_checkpoint(run_dir)
+    if checkpoint is not None:
+        return checkpoint[0]
+    return 0 if any((run_dir / "statistics").iterdir()) else None
+
+
+def _sender(plan: Plan) -> Any:
+    actor = _actor(f"recorder:{plan.name}", plan.namespace)
+    if actor is not None:
+        return recording.actor_sender(actor)
+
+    def send(*_: Any) -> int:
+        raise recording.Lost(final=True)
+
+    return send
+
+
+def _asker(plan: Plan, run_id: str) -> Any:
+    actor = _actor(f"controller:{plan.name}", plan.namespace)
+    if actor is not None:
+        return control.actor_asker(actor, run_id)
+
+    def ask(_: int) -> Any:
+        raise control.Lost(final=True)
+
+    return ask
+
+
+def _actor(name: str, namespace: str) -> Any:
+    import ray
+
+    try:
+        return ray.get_actor(name, namespace=namespace)
+    except ValueError:
+        return None  # dead for good: the run goes on without it

@@ -1,0 +1,189 @@
+"""Whole jobs on Ray with a tiny model: the same Ray instance for every test of this file."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_job import tiny_config, write_inputs
+
+from gradlens.errors import ConfigError, InputError, RunError
+from gradlens.store import RunReader
+
+psutil = pytest.importorskip("psutil")
+ray = pytest.importorskip("ray")
+
+from gradlens_services.cluster import NAMESPACE, ray_session  # noqa: E402
+from gradlens_services.job import run_arms, run_job  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def session(inputs, tmp_path_factory):
+    with ray_session(tiny_config(inputs).ray, 2, tmp_path_factory.mktemp("ray") / "ray.log"):
+        yield
+
+
+class Watcher:
+    """A progress callback that does something once, when training reaches a step."""
+
+    def __init__(self, at=None, do=None):
+        self.at, self.do, self.heard = at, do, []
+
+    def __call__(self, event):
+        self.heard.append(event)
+        if self.do and event["phase"] == "training" and event["done"] >= self.at:
+            do, self.do = self.do, None
+            do(event["run"])
+
+
+def curve(summary, key):
+    return RunReader(summary["run_dir"]).curve(key)
+
+
+def events(summary, kind):
+    return [event for event in RunReader(summary["run_dir"]).events if event["kind"] == kind]
+
+
+def test_a_run_ends_with_a_summary_and_a_whole_run_folder(inputs):
+    watcher = Watcher()
+    summary = run_job(tiny_config(inputs), progress=watcher)
+    assert (summary["status"], summary["steps"], summary["gaps"]) == ("done", 6, [])
+    assert summary["loss_last"] < summary["loss_first"]
+    assert summary["hookpoints"] == ["layers.2"]
+    assert {"hookpoint", "feature", "label", "push", "attribution", "drift"} == set(summary["top_features"][0])
+    reader = RunReader(summary["run_dir"])
+    assert reader.status == "done"
+    assert list(curve(summary, "train/loss")[0]) == [1, 2, 3, 4, 5, 6]
+    assert "damaged" not in {row["state"] for row in reader.verify()}
+    assert watcher.heard[0]["phase"].startswith("checking")
+    assert "starting Ray" in [event["phase"] for event in watcher.heard]
+
+
+def test_two_ranks_give_the_curves_of_one(inputs):
+    one = run_job(tiny_config(inputs, rules=[{"concept": "some", "gain": 0.0}]))
+    two = run_job(tiny_config(inputs, rules=[{"concept": "some", "gain": 0.0}], train__num_workers=2))
+    keys = ["train/loss", "train/grad_norm", "rule/route:some/share", "layers.2/unexplained", "layers.2/gradient_norm"]
+    keys += [f"concept/some/layers.2/{name}" for name in ("push", "attribution", "energy", "drift")]
+    for key in keys:
+        (steps, first), (others, second) = curve(one, key), curve(two, key)
+        assert list(steps) == list(others), key
+        assert second == pytest.approx(first, rel=2e-3, abs=1e-6), key
+    rows = [sorted(RunReader(run["run_dir"]).examples("some")["row_id"].to_pylist()) for run in (one, two)]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("service", ["controller", "recorder"])
+def test_a_service_that_dies_and_comes_back_costs_nothing_but_a_note(inputs, service):
+    def kill(run_id):
+        ray.kill(ray.get_actor(f"{service}:{run_id}", namespace=NAMESPACE), no_restart=False)
+
+    summary = run_job(tiny_config(inputs, train__steps=400, observe={"drift_every": 100, "probe_rows": 4}), progress=Watcher(20, kill))
+    assert (summary["status"], summary["steps"]) == ("done", 400)
+    assert list(curve(summary, "train/loss")[0]) == list(range(1, 401))
+    assert [gap["service"] for gap in summary["gaps"]] == [service]
+    assert events(summary, "service_back")
+
+
+@pytest.mark.parametrize("service", ["controller", "recorder"])
+def test_a_service_that_dies_for_good_does_not_stop_training(inputs, service):
+    def kill(run_id):
+        ray.kill(ray.get_actor(f"{service}:{run_id}", namespace=NAMESPACE), no_restart=True)
+
+    summary = run_job(tiny_config(inputs, train__steps=200, observe={"drift_every": 100, "probe_rows": 4}), progress=Watcher(20, kill))
+    assert (summary["status"], summary["steps"]) == ("done", 200)
+    assert list(curve(summary, "train/loss")[0]) == list(range(1, 201))
+    assert [gap["service"] for gap in summary["gaps"]] == [service]
+    assert events(summary, "service_lost")
+
+
+def test_rules_sent_to_a_running_job_take_force_on_every_rank(inputs):
+    answers = []
+
+    def send(run_id):
+        controller = ray.get_actor(f"controller:{run_id}", namespace=NAMESPACE)
+        rule = {"concept": "some", "mode": "grad", "gain": 0.5}
+        answers.append(ray.get(controller.set_rules.remote(run_id, [rule], 0)))
+        with pytest.raises(ConfigError, match="version 1, not 0"):
+            ray.get(controller.set_rules.remote(run_id, [], 0))
+        with pytest.raises(ConfigError, match="unknown concept 'nobody'"):
+            ray.get(controller.set_rules.remote(run_id, [{"concept": "nobody"}], 1))
+
+    quick = {"drift_every": 0, "probe_rows": 4}
+    summary = run_job(tiny_config(inputs, train__steps=300, train__num_workers=2, observe=quick), progress=Watcher(20, send))
+    assert answers == [1]
+    assert summary["policy_version"] == 1
+    versions = curve(summary, "policy/version")[1]
+    assert set(versions) == {0, 1} and (np.diff(versions) >= 0).all()
+    share = curve(summary, "rule/grad:some/share")
+    assert len(share[0]) == (versions == 1).sum()
+
+
+def test_a_stopped_run_is_readable_and_goes_on_where_it_stopped(inputs):
+    def stop(run_id):
+        ray.get_actor(f"controller:{run_id}", namespace=NAMESPACE).stop.remote()
+
+    config = tiny_config(inputs, train__steps=300, observe={"drift_every": 0, "probe_rows": 4})
+    first = run_job(config, progress=Watcher(20, stop))
+    assert first["status"] == "interrupted"
+    assert 20 <= first["steps"] < 300
+    second = run_job(config, resume=first["run_id"])
+    assert (second["run_id"], second["status"], second["steps"]) == (first["run_id"], "done", 300)
+    assert list(curve(second, "train/loss")[0]) == list(range(1, 301))
+
+
+def test_a_rank_that_is_killed_goes_on_from_the_last_checkpoint(inputs):
+    def kill(run_id):
+        (worker,) = [actor for actor in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(actor.info["cmdline"] or [])]
+        worker.kill()
+
+    config = tiny_config(inputs, train__steps=200, train__checkpoint_every=5, observe={"drift_every": 0, "probe_rows": 4})
+    summary = run_job(config, progress=Watcher(20, kill))
+    assert (summary["status"], summary["steps"]) == ("done", 200)
+    assert list(curve(summary, "train/loss")[0]) == list(range(1, 201))
+    assert [event["step"] % 5 for event in events(summary, "resumed")] == [0]
+
+
+def test_a_loss_that_is_not_finite_is_one_clear_error(inputs):
+    with pytest.raises(RunError, match="step 2: the loss is nan; try a lower train.lr") as caught:
+        run_job(tiny_config(inputs, name="nan", train__lr=1e30))
+    assert "Traceback" not in str(caught.value)
+    (folder,) = Path(inputs["runs_dir"]).glob("nan-*")
+    assert RunReader(folder).status == "failed"
+    assert [event["step"] for event in RunReader(folder).events if event["kind"] == "not_finite"] == [2]
+
+
+def test_arms_share_concepts_and_the_base_evaluation(inputs):
+    heldout = {"low": inputs["data"]["train"][0]}
+    base = tiny_config(inputs, evaluate={"heldout": heldout, "max_rows": 4}, rules=[{"concept": "some"}])
+    arms = [base.model_copy(update={"arm": "rules"}), base.model_copy(update={"arm": "none", "rules": []})]
+    summaries = run_arms(arms)
+    assert [(summary["arm"], summary["status"]) for summary in summaries] == [("rules", "done"), ("none", "done")]
+    before = [summary["evaluation"]["nll"]["low"]["before"] for summary in summaries]
+    assert before[0] == before[1]
+    first = [curve(summary, "train/loss")[1][0] for summary in summaries]
+    assert first[0] == first[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"dictionaries": {"layers.9": "X"}}, InputError, r"layers.9.*did you mean layers.3"),
+        ({"data__train": ["nowhere.jsonl"]}, InputError, "nowhere.jsonl: no such file"),
+        ({"rules": [{"concept": "som"}]}, ConfigError, "unknown concept 'som'; did you mean some"),
+        ({"model__name": "/nowhere/model"}, InputError, "no such model folder"),
+        ({"train__batch_size": 1, "train__num_workers": 2}, ConfigError, "less than train.num_workers"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_starts(inputs, changes, error, message):
+    if "dictionaries" in changes:
+        changes = {"dictionaries": {"layers.9": inputs["dictionaries"]["layers.2"]}}
+    started = time.monotonic()
+    with pytest.raises(error, match=message):
+        run_job(tiny_config(inputs, name="wrong", **changes))
+    assert time.monotonic() - started < 5
+    assert not list(Path(inputs["runs_dir"]).glob("wrong-*"))
