@@ -86,7 +86,12 @@ class ObserveSettings(Settings):
     top_k: int = Field(256, ge=1, description="Features recorded per hookpoint and step (the largest |attribution| and |push|).")
     drift_every: int = Field(10, ge=0, description="Steps between forward passes over the probe set; 0: only at the end.")
     probe_rows: int = Field(16, ge=1, description="Rows of the probe set, where none is given.")
-    health_every: int = Field(10, ge=0, description="Steps between FVU, L0 readings of the dictionary on the live model; 0: never.")
+    update_every: int = Field(
+        0,
+        ge=0,
+        description="Steps between exact `update` readings (forward mode, about three forward passes of the probe batches read); 0: never.",
+    )
+    update_batches: int = Field(1, ge=1, description="Batches of the probe set that `update` is read on.")
     self_test: bool = Field(True, description="Check at start that each hook fires once and that an edit changes the gradients.")
 
 

@@ -26,6 +26,7 @@ from gradlens.hookpoints import canonical, find_module, unwrap
 from gradlens.probe import ProbeReading, read_probe
 from gradlens.rules import Policy
 from gradlens.selftest import self_test
+from gradlens.update import read_update, trainable_parameters
 from gradlens.world import Single, World, flat_sum_
 
 SUMMED = ("push", "attribution", "energy")
@@ -85,6 +86,7 @@ class Lens:
         }
         self.control = Control(model, self.dictionaries, self.concepts, self._live)
         self._policy = policy or Policy()
+        self._reference: dict[str, Tensor] | None = None  # trainable parameters at the last `update` reading
         self._sums = {name: _Sums(dictionary) for name, dictionary in self.dictionaries.items()}
         self._batch: MicroBatch | None = None
         self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
@@ -110,6 +112,8 @@ class Lens:
             if self.probe is not None and self.start is None:
                 self._measure_start()
             self.set_policy(self._policy)
+            if self.observe.update_every:
+                self._reference = {name: value.clone() for name, value in trainable_parameters(self.model).items()}
         except BaseException:
             self._hooks.close()
             raise
@@ -288,6 +292,8 @@ class Lens:
         if observed:
             record["features"] = {name: self._finish_sums(name, record["scalars"]) for name in self._sums}
             record["examples"] = self._gathered_examples()
+        if self.observe.update_every and self.step % self.observe.update_every == 0:
+            self._read_update(record["scalars"])
         if self.observe.drift_every and self.step % self.observe.drift_every == 0:
             self._read_drift(record)
         self._scalars, self._examples, self._rows, self._saw_gradients = {}, [], None, False
@@ -342,6 +348,22 @@ class Lens:
             return self.start[hookpoint].rate > 0
         return None if rate is None else rate > 0
 
+    def _read_update(self, scalars: dict[str, float]) -> None:
+        """Effect of the parameter change since the last reading, added to the totals."""
+        if self.probe is None or self._reference is None or self.world.rank != 0:
+            return
+        now = trainable_parameters(self.model)
+        batches = self.probe[: self.observe.update_batches]
+        for name, reading in read_update(self.model, self.dictionaries, batches, self._reference, now, self.observe.tokens).items():
+            for key, value in (("update", reading.acts), ("update_direction", reading.direction)):
+                total = self.totals[name].setdefault(key, torch.zeros_like(value))
+                total += value
+                for (concept, hookpoint), members in self._concept_members.items():
+                    if hookpoint == name:
+                        scalars[f"concept/{concept}/{name}/{key}"] = total[members.cpu()].mean().item()
+        for name, value in now.items():
+            self._reference[name].copy_(value)
+
     def _read_drift(self, record: dict[str, Any]) -> None:
         if self.probe is None or self.start is None or self.world.rank != 0:
             return
@@ -370,10 +392,13 @@ class Lens:
         return now.acts - then.acts, self.dictionaries[hookpoint].unit_directions().double().cpu() @ (now.mean - then.mean)
 
     def finish(self) -> None:
-        """Last drift reading and dense snapshot; does nothing where the last step had one."""
-        if self.start is None or self.step == 0 or (self.observe.drift_every and self.step % self.observe.drift_every == 0):
+        """Last readings and dense snapshot; does nothing where the last step had them."""
+        read = [every and self.step % every == 0 for every in (self.observe.drift_every, self.observe.update_every or 1)]
+        if self.start is None or self.step == 0 or all(read):
             return
         record: dict[str, Any] = {"step": self.step, "time": time.time(), "scalars": {}}
+        if self.observe.update_every and self.step % self.observe.update_every:
+            self._read_update(record["scalars"])
         self._read_drift(record)
         self._emit(record)
 
@@ -405,7 +430,12 @@ class Lens:
         return sorted(rows, key=lambda row: -abs(row["drift"]) if row["drift"] == row["drift"] else -abs(row["push"]))[:n]
 
     def state_dict(self) -> dict[str, Any]:
-        """Step, totals and the probe readings before training: tensors and numbers only."""
+        """Step, totals and the probe readings before training: tensors and numbers only.
+
+        A window of `update` that is open is read first, so that a run that goes on from here misses none of it.
+        """
+        if self._reference is not None and self.observe.update_every and self.step % self.observe.update_every:
+            self._read_update({})
         start = {name: vars(reading).copy() for name, reading in (self.start or {}).items()}
         return {"step": self.step, "totals": self.totals, "start": start}
 
@@ -414,7 +444,7 @@ class Lens:
         self.step = self.control.step = state["step"]
         for name, totals in state["totals"].items():
             for key, value in totals.items():
-                self.totals[name][key].copy_(value)
+                self.totals[name][key] = value.clone()
         self.start = {name: ProbeReading(**values) for name, values in state["start"].items()} or None
         self.last = self.start
         if self.start is not None:  # random controls are drawn from features live before training

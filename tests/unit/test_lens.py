@@ -344,3 +344,15 @@ def test_what_does_not_fit_is_refused_with_a_reason():
         parameter.requires_grad = "lora" in name and "layers.3" in name
     with pytest.raises(ConfigError, match="layers.2: nothing trainable lies below"), Lens(frozen, optimizer, {HOOK: tiny_dictionary()}):
         pass
+
+
+def test_update_windows_add_up_to_the_drift_along_directions():
+    dictionary, probe = tiny_dictionary(), [tiny_batch(9)]
+    observe = ObserveSettings(update_every=2, drift_every=5)
+    args = {"dictionaries": {HOOK: dictionary}, "probe": probe, "observe": observe, "concepts": {"c": {HOOK: [1, 2]}}}
+    lens, recorder = train(tiny_model(), steps=5, lens_args=args, optimizer_type=torch.optim.SGD)
+    drift, direction = lens.drift(HOOK)
+    torch.testing.assert_close(lens.totals[HOOK]["update_direction"], direction, rtol=0.05, atol=float(direction.abs().max()) * 0.02)
+    assert torch.corrcoef(torch.stack([lens.totals[HOOK]["update"], drift]))[0, 1] > 0.95
+    assert [r["step"] for r in recorder.records if "concept/c/layers.2/update" in r["scalars"]] == [2, 4, 5]
+    assert recorder.records[-1]["dense"][HOOK]["update"].any()
