@@ -105,6 +105,9 @@ def headline(data: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
         facts.append((loss, "" if run["status"] in ("done", "running") else f"The run is {run['status']}: its figures end there."))
     if len(runs) > 1:
         return f"What these {len(runs)} runs learned", facts
+    if run["rules"]:
+        aside = "What a rule did shows beside a run without it and one with random features in its place: gradlens study."
+        facts.append((f"Rules: {'; '.join(run['rule_texts'])}.", aside))
     return (found[0]["heading"] if found and found[0]["size"] > 0 else "What this run learned"), facts
 
 

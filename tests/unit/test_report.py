@@ -64,6 +64,12 @@ def test_a_single_run_says_what_it_taught(tmp_path):
     assert "Training loss went from" in page.text["li:"] and "(no clear change)" in page.text["li:"]
 
 
+def test_a_single_run_with_a_rule_names_it_and_the_control_it_lacks(tmp_path):
+    page = report_of(tmp_path, RunReader(make_run(tmp_path / "a", "rules", steps=10)))
+    assert page.text["h1:"] == "What this run learned"  # 0% to 6% of 32 answers is no clear change
+    assert re.search(r"Rules: route:pirate x 0, gated \d+%\..*random features in its place", page.text["li:"])
+
+
 def test_the_file_reaches_for_nothing_outside_itself(tmp_path):
     path = write_report(make_study(tmp_path, steps=4, every=2), tmp_path / "r.html")
     page, text = Page(path), path.read_text(encoding="utf-8")
