@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from gradlens.dictionary import Dictionary
 from gradlens.errors import InputError
+from gradlens.files import write_atomic, write_json
 from gradlens.hookpoints import canonical, layer_of
 
 ASSETS = Path(__file__).parent / "assets" / "dictionaries"
@@ -126,12 +127,12 @@ def save_dictionary(dictionary: Dictionary, folder: str | Path, dtype: torch.dty
         config |= {"k": dictionary.k, "rescale_acts_by_decoder_norm": False}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WEIGHTS)
+    write_atomic(folder / WEIGHTS, save(tensors))
     if firing_rate is not None:
-        save_file({"sparsity": (firing_rate.detach().float().cpu() + SPARSITY_EPS).log10()}, folder / SPARSITY)
+        write_atomic(folder / SPARSITY, save({"sparsity": (firing_rate.detach().float().cpu() + SPARSITY_EPS).log10()}))
     if facts:
-        (folder / FACTS).write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    (folder / CFG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / FACTS, facts)
+    write_json(folder / CFG, config)
     return folder
 
 

@@ -56,6 +56,13 @@ class SaeConfig(Settings):
     checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints; an interrupted training goes on from the last one.")
     keep_activations: bool = Field(False, description="Keep activations on disk when training is done.")
 
+    @field_validator("text", "heldout", "hookpoints", mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        """One source or hookpoint need not be a list, and a block may be named by its number."""
+        value = [value] if isinstance(value, (str, int)) else value
+        return [str(item) if isinstance(item, int) else item for item in value] if isinstance(value, list) else value
+
     @field_validator("hookpoints")
     @classmethod
     def _canonical(cls, names: list[str]) -> list[str]:
@@ -98,9 +105,6 @@ def load_sae_config(path: str | Path, overrides: Iterable[str] = ()) -> SaeConfi
             data[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             data[key] = value
-    for key in ("text", "heldout", "hookpoints"):
-        if isinstance(data.get(key), (str, int)):
-            data[key] = [str(data[key])]  # one source need not be a list
     try:
         return SaeConfig.model_validate(data)
     except ValidationError as error:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,11 +129,19 @@ def collect(
     folder: Path | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Store]:
-    """One store per hookpoint with the counted tokens of all windows. With a folder, goes on where an earlier call was stopped."""
+    """One store per hookpoint with the counted tokens of all windows.
+
+    With a folder, goes on where an earlier call on the same windows was stopped.
+    """
     total, done = count(found), 0
     marker = folder / "progress.json" if folder else None
+    text = zlib.crc32(json.dumps([found, batch_size]).encode())  # the order of rows depends on both
     if marker is not None and marker.is_file():
-        done = int(json.loads(marker.read_text())["tokens"])
+        earlier = json.loads(marker.read_text())
+        if earlier["text"] == text:
+            done = int(earlier["tokens"])
+        else:  # the text has changed since
+            shutil.rmtree(folder)
     stores: dict[str, Store] = {}
     at = 0
     for number, batch in enumerate(batches(found, batch_size)):
@@ -149,5 +159,5 @@ def collect(
         if marker is not None and at > done and (number % 20 == 0 or at == total):
             for store in stores.values():
                 store.flush()
-            write_json(marker, {"tokens": at})
+            write_json(marker, {"tokens": at, "text": text})
     return stores

@@ -24,7 +24,7 @@ from gradlens.errors import ConfigError, InputError
 from gradlens.formats import CFG, load_dictionary, save_dictionary
 from gradlens.sae import Recipe, Trainer
 from gradlens.sae_config import SaeConfig
-from gradlens.sae_data import Store, Window, collect, count, take, windows
+from gradlens.sae_data import Store, Window, collect, count, read_batch, take, windows
 
 Progress = Callable[[str, int | None], AbstractContextManager[Callable[..., Any]]]
 
@@ -60,26 +60,21 @@ def train_dictionaries(
             model, tokenizer = load()
         model.to(device)
         train, heldout = _texts(config, tokenizer)
-        began = time.monotonic()
+        names = config.hookpoints  # also those that are done: files on disk belong to all of them
+        width = sum(x_TD.shape[1] for x_TD in read_batch(model, names, heldout[:1]).values())
+        folder = out / "activations" if _on_disk(config, count(train), width) else None
         with progress("reading held-out text", count(heldout)) as advance:
-            held = collect(model, waiting, heldout, config.forward_batch, progress=advance)
-        width = next(iter(held.values())).array.shape[1]
-        folder = out / "activations" if _on_disk(config, count(train), width * len(waiting)) else None
+            held = collect(model, names, heldout, config.forward_batch, "float32", folder and folder / "heldout", advance)
         with progress("collecting activations", count(train)) as advance:
-            stores = collect(
-                model, config.hookpoints if folder else waiting, train, config.forward_batch, config.store_dtype, folder, advance
-            )
-        collected = time.monotonic() - began
+            stores = collect(model, names, train, config.forward_batch, config.store_dtype, folder and folder / "train", advance)
         for name in waiting:
-            _train_one(config, name, stores[name], held[name], device, progress, {"collect_seconds": round(collected, 1)})
+            _train_one(config, name, stores[name], held[name], device, progress)
         if folder is not None and not config.keep_activations:
             shutil.rmtree(folder)
     return {name: load_dictionary(out / name) for name in config.hookpoints}
 
 
-def _train_one(
-    config: SaeConfig, name: str, store: Store, held: Store, device: torch.device, progress: Progress, facts: dict[str, Any]
-) -> None:
+def _train_one(config: SaeConfig, name: str, store: Store, held: Store, device: torch.device, progress: Progress) -> None:
     folder, usual = Path(config.out) / name, store.usual(config.outlier_norm)
     tokens = len(usual)
     steps = config.steps or max(1, round(config.epochs * tokens / config.batch_size))
@@ -104,13 +99,12 @@ def _train_one(
     facts = {
         "model_name": config.model,
         "context_size": config.context_length,
-        "recipe": config.model_dump(mode="json"),
+        "recipe": config.model_dump(mode="json", exclude=_FREE),
         "train": {
             "tokens": tokens,
             "outliers": len(store) - tokens,
             "steps": steps,
             "seconds": round(time.monotonic() - began, 1),
-            **facts,
         },
     }
     # Health is of what is on disk: saved once, read back, measured, saved again with what was found.
