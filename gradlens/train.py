@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gradlens.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint, trainable
-from gradlens.concepts import Concept, fit_concept, load_concepts, save_concept
+from gradlens.concepts import MAX_TEXTS, Concept, fit_concept, load_concepts, save_concept
 from gradlens.config import RunConfig
-from gradlens.data import IGNORE, Example, Mixture, collate, load_examples
+from gradlens.data import IGNORE, Example, Mixture, collate, load_examples, read_rows
 from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError, RunError
 from gradlens.evaluate import evaluate
@@ -180,6 +180,8 @@ def _loop(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings.lr, step, settings.warmup)
             local = batch[world.rank :: world.size] or [silent(batch or sources[0][:1])]
+            if settings.micro_batch_size:
+                local = sorted(local, key=lambda example: len(example.input_ids))  # rows of like length together: less padding
             micro = split(local, settings.micro_batch_size)
             total = torch.zeros((), dtype=torch.float64, device=rank.device)
             for index, examples in enumerate(micro):
@@ -348,7 +350,8 @@ def _concepts(rank: Rank, model: nn.Module, tokenizer: Any, dictionaries: dict[s
         if concepts is None:
             concepts = load_concepts([path] if path.is_file() else rank.config.concepts)
         for index, concept in enumerate(concepts if dictionaries else []):
-            with rank.counted(f"fitting concept {concept.name}") as advance:
+            texts = sum(min(len(concept.rows(kind)), MAX_TEXTS) for kind in ("positive", "negative"))
+            with rank.counted(f"fitting concept {concept.name}", texts or None) as advance:
                 concepts[index] = fit_concept(
                     model, tokenizer, dictionaries, concept, max_length=rank.config.data.max_length, progress=advance
                 )
@@ -401,6 +404,8 @@ def _evaluated(rank: Rank, model: nn.Module, tokenizer: Any, concepts: list[Conc
     settings = rank.config.evaluate
     if not settings.heldout and not settings.prompts:
         return {}
-    with rank.counted(f"evaluating {when}") as advance:
+    sources = [*settings.heldout.values(), *settings.prompts.values()]
+    rows = sum(min(len(read_rows(source)), settings.max_rows) for source in sources)
+    with rank.counted(f"evaluating {when}", rows) as advance:
         # The transformers model inside the adapter's wrapper: its layers hold the adapter, and it can generate.
         return evaluate(unwrap(model), tokenizer, settings, concepts, rank.config.data.max_length, progress=advance)

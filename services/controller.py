@@ -114,19 +114,21 @@ class PolicyClient:
             return None, False
         try:
             answer = self._answer() if self._answer else None
-            if answer is None and self._answer is not None:
-                return None, False
+            if self._answer is not None and answer is None:
+                return None, False  # asked, and not answered yet
+            newer, stop = self._heed(answer) if answer else (None, False)
             self._answer = self._ask(self._version)
         except Lost as lost:
             self._lost(lost)
             return None, False
-        if answer is None:
-            return None, False
+        return newer, stop
+
+    def _heed(self, answer: dict[str, Any]) -> tuple[Policy | None, bool]:
         if self._instance not in (None, answer["instance"]) and self._away_from is None:
             self._away_from = self._heard  # it died and came back between two questions
         if self._away_from is not None:
             self._back()
-        self._instance, self._heard = answer["instance"], step
+        self._instance, self._heard = answer["instance"], self._step
         if answer["rules"] is None:
             return None, answer["stop"]
         self._version = answer["version"]
@@ -157,7 +159,7 @@ class PolicyClient:
 def actor_asker(actor: Any, run_id: str) -> Callable[[int], Answer]:
     """`ask` for a client, through Ray: neither the question nor looking for its answer ever waits."""
     import ray
-    from ray.exceptions import ActorDiedError, RayActorError
+    from ray.exceptions import ActorDiedError, RayError
 
     def ask(known_version: int) -> Answer:
         reference = actor.get.remote(run_id, known_version)
@@ -168,7 +170,7 @@ def actor_asker(actor: Any, run_id: str) -> Callable[[int], Answer]:
                 return None
             try:
                 return ray.get(reference)
-            except RayActorError as error:
+            except RayError as error:
                 raise Lost(final=isinstance(error, ActorDiedError)) from None
 
         return answer

@@ -108,6 +108,7 @@ def _train(plan: Plan, runs: list[_Run], asked: _Asked, tell: Progress) -> BaseE
     controller = ray.remote(ControllerService).options(name=f"controller:{plan.name}", **options).remote(folders)
     recorder = ray.remote(RecorderService).options(name=f"recorder:{plan.name}", **options).remote(folders)
     box: list[BaseException | None] = [None]
+    tell({"run": plan.name, "arm": runs[0].config.arm, "phase": "starting ranks"})
     ranks = threading.Thread(target=_fit, args=(plan, runs[0], box), name="gradlens-ranks", daemon=True)
     ranks.start()
     told = 0

@@ -22,6 +22,7 @@ from gradlens.store import RunReader, RunWriter
 
 Message = tuple[int, str, Any]  # number, "open" | "record" | "event" | "close", content
 BATCH = 64  # messages sent in one call
+_NONE = (2**62, -1)  # first and last of no steps
 
 
 class RecorderService:
@@ -47,7 +48,10 @@ class RecorderService:
                 continue
             if what != "open" and run_id not in self._writers:
                 self._reopen(run_id)
-            getattr(self, f"_{what}")(run_id, content)
+            try:
+                getattr(self, f"_{what}")(run_id, content)
+            except (KeyError, TypeError, ValueError) as error:  # one malformed message must not hold up the others
+                self._event(run_id, {"kind": "recorder_error", "part": what, "error": f"{type(error).__name__}: {error}"})
             last = self._last[session] = number
         return last
 
@@ -121,7 +125,7 @@ class _Known:
     """What a run folder held when its recorder came back: the last step of every table, and the events."""
 
     def __init__(self, reader: RunReader) -> None:
-        scalars = reader.scalars
+        scalars = reader.scalars()
         self.step = max(scalars["step"].to_pylist(), default=0)
         steps = zip(scalars["step"].to_pylist(), scalars["key"].to_pylist(), strict=True)
         self.keys = {key for step, key in steps if step == self.step}
@@ -180,8 +184,9 @@ class RecorderClient:
         self._waiting: deque[Message] = deque([(0, "open", resume_step)])
         self._status: dict[str, Any] = {}
         self._status_sent: dict[str, Any] | None = None
-        self._dropped, self._away_from, self._away_since = 0, None, 0.0
-        self._gone = self._closing = False
+        self._records, self._dropped, self._dropped_steps = 0, 0, _NONE
+        self._away_from, self._away_since = None, 0.0
+        self._gone = self._closing = self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="gradlens-recorder-client", daemon=True)
         self._thread.start()
@@ -206,25 +211,29 @@ class RecorderClient:
     def close(self, timeout: float = 60.0) -> bool:
         """Wait until everything is written; True if it is. A recorder that is gone for good is replaced by this process."""
         with self._changed:
-            self._put("close", None)
             self._closing = True
-            done = self._changed.wait_for(lambda: not self._waiting or self._gone, timeout)
+            self._changed.notify_all()
+            done = self._changed.wait_for(lambda: self._closed or self._gone, timeout)
         return self._write_here() if self._gone else done
 
     def _put(self, what: str, content: Any) -> None:
         self._number += 1
         self._waiting.append((self._number, what, content))
-        if len(self._waiting) > self.capacity:
-            oldest = next((message for message in self._waiting if message[1] == "record"), None)
-            if oldest is not None:
-                self._waiting.remove(oldest)
-                self._dropped += 1
+        self._records += what == "record"
+        if self._records > self.capacity:
+            index = next(index for index, message in enumerate(self._waiting) if message[1] == "record")
+            lost = self._waiting[index][2]["step"]
+            del self._waiting[index]
+            self._records -= 1
+            self._dropped, self._dropped_steps = self._dropped + 1, (min(lost, self._dropped_steps[0]), max(lost, self._dropped_steps[1]))
         self._changed.notify()
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._status != self._status_sent)
+                self._changed.wait_for(lambda: self._waiting or self._closing or self._status != self._status_sent)
+                if self._closing and not self._waiting:
+                    self._put("close", None)  # after everything else: what comes later would open the run again
                 messages, status = list(self._waiting)[:BATCH], self._status
             try:
                 last = self._send(self.run_dir.name, self._session, messages, status)
@@ -235,11 +244,12 @@ class RecorderClient:
             with self._changed:
                 self._status_sent = status
                 while self._waiting and self._waiting[0][0] <= last:
-                    self._waiting.popleft()
-                if self._away_from is not None and messages:
+                    self._records -= self._waiting.popleft()[1] == "record"
+                if messages:
                     self._back()
+                self._closed = bool(messages) and messages[-1][1] == "close" and not self._waiting
                 self._changed.notify_all()
-                if self._closing and not self._waiting:
+                if self._closed:
                     return
 
     def _lost(self, lost: Lost) -> bool:
@@ -257,21 +267,22 @@ class RecorderClient:
         return True
 
     def _back(self) -> None:
-        self._put("event", {"kind": "service_lost", "time": self._away_since, "step": self._away_from, "service": "recorder"})
+        """Tell of an outage that is over, and of records that did not fit in memory meanwhile."""
+        if self._away_from is not None:
+            self._put("event", {"kind": "service_lost", "time": self._away_since, "step": self._away_from, "service": "recorder"})
         if self._dropped:
-            gap = {"service": "recorder", "from_step": self._away_from, "to_step": self._step, "count": self._dropped}
-            reason = "recorder away for too long; the oldest waiting records were dropped"
+            gap = {"service": "recorder", "from_step": self._dropped_steps[0], "to_step": self._dropped_steps[1], "count": self._dropped}
+            reason = "recorder away or slow for too long; the oldest waiting records were dropped"
             self._put("event", {"kind": "gap", "time": time.time(), "step": self._step, "reason": reason, **gap})
-        self._dropped, self._away_from = 0, None
+        self._away_from, self._dropped, self._dropped_steps = None, 0, _NONE
 
     def _write_here(self) -> bool:
         """Write what waits with a recorder in this process: the actor is dead, so its lock on the folder is free."""
         with self._changed:
             self._back()
         service = RecorderService({self.run_dir.name: str(self.run_dir)})
-        closing = [message for message in self._waiting if message[1] == "close"]
-        messages = [message for message in self._waiting if message[1] != "close"] + closing
-        numbered = [(number, what, content) for number, (_, what, content) in enumerate(messages)]
+        messages = [(what, content) for _, what, content in self._waiting if what != "close"] + [("close", None)]
+        numbered = [(number, what, content) for number, (what, content) in enumerate(messages)]
         try:
             service.write(self.run_dir.name, self._session, numbered)
         except RunError:
@@ -283,14 +294,14 @@ class RecorderClient:
 def actor_sender(actor: Any, timeout: float = 30.0) -> Callable[[str, str, list[Message], dict[str, Any]], int]:
     """`send` for a client, through Ray."""
     import ray
-    from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError
+    from ray.exceptions import ActorDiedError, RayError
 
     def send(run_id: str, session: str, messages: list[Message], status: dict[str, Any]) -> int:
         try:
             return ray.get(actor.write.remote(run_id, session, messages, status), timeout=timeout)
         except ActorDiedError:
             raise Lost(final=True) from None
-        except (RayActorError, GetTimeoutError):
+        except RayError:  # away, too slow, or failing (no space left, say): it is asked again
             raise Lost(final=False) from None
 
     return send

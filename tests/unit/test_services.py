@@ -1,0 +1,253 @@
+"""The services without Ray: what their clients do when they are away, come back, or never do."""
+
+import numpy as np
+import pytest
+from gradlens_services import controller as control
+from gradlens_services.controller import Conflict, ControllerService, PolicyClient, first_state, read_state
+from gradlens_services.recorder import Lost, RecorderClient, RecorderService
+
+from gradlens.errors import ConfigError
+from gradlens.recorder import MemoryRecorder
+from gradlens.rules import Rule
+from gradlens.store import RunReader, RunWriter
+
+CONFIG = {"data": {"train": ["a.jsonl"]}}
+
+
+def record(step):
+    dense = {"layers.1": {name: np.full(3, step, np.float32) for name in ("push", "attribution", "energy", "drift")}}
+    features = {"layers.1": {"feature": np.arange(2, dtype=np.int32), "push": np.full(2, step, np.float32)}}
+    whole = {"step": step, "scalars": {"train/loss": 1 / step}, "features": features}
+    return {**whole, "dense": dense} if step % 2 == 0 else whole
+
+
+class Line:
+    """The way to a recorder: may be cut, and have another process at its end."""
+
+    def __init__(self, folder):
+        self.folder, self.service, self.cut, self.final, self.calls = folder, self.new(folder), False, False, 0
+        self.lose_answer_of = None
+
+    @staticmethod
+    def new(folder):
+        return RecorderService({folder.name: str(folder)})
+
+    def restart(self):
+        for writer in self.service._writers.values():
+            writer._lock.close()  # what the end of a process does
+        self.service = self.new(self.folder)
+
+    def __call__(self, run_id, session, messages, status):
+        self.calls += 1
+        if self.cut:
+            raise Lost(self.final)
+        last = self.service.write(run_id, session, messages, status)
+        if self.lose_answer_of is not None and last >= self.lose_answer_of:
+            self.lose_answer_of = None
+            self.restart()
+            raise Lost(False)
+        return last
+
+
+@pytest.fixture
+def line(tmp_path):
+    RunWriter(tmp_path / "run", CONFIG).close()
+    return Line(tmp_path / "run")
+
+
+def stored(line):
+    reader = RunReader(line.folder)
+    return list(reader.curve("train/loss")[0]), reader.features("layers.1").num_rows, reader.dense_steps("layers.1")
+
+
+def client_of(line, **options):
+    return RecorderClient(line, line.folder, retry_seconds=0.01, **options)
+
+
+def test_everything_is_written_once_and_in_order(line):
+    client = client_of(line)
+    for step in range(1, 8):
+        client.record(record(step))
+    client.event("policy", step=3, version=2)
+    assert client.close(20)
+    assert stored(line) == (list(range(1, 8)), 14, [2, 4, 6])
+    assert [event["version"] for event in RunReader(line.folder).events if event["kind"] == "policy"] == [2]
+
+
+def test_an_outage_is_bridged_and_noted(line):
+    client = client_of(line)
+    client.record(record(1))
+    line.cut = True
+    for step in range(2, 30):
+        client.record(record(step))
+    line.restart()
+    line.cut = False
+    assert client.close(20)
+    assert stored(line)[0] == list(range(1, 30))
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+def test_what_a_dying_recorder_had_already_written_is_not_written_twice(line, number):
+    line.lose_answer_of = number
+    client = client_of(line)
+    client.event("phase", name="x")
+    for step in range(1, 5):
+        client.record(record(step))
+    client.event("end")
+    assert client.close(20)
+    assert stored(line) == ([1, 2, 3, 4], 8, [2, 4])
+    kinds = [event["kind"] for event in RunReader(line.folder).events]
+    assert kinds.count("end") == kinds.count("phase") == 1
+
+
+def test_what_does_not_fit_in_memory_is_lost_and_counted(line):
+    line.cut = True
+    client = client_of(line, capacity=10)
+    for step in range(1, 31):
+        client.record(record(step))
+    line.cut = False
+    assert client.close(20)
+    (gap,) = [event for event in RunReader(line.folder).events if event["kind"] == "gap"]
+    assert (gap["service"], gap["from_step"], gap["to_step"], gap["count"]) == ("recorder", 1, 20, 20)
+    assert stored(line)[0] == list(range(21, 31))
+
+
+def test_a_recorder_that_is_gone_for_good_is_replaced_at_the_end(line):
+    client = client_of(line)
+    client.record(record(1))
+    with client._changed:
+        client._changed.wait_for(lambda: not client._waiting, 20)
+    line.restart()
+    line.cut = line.final = True
+    for step in range(2, 6):
+        client.record(record(step))
+    assert client.close(20)
+    assert stored(line)[0] == [1, 2, 3, 4, 5]
+    kinds = [event["kind"] for event in RunReader(line.folder).events]
+    assert {"service_lost", "gap"} <= set(kinds)
+
+
+def test_recording_never_waits_for_the_recorder(line):
+    line.cut = True
+    client = client_of(line)
+    for step in range(1, 500):
+        client.record(record(step))  # returns although nobody listens
+    assert len(client._waiting) >= 499
+    assert not client.close(0.05)
+
+
+def test_a_failing_view_is_let_go_and_the_record_goes_on(tmp_path):
+    class Broken:
+        def start(self, report):
+            report("sink_note", text="hello")
+
+        def record(self, record):
+            raise OSError("no server")
+
+        def close(self, timeout):
+            raise AssertionError("was let go")
+
+    RunWriter(tmp_path / "run", CONFIG).close()
+    service = RecorderService({"run": str(tmp_path / "run")}, make_sinks=lambda config, folder: [Broken()])
+    service.write("run", "s", [(0, "open", None), (1, "record", record(1)), (2, "record", record(2)), (3, "close", None)])
+    reader = RunReader(tmp_path / "run")
+    assert list(reader.curve("train/loss")[0]) == [1, 2]
+    assert [event["kind"] for event in reader.events] == ["sink_note", "recorder_error"]
+
+
+def test_a_controller_keeps_versions_and_finds_them_again_after_a_restart(tmp_path):
+    first_state(tmp_path, [Rule(concept="a", gain=0.5)], resume=False)
+    controller = ControllerService({"run": str(tmp_path)})
+    assert controller.get("run", 0)["rules"] == [{"concept": "a", "gain": 0.5}]
+    assert controller.get("run", 1)["rules"] is None
+    assert controller.set_rules("run", [{"concept": "b"}], 1) == 2
+    with pytest.raises(Conflict, match="at version 2, not 1"):
+        controller.set_rules("run", [], 1)
+    with pytest.raises(ConfigError, match="gian"):
+        controller.set_rules("run", [{"concept": "b", "gian": 0}], 2)
+    controller.stop()
+    again = ControllerService({"run": str(tmp_path)})
+    state = again.get("run", 1)
+    assert (state["version"], state["stop"], state["rules"]) == (2, True, [{"concept": "b"}])
+
+
+def test_a_resumed_run_keeps_the_rules_that_were_in_force(tmp_path):
+    first_state(tmp_path, [], resume=False)
+    controller = ControllerService({"run": str(tmp_path)})
+    controller.set_rules("run", [{"concept": "b"}], 0)
+    controller.stop()
+    policy = first_state(tmp_path, [], resume=True)
+    assert (policy.version, policy.rules[0].concept) == (1, "b")
+    assert read_state(tmp_path)["stop"] is False
+
+
+class Desk:
+    """A controller that may not answer."""
+
+    def __init__(self, service):
+        self.service, self.away, self.final, self.slow = service, False, False, False
+
+    def __call__(self, known):
+        def answer():
+            if self.away:
+                raise control.Lost(self.final)
+            return None if self.slow else self.service.get("run", known)
+
+        return answer
+
+
+@pytest.fixture
+def desk(tmp_path):
+    first_state(tmp_path, [], resume=False)
+    return Desk(ControllerService({"run": str(tmp_path)}))
+
+
+def test_new_rules_and_the_wish_to_stop_reach_the_client(desk):
+    client = PolicyClient(desk, MemoryRecorder(), 0)
+    assert client.poll(0) == (None, False)  # only asks
+    desk.service.set_rules("run", [{"concept": "a"}], 0)
+    policy, stop = client.poll(1)
+    assert (policy.version, policy.rules[0].concept, stop) == (1, "a", False)
+    desk.service.stop()
+    assert client.poll(2) == (None, True)
+
+
+def test_a_slow_controller_is_not_waited_for(desk):
+    client = PolicyClient(desk, MemoryRecorder(), 0)
+    desk.slow = True
+    desk.service.set_rules("run", [{"concept": "a"}], 0)
+    assert [client.poll(step) for step in range(5)] == [(None, False)] * 5
+    desk.slow = False
+    assert client.poll(5)[0].version == 1
+
+
+def test_an_outage_of_the_controller_is_noted_with_its_steps(desk):
+    recorder = MemoryRecorder()
+    client = PolicyClient(desk, recorder, 0)
+    client.poll(0), client.poll(1)
+    desk.away = True
+    client.poll(2), client.poll(3), client.poll(4)
+    desk.away = False
+    client.poll(5), client.poll(6)
+    gap = recorder.events[-1]
+    assert [event["kind"] for event in recorder.events] == ["service_lost", "service_back", "gap"]
+    assert (gap["service"], gap["from_step"], gap["to_step"] >= 5) == ("controller", 2, True)
+
+
+def test_a_controller_that_came_back_between_two_questions_is_noted_too(desk, tmp_path):
+    recorder = MemoryRecorder()
+    client = PolicyClient(desk, recorder, 0)
+    client.poll(0), client.poll(1)
+    desk.service = ControllerService({"run": str(tmp_path)})
+    client.poll(2)
+    assert [event["kind"] for event in recorder.events] == ["service_back", "gap"]
+
+
+def test_a_controller_that_is_gone_for_good_leaves_the_last_rules(desk):
+    recorder = MemoryRecorder()
+    client = PolicyClient(desk, recorder, 0)
+    client.poll(0)
+    desk.away = desk.final = True
+    assert [client.poll(step) for step in range(1, 4)] == [(None, False)] * 3
+    client.close()
+    assert [event["kind"] for event in recorder.events] == ["service_lost", "gap"]
