@@ -94,6 +94,7 @@ class Lens:
         self._examples: list[dict] = []
         self._scalars: dict[str, float] = {}
         self._saw_gradients = False
+        self._finished: int | None = None  # the step of the last readings at the end, so that a second call adds none
         self._hooks = ExitStack()
         self._concept_members = {
             (concept, name): torch.tensor(ids, device=device)
@@ -394,8 +395,9 @@ class Lens:
     def finish(self) -> None:
         """Last readings and dense snapshot; does nothing where the last step had them."""
         read = [every and self.step % every == 0 for every in (self.observe.drift_every, self.observe.update_every or 1)]
-        if self.start is None or self.step == 0 or all(read):
+        if self.start is None or self.step in (0, self._finished) or all(read):
             return
+        self._finished = self.step
         record: dict[str, Any] = {"step": self.step, "time": time.time(), "scalars": {}}
         if self.observe.update_every and self.step % self.observe.update_every:
             self._read_update(record["scalars"])

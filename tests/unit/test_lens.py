@@ -305,6 +305,12 @@ def test_drift_is_the_change_on_the_probe_set_and_zero_without_learning():
     assert still.drift(HOOK)[0].abs().max() == 0
 
 
+def test_the_last_readings_are_recorded_once_however_often_finish_is_called():
+    lens, recorder = train(tiny_model(), lens_args={"dictionaries": {HOOK: tiny_dictionary()}, "probe": [tiny_batch(9)]})
+    lens.finish()
+    assert [record["step"] for record in recorder.records if "dense" in record] == [3]
+
+
 def test_example_records_split_the_push_of_the_batch():
     dictionary = tiny_dictionary()
     args = {"dictionaries": {HOOK: dictionary}, "concepts": {"c": {HOOK: [1, 2]}}, "observe": ObserveSettings(top_k=240)}
