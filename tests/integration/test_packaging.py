@@ -38,6 +38,7 @@ def build(hook: str, source: Path, target: Path) -> zipfile.ZipFile:
     script = f"import sys; from setuptools import build_meta; print(build_meta.{hook}(sys.argv[1]))"
     result = subprocess.run([sys.executable, "-c", script, str(target)], cwd=source, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+    assert "absent from the `packages` configuration" not in result.stderr, "name the new folder under packages in pyproject.toml"
     return zipfile.ZipFile(target / result.stdout.split()[-1])
 
 
