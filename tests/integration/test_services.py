@@ -139,7 +139,7 @@ def test_a_stopped_run_is_readable_and_goes_on_where_it_stopped(inputs):
 
 def test_a_rank_that_is_killed_goes_on_from_the_last_checkpoint(inputs):
     def kill(run_id):
-        (worker,) = [actor for actor in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(actor.info["cmdline"] or [])]
+        (worker,) = [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(child.cmdline())]
         worker.kill()
 
     config = tiny_config(inputs, train__steps=200, train__checkpoint_every=5, observe=QUICK)
