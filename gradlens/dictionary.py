@@ -12,6 +12,7 @@ Encoders (pre = (x - b_dec if apply_b_dec_to_input else x) @ W_enc + b_enc), as 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -138,7 +139,7 @@ class Dictionary:
 class Health:
     """How well a dictionary fits live activations."""
 
-    fvu: float  # fraction of variance unexplained, sum ||x - x̂||² / sum ||x - mean x||²
+    fvu: float  # fraction of variance unexplained, sum ||x - x̂||² / sum ||x - mean x||²; NaN where there is no variance
     l0: float  # mean number of active features per token
     dead: float  # share of features that fired on no token
     tokens: int
@@ -155,4 +156,4 @@ def health(dictionary: Dictionary, x_TD: Tensor, chunk: int = 1024) -> Health:
         fired |= (acts > 0).any(0)
     total = (x_TD - x_TD.mean(0)).double().square().sum().item()
     T = x_TD.shape[0]
-    return Health(fvu=residual / max(total, 1e-30), l0=l0 / max(T, 1), dead=1 - fired.double().mean().item(), tokens=T)
+    return Health(fvu=residual / total if total > 0 else math.nan, l0=l0 / max(T, 1), dead=1 - fired.double().mean().item(), tokens=T)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -129,14 +130,9 @@ def batch_rows(step: int, rows: int, batch_size: int, seed: int) -> np.ndarray:
     return np.sort(order[place * size : (place + 1) * size])  # sorted: neighbouring reads from disk
 
 
-_cached: tuple[tuple[int, int, int], np.ndarray] | None = None
-
-
+@lru_cache(maxsize=1)
 def _permutation(epoch: int, rows: int, seed: int) -> np.ndarray:
-    global _cached
-    if _cached is None or _cached[0] != (epoch, rows, seed):
-        _cached = ((epoch, rows, seed), np.random.default_rng([seed, epoch]).permutation(rows))
-    return _cached[1]
+    return np.random.default_rng([seed, epoch]).permutation(rows)
 
 
 def firing_rate(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import typer
 
 from gradlens.cli.console import JsonOption, err, out, print_json, progress
 
-sae = typer.Typer(no_args_is_help=True, help="Dictionaries (sparse autoencoders): train, inspect, verify.")
+sae = typer.Typer(
+    no_args_is_help=True, help="Dictionaries (sparse autoencoders): train, inspect, verify. Start with: gradlens sae inspect smollm2-l15"
+)
 
 
 def _load(name: str, dtype: str = "float32") -> tuple[Any, Any]:
@@ -34,8 +37,7 @@ def train(
 
     Interrupted (ctrl-c, kill), the same command goes on where it was. The result is a SAELens folder per hookpoint.
 
-    Keys of the config: model, hookpoints, text, heldout, tokens, d_sae, k, activation, epochs, lr, seed, out, ...; an unknown key is
-    answered with the known ones.
+    The smallest config has two keys: `hookpoints: [layers.15]` and `text: [mine.jsonl]`; `gradlens sae config` prints them all.
 
     Example: gradlens sae train configs/sae-smollm2.yaml --set tokens=100000 --set out=my-dictionaries
     """
@@ -57,6 +59,29 @@ def train(
     for name, facts in report.items():
         out.print(_health_line(name, facts))
         out.print(f"  trained on {facts['tokens']:,} tokens, {facts['steps']:,} steps in {facts['seconds']:.0f} s -> {facts['folder']}")
+
+
+@sae.command(name="config")
+def show_config(json_output: JsonOption = False) -> None:
+    """Print every key of a training config with its default and what it means, as YAML to start from.
+
+    Example: gradlens sae config > my-sae.yaml
+    """
+    from pydantic_core import PydanticUndefined
+
+    from gradlens.sae_config import SaeConfig
+
+    if json_output:
+        print_json(SaeConfig.model_json_schema())
+        return
+    for name, field in SaeConfig.model_fields.items():
+        required = field.default is PydanticUndefined
+        value = _EXAMPLES[name] if required else field.default
+        typer.echo(f"# {field.description}{' Required.' if required else ''}")
+        typer.echo(f"{name}: {json.dumps(value)}")
+
+
+_EXAMPLES = {"hookpoints": ["layers.15"], "text": ["mine.jsonl"]}  # keys without a default
 
 
 @sae.command()

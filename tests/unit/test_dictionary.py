@@ -175,6 +175,12 @@ def test_a_perfect_dictionary_has_no_fvu():
     assert health(d, tokens()).fvu < 1e-25
 
 
+def test_without_variance_there_is_no_fvu():
+    for count in (0, 1):
+        found = health(build("topk"), tokens(count=count))
+        assert math.isnan(found.fvu) and found.tokens == count
+
+
 def test_to_converts_every_tensor():
     d = build("gated").to(dtype=torch.float32)
     assert {v.dtype for v in vars(d).values() if isinstance(v, torch.Tensor)} == {torch.float32}

@@ -18,6 +18,16 @@ from gradlens.sae_data import Store, batches, collect, count, take, windows
 from gradlens.sae_train import batch_rows, train_dictionaries
 from gradlens.sae_verify import judge, verify
 
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Matrices here are so small that a second thread only costs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 # ---------------------------------------------------------------- mathematics
 
 
@@ -465,6 +475,15 @@ def test_train_inspect_and_verify_on_the_command_line(tmp_path, cli):
     result = cli("verify", "out/layers.1", "--text", "text.jsonl", "--json")
     verdict = json.loads(result.stdout.splitlines()[-1])
     assert result.exit_code == 0 and verdict["health"]["fvu"] < 0.7 and verdict["fit"] in ("fits", "weak")
+
+
+def test_the_printed_config_is_a_valid_one_with_the_defaults(tmp_path, cli):
+    result = cli("config")
+    (tmp_path / "printed.yaml").write_text(result.stdout)
+    found = load_sae_config(tmp_path / "printed.yaml")
+    assert found == SaeConfig(hookpoints=["layers.15"], text=["mine.jsonl"])
+    assert result.stdout.count("# ") >= len(SaeConfig.model_fields)
+    assert set(json.loads(cli("config", "--json").stdout)["properties"]) == set(SaeConfig.model_fields)
 
 
 def test_verify_exits_with_3_where_the_dictionary_does_not_fit(tmp_path, cli):

@@ -1,0 +1,29 @@
+"""On SmolLM2: the shipped dictionaries fit the model where they say, and not one block beside it."""
+
+import pytest
+
+from gradlens.formats import load_dictionary
+from gradlens.models import load_model
+from gradlens.sae_verify import verify
+
+pytestmark = pytest.mark.real
+TEXT = ["demo:sae-text-heldout"]
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    return load_model("smollm2")
+
+
+@pytest.mark.parametrize("name", ["smollm2-l15", "smollm2-l27"])
+def test_shipped_dictionaries_explain_held_out_activations(smollm2, name):
+    dictionary = load_dictionary(name)
+    found = verify(dictionary, *smollm2, dictionary.hookpoint, TEXT, tokens=3000)
+    assert found.fit == "fits" and found.health.fvu <= 0.25 and 30 < found.health.l0 <= 40
+    assert found.health.fvu == pytest.approx(dictionary.metadata["health"]["fvu"], abs=0.05)  # what is recorded is so
+
+
+def test_the_neighbouring_block_is_told_from_the_right_one(smollm2):
+    found = verify(load_dictionary("smollm2-l27"), *smollm2, "layers.28", TEXT, tokens=1500)
+    assert found.neighbours["layers.27"] < found.health.fvu
+    assert found.fit != "fits" and "layers.27 better" in found.advice
