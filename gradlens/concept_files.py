@@ -40,7 +40,6 @@ class Detection(BaseModel):
     gate_rate_negative: float = Field(..., description="The same share of the negatives' loss tokens: what routing costs elsewhere.")
     texts_positive: int = Field(..., description="Held-out positives.")
     texts_negative: int = Field(..., description="Held-out negatives.")
-    min_ratio: float | None = Field(None, description="Ratio of firing rates asked of each feature; null: features were given.")
     warning: str = Field("", description="What is wrong with this set, where something is.")
 
 
@@ -54,10 +53,13 @@ class Concept(BaseModel):
     positive: Rows = Field([], description="Texts or rows that show the concept, or a JSONL file, or demo:NAME.")
     negative: Rows = Field([], description="Texts or rows that do not.")
     features: dict[str, list[int]] = Field({}, description="Hookpoint -> feature ids, best first; fitted where there are none.")
+    thresholds: dict[str, list[float]] = Field(
+        {}, description="Hookpoint -> activation above which each of its features counts as expressing the concept; default 0."
+    )
     checker: CheckerSpec | None = Field(None, description="How answers are judged; null: a word classifier fitted on the examples.")
     detection: dict[str, Detection] = Field({}, description="Hookpoint -> held-out scores of the features.")
 
-    @field_validator("features", "detection", mode="before")
+    @field_validator("features", "thresholds", "detection", mode="before")
     @classmethod
     def _canonical_hookpoints(cls, value: Any) -> Any:
         from gradlens.hookpoints import canonical  # imports torch, which reading a schema should not
@@ -68,6 +70,9 @@ class Concept(BaseModel):
     def _something_to_go_by(self) -> Concept:
         if not self.features and not (self.positive and self.negative):
             raise ValueError(f"concept {self.name}: give features, or both positive and negative examples")
+        for hook, values in self.thresholds.items():
+            if len(values) != len(self.features.get(hook, [])):
+                raise ValueError(f"concept {self.name}: thresholds.{hook} has {len(values)} values for {len(self.features.get(hook, []))} features")
         return self
 
     def rows(self, kind: str) -> list[dict[str, Any]]:

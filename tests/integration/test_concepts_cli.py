@@ -48,7 +48,7 @@ def test_examples_become_features_that_the_next_command_shows(folder):
     where = ["--model", folder / "model", "--dictionary", f"layers.2={folder / 'sae'}", "--features", 6]
     printed = json.loads(call("concepts", "fit", folder / "concept.yaml", *where, "--out", folder / "fitted.yaml", "--json"))
     (fitted,) = printed["concepts"]
-    assert len(fitted["features"]["layers.2"]) == 6 and fitted["detection"]["layers.2"]["auc"] > 0.9
+    assert 1 <= len(fitted["features"]["layers.2"]) <= 6 and fitted["detection"]["layers.2"]["auc"] > 0.9
     shown = json.loads(call("concepts", "show", folder / "fitted.yaml", "--json"))["concepts"][0]
     assert shown["features"] == fitted["features"] and shown["detection"] == fitted["detection"]
     assert shown["examples"] == {"positive": 20, "negative": 20} and shown["judged_by"]["kind"] == "words"

@@ -43,21 +43,28 @@ def test_auc_is_the_share_of_pairs_in_the_right_order_with_ties_half():
     assert np.isnan(auc([], [1]))
 
 
-def test_features_are_ranked_by_contrast_and_dropped_where_negatives_fire_too():
-    positive = np.array([0.9, 0.8, 0.5, 0.3, 0.0, 0.2])
-    negative = np.array([0.6, 0.05, 0.1, 0.01, 0.5, 0.0])
-    assert choose_features(positive, negative, 3) == ([1, 2, 3], 4.0)  # 0 fires on too many negatives, whatever its contrast
-    assert choose_features(positive, negative, 10) == ([1, 2, 3, 5], 4.0)
-    ids, ratio = choose_features(np.array([0.9, 0.5]), np.array([0.6, 0.9]), 2)
-    assert ids == [0] and ratio == 1.0  # nothing better: relaxed, and it says so
-    assert choose_features(np.array([0.1]), np.array([0.4]), 2)[0] == []
+def fires(*columns: str) -> np.ndarray:
+    """`bool[T, C]` from one string of 0 and 1 per feature."""
+    return np.array([[letter == "1" for letter in column] for column in columns]).T
+
+
+def test_features_are_picked_to_cover_positives_and_spare_negatives():
+    positive = fires("1111110000" * 10, "1111100000" * 10, "0000001100" * 10, "0000111100" * 10, "1111111111" * 10)
+    negative = fires("0000000000" * 10, "0000000000" * 10, "0000000000" * 10, "0000000000" * 10, "1111000000" * 10)
+    assert choose_features(positive, negative, 9) == [0, 2]  # 1 and 3 add nothing new, 4 fires on too many negatives
+    assert choose_features(positive, negative, 1) == [0]
+    # Five positive tokens do not outweigh three negative ones.
+    assert choose_features(fires("1111100000" * 2, "1110000000" * 2), fires("1110000000" * 2, "0000000000" * 2), 2) == [1]
+    # Nothing is worth its cost: the best difference of rates there is, or nothing.
+    assert choose_features(fires("1111100000", "1111111110"), fires("1111000000", "1111110000"), 2) == [1]
+    assert choose_features(fires("1100000000"), fires("1111000000"), 2) == []
 
 
 def test_fitted_features_tell_held_out_texts_apart():
     fitted = fit_concept(tiny_model(), word_tokenizer(chat=True), {HOOK: dictionary()}, concept_of(), n_features=6)
     detection = fitted.detection[HOOK]
     assert len(fitted.features[HOOK]) == len(set(fitted.features[HOOK])) <= 6
-    assert detection.auc > 0.95 and detection.best_auc > 0.7
+    assert detection.auc > 0.9 and detection.best_auc > 0.7
     assert detection.best_feature in fitted.features[HOOK]
     assert detection.rate_positive > 2 * detection.rate_negative
     assert detection.texts_positive == detection.texts_negative == 12
@@ -115,7 +122,7 @@ def test_features_given_by_hand_stay_and_are_measured():
     model, tokenizer, dictionaries = tiny_model(), word_tokenizer(chat=True), {HOOK: dictionary()}
     best = fit_concept(model, tokenizer, dictionaries, concept_of(), n_features=4).features[HOOK]
     given = fit_concept(model, tokenizer, dictionaries, concept_of(features={"blocks.2.hook_resid_post": best[::-1]}), n_features=4)
-    assert given.features == {HOOK: best[::-1]} and given.detection[HOOK].auc > 0.9 and given.detection[HOOK].min_ratio is None
+    assert given.features == {HOOK: best[::-1]} and given.detection[HOOK].auc > 0.9
     without_examples = Concept(name="ids", features={HOOK: [3, 1]})
     assert fit_concept(model, tokenizer, dictionaries, without_examples) == without_examples
     refitted = fit_concept(model, tokenizer, dictionaries, concept_of(features={HOOK: [0]}), n_features=4, refit=True)
