@@ -72,7 +72,9 @@ class Concept(BaseModel):
             raise ValueError(f"concept {self.name}: give features, or both positive and negative examples")
         for hook, values in self.thresholds.items():
             if len(values) != len(self.features.get(hook, [])):
-                raise ValueError(f"concept {self.name}: thresholds.{hook} has {len(values)} values for {len(self.features.get(hook, []))} features")
+                raise ValueError(
+                    f"concept {self.name}: thresholds.{hook} has {len(values)} values for {len(self.features.get(hook, []))} features"
+                )
         return self
 
     def rows(self, kind: str) -> list[dict[str, Any]]:

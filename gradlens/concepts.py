@@ -30,8 +30,9 @@ __all__ = ["CheckerSpec", "Concept", "Detection", "auc", "choose_features", "fit
 MIN_EXAMPLES = 8  # of each kind: half of them choose, half of them judge
 MAX_TEXTS = 100  # of each kind that are read, so that fitting takes seconds, not minutes
 CANDIDATES = 256  # features with the largest difference of firing rates that are looked at together
-COST = 2.0  # a negative token that fires costs as much as two positive ones that do not
-MIN_GAIN = 0.002  # share of positive tokens that the next feature must add, less the cost
+PRICE = 2.0  # a share of the negatives' tokens costs twice what the same share of the positives' tokens is worth
+MIN_GAIN = 0.002  # share of positive tokens that the next feature must add, less the price
+LEVELS = (0, 25, 50, 75, 90, 100)  # thresholds considered: percentiles of a feature's activations on negatives; the first is none
 GOOD_AUC = 0.9
 
 
@@ -73,11 +74,13 @@ def fit_concept(
     dictionaries = {hook: dictionaries[hook] for hook in open_hooks}
     halves = split_examples(concept, tokenizer, max_length, seed, max_texts)
     chosen = {hook: given[hook] for hook in open_hooks if hook in given}
+    thresholds = {hook: concept.thresholds[hook] for hook in given if hook in concept.thresholds}
     to_fit = {hook: dictionaries[hook] for hook in open_hooks if hook not in given}
     statistics = {}
     if to_fit:
         statistics = _read_choosing_half(model, to_fit, tokenizer, halves[0], progress)
-        chosen |= {hook: s.choose(n_features) for hook, s in statistics.items()}
+        for hook, s in statistics.items():
+            chosen[hook], thresholds[hook] = s.choose(n_features)
     features, detection = dict(concept.features), dict(concept.detection)
     empty = next((hook for hook, ids in chosen.items() if not ids), None)
     if empty:
@@ -86,7 +89,7 @@ def fit_concept(
     for hook, readings in _read_judging_half(model, dictionaries, tokenizer, halves[1], chosen, thresholds, progress).items():
         features[hook] = chosen[hook]
         detection[hook] = _judge(readings, chosen[hook], best[hook], hook)
-    return concept.model_copy(update={"features": features, "detection": detection})
+    return concept.model_copy(update={"features": features, "thresholds": thresholds, "detection": detection})
 
 
 def split_examples(
@@ -124,26 +127,28 @@ def choose_features(
     share of positive tokens, less `price` times the share of negative ones; it ends where that is under `min_gain`. So a feature that
     fires wherever another does already adds nothing, and one that fires on many negatives is not taken for its few positives.
     """
-    levels_LC = np.zeros((len(LEVELS), negative_TC.shape[1]), dtype=np.float32)
-    for column in range(negative_TC.shape[1]):
+    C = negative_TC.shape[1]
+    levels_LC = np.zeros((len(LEVELS), C), dtype=np.float32)
+    for column in range(C):
         fired = negative_TC[:, column][negative_TC[:, column] > 0]
         levels_LC[1:, column] = np.percentile(fired, LEVELS[1:]) if len(fired) else 0
-    marks = {kind: np.concatenate([acts > level for level in levels_LC], axis=1).astype(np.float32) for kind, acts in ((True, positive_TC), (False, negative_TC))}
-    open_tokens = {kind: np.ones(len(mark), dtype=np.float32) for kind, mark in marks.items()}
+    acts = {True: positive_TC, False: negative_TC}
+    marks = {kind: np.concatenate([acts[kind] > level for level in levels_LC], axis=1).astype(np.float32) for kind in acts}
+    unmarked = {kind: np.ones(len(mark), dtype=np.float32) for kind, mark in marks.items()}
     columns: list[int] = []
     thresholds: list[float] = []
-    while len(columns) < n:
-        gain = {kind: (open_tokens[kind] @ mark) / max(len(mark), 1) for kind, mark in marks.items()}
+    while len(columns) < min(n, C):
+        gain = {kind: (unmarked[kind] @ mark) / max(len(mark), 1) for kind, mark in marks.items()}
         score = gain[True] - price * gain[False]
-        score[np.isin(np.arange(len(score)) % negative_TC.shape[1], columns)] = -np.inf
+        score[np.isin(np.arange(len(score)) % C, columns)] = -np.inf
         best = int(score.argmax())
         if score[best] < min_gain:
             break
-        level, column = divmod(best, negative_TC.shape[1])
+        level, column = divmod(best, C)
         columns.append(column)
         thresholds.append(float(levels_LC[level, column]))
         for kind, mark in marks.items():
-            open_tokens[kind] *= 1 - mark[:, best]
+            unmarked[kind] *= 1 - mark[:, best]
     return columns, thresholds
 
 
@@ -164,47 +169,33 @@ class _Statistics:
     def __init__(self, d_sae: int) -> None:
         self.fired = {kind: np.zeros(d_sae) for kind in (True, False)}
         self.tokens = {True: 0, False: 0}
-        self.pairs: dict[bool, list[np.ndarray]] = {True: [], False: []}  # int32[pairs, 2]: token, feature
-        self.means: list[tuple[bool, np.ndarray, np.ndarray]] = []
         self.pairs: dict[bool, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {True: [], False: []}  # token, feature, activation
-
-    def candidates(self) -> np.ndarray:
-        """Ids of the features with the largest difference of firing rates, positives minus negatives."""
-        contrast = self.rate(True) - self.rate(False)
-        order = np.argsort(-contrast, kind="stable")[:CANDIDATES]
-        return order[contrast[order] > 0]
-
-    def activations(self, positive: bool, features: np.ndarray) -> np.ndarray:
-        """Activations of the given features on the tokens read, `[tokens, len(features)]`, at most `MAX_TOKENS` of them."""
-        column = np.full(len(self.fired[True]), -1)
-        column[features] = np.arange(len(features))
-        acts = np.zeros((min(self.tokens[positive], MAX_TOKENS), len(features)), dtype=np.float32)
-        for token, feature, value in self.pairs[positive]:
-            keep = (column[feature] >= 0) & (token < len(acts))
-            acts[token[keep], column[feature[keep]]] = value[keep]
-        return acts
+        self.means: list[tuple[bool, np.ndarray, np.ndarray]] = []
 
     def add(self, positive: bool, acts_TF: torch.Tensor) -> None:
         """Some tokens of one text."""
-        pairs = (acts_TF > 0).nonzero().cpu().numpy().astype(np.int32)
-        np.add.at(self.fired[positive], pairs[:, 1], 1)
-        pairs[:, 0] += self.tokens[positive]
-        self.pairs[positive].append(pairs)
+        token, feature = (index.cpu().numpy() for index in acts_TF.nonzero(as_tuple=True))
+        np.add.at(self.fired[positive], feature, 1)
+        self.pairs[positive].append((token + self.tokens[positive], feature, acts_TF[acts_TF > 0].float().cpu().numpy()))
         self.tokens[positive] += len(acts_TF)
 
-    def choose(self, n: int) -> list[int]:
-        """`choose_features` among the features with the largest difference of firing rates."""
+    def choose(self, n: int) -> tuple[list[int], list[float]]:
+        """`choose_features` among the features with the largest difference of firing rates: ids and thresholds."""
         rates = {kind: self.fired[kind] / max(self.tokens[kind], 1) for kind in (True, False)}
         candidates = np.argsort(rates[False] - rates[True], kind="stable")[: max(CANDIDATES, n)]
-        column_F = np.full(len(rates[True]), -1)
-        column_F[candidates] = np.arange(len(candidates))
-        fires = {}
-        for kind in (True, False):
-            token, feature = np.concatenate(self.pairs[kind]).T
+        columns, thresholds = choose_features(self._activations(True, candidates), self._activations(False, candidates), n)
+        if not columns and rates[True][candidates[0]] > rates[False][candidates[0]]:
+            columns, thresholds = [0], [0.0]  # nothing is worth its price; the detection scores say how poor the best one is
+        return [int(candidates[column]) for column in columns], thresholds
+
+    def _activations(self, positive: bool, features: np.ndarray) -> np.ndarray:
+        column_F = np.full(len(self.fired[True]), -1)
+        column_F[features] = np.arange(len(features))
+        acts_TC = np.zeros((self.tokens[positive], len(features)), dtype=np.float32)
+        for token, feature, value in self.pairs[positive]:
             kept = column_F[feature] >= 0
-            fires[kind] = np.zeros((self.tokens[kind], len(candidates)), dtype=bool)
-            fires[kind][token[kept], column_F[feature[kept]]] = True
-        return [int(candidates[column]) for column in choose_features(fires[True], fires[False], n)]
+            acts_TC[token[kept], column_F[feature[kept]]] = value[kept]
+        return acts_TC
 
     def best_of(self, ids: Sequence[int]) -> int:
         """The feature with the best AUC over texts."""

@@ -37,7 +37,7 @@ class ActiveRule:
     rule: Rule
     features: dict[str, Tensor]  # hookpoint -> feature ids [N]
     basis: dict[str, Tensor]  # hookpoint -> Q [D, r]; empty for route
-    member: dict[str, Tensor]  # hookpoint -> bool [F]; route only
+    above: dict[str, Tensor]  # hookpoint -> [F] activation above which a feature gates, infinite for features outside; route only
     touched: Tensor  # loss tokens gated, or energy along Q
     total: Tensor  # loss tokens, or energy
 
@@ -51,9 +51,11 @@ class Control:
         dictionaries: dict[str, Dictionary],
         concepts: dict[str, dict[str, list[int]]],
         live: Callable[[str], Tensor | None],
+        thresholds: dict[str, dict[str, list[float]]] | None = None,
     ) -> None:
-        """`live(hookpoint)` says which features fire at all (`bool[F]`, or None): random controls are drawn from them."""
+        """`thresholds`: concept -> hookpoint -> activation above which each feature expresses it (default 0). `live(hookpoint)` says which features fire at all (`bool[F]`, or None): random controls are drawn from them."""
         self.model, self.dictionaries, self.concepts, self.live = model, dictionaries, concepts, live
+        self.thresholds = thresholds or {}
         self.policy, self.rules, self.step = Policy(), [], 0
         self._before: list[tuple[Tensor, Tensor, Tensor, ActiveRule]] = []
 
@@ -93,9 +95,9 @@ class Control:
         gains_BS = None
         for active, gain in self.in_force("route"):
             active_BS = torch.zeros_like(batch.keep_BS)
-            for hookpoint, member_F in active.member.items():
+            for hookpoint, above_F in active.above.items():
                 idx_TK, val_TK = active_pairs[hookpoint]
-                fires_T = (member_F[idx_TK] & (val_TK > active.rule.threshold)).any(-1)
+                fires_T = (val_TK > above_F[idx_TK]).any(-1)
                 if fires_T.shape[0] == active_BS.numel():  # all positions, on an accelerator
                     active_BS = active_BS | (fires_T.view_as(active_BS) & batch.keep_BS)
                 else:
@@ -153,24 +155,27 @@ class Control:
         features = {hookpoint: ids for hookpoint, ids in self._features(rule).items() if ids}
         if not features:
             raise ConfigError(f"rule {rule.label}: no features at {rule.hookpoints or 'any hookpoint of this run'}")
-        looked_up, basis, member = {}, {}, {}
+        looked_up, basis, above = {}, {}, {}
         for hookpoint, ids in features.items():
             dictionary = self.dictionaries[hookpoint]
             if max(ids) >= dictionary.d_sae or min(ids) < 0:
                 raise ConfigError(
                     f"rule {rule.label}: feature {max(ids)} at {hookpoint}, but its dictionary has 0 to {dictionary.d_sae - 1}"
                 )
-            if rule.random_control is not None:
-                ids = self._random_like(ids, hookpoint, rule)
+            levels = self.thresholds.get(rule.concept or "", {}).get(hookpoint)
+            if rule.random_control is not None:  # random features count wherever they fire: thresholds of others mean nothing for them
+                ids, levels = self._random_like(ids, hookpoint, rule), None
             device = dictionary.W_dec.device
             looked_up[hookpoint] = torch.tensor(ids, device=device)
             if rule.mode == "route":
-                member[hookpoint] = torch.zeros(dictionary.d_sae, dtype=torch.bool, device=device).index_fill(0, looked_up[hookpoint], True)
+                level_N = torch.tensor(levels or [0.0] * len(ids), dtype=dictionary.W_dec.dtype, device=device).clamp_min(rule.threshold)
+                above[hookpoint] = torch.full((dictionary.d_sae,), torch.inf, dtype=dictionary.W_dec.dtype, device=device)
+                above[hookpoint][looked_up[hookpoint]] = level_N
             else:
                 basis[hookpoint] = orthonormal_basis(dictionary.W_dec[looked_up[hookpoint]])
         device = next(iter(looked_up.values())).device
         zero = lambda: torch.zeros((), dtype=torch.float64, device=device)  # noqa: E731
-        return ActiveRule(rule, looked_up, basis, member, zero(), zero())
+        return ActiveRule(rule, looked_up, basis, above, zero(), zero())
 
     def _features(self, rule: Rule) -> dict[str, list[int]]:
         if rule.concept is not None and rule.concept not in self.concepts:

@@ -57,12 +57,14 @@ class Lens:
         *,
         policy: Policy | None = None,
         concepts: dict[str, dict[str, list[int]]] | None = None,
+        thresholds: dict[str, dict[str, list[float]]] | None = None,
         observe: ObserveSettings | None = None,
         recorder: Any = None,
         probe: list[dict[str, Tensor]] | None = None,
         world: World | None = None,
     ) -> None:
-        """`dictionaries`: hookpoint -> dictionary. `concepts`: name -> hookpoint -> feature ids. `probe`: batches on which drift is
+        """`dictionaries`: hookpoint -> dictionary. `concepts`: name -> hookpoint -> feature ids; `thresholds`: for `route`, the
+        activation above which each of them expresses the concept (default 0). `probe`: batches on which drift is
         measured (default: the first micro-batch trained on). `recorder`: gets one record a step (docs/architecture.md).
         Raises `InputError` for a dictionary that does not fit the model, `ConfigError` for a rule that names what is not there.
         """
@@ -84,7 +86,7 @@ class Lens:
             name: {key: torch.zeros(dictionary.d_sae, dtype=torch.float64) for key in SUMMED}
             for name, dictionary in self.dictionaries.items()
         }
-        self.control = Control(model, self.dictionaries, self.concepts, self._live)
+        self.control = Control(model, self.dictionaries, self.concepts, self._live, thresholds)
         self._policy = policy or Policy()
         self._reference: dict[str, Tensor] | None = None  # trainable parameters at the last `update` reading
         self._sums = {name: _Sums(dictionary) for name, dictionary in self.dictionaries.items()}

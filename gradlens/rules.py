@@ -34,7 +34,11 @@ class Rule(BaseModel):
     tokens: Literal["own_or_next", "own", "next"] = Field(
         "own_or_next", description="route: gate a token that is active itself, whose target (the next token) is, or either."
     )
-    threshold: float = Field(0.0, ge=0, description="route: a feature counts as active above this activation.")
+    threshold: float = Field(
+        0.0,
+        ge=0,
+        description="route: a feature counts as active above this activation, or above the concept's own threshold for it, whichever is higher.",
+    )
     start: int = Field(0, ge=0, description="First step (counted from 0) at which the rule acts.")
     end: int | None = Field(None, ge=0, description="First step at which it no longer acts; null: to the end.")
     ramp: int = Field(0, ge=0, description="Steps over which the gain goes linearly from 1 to its value.")

@@ -157,6 +157,7 @@ def _loop(
         dictionaries,
         policy=policy,
         concepts={concept.name: concept.features for concept in concepts},
+        thresholds={concept.name: concept.thresholds for concept in concepts},
         observe=config.observe,
         recorder=rank.recorder,
         probe=probe,

@@ -104,10 +104,11 @@ def watch(
         "dictionaries": {name: str(source if not isinstance(source, Dictionary) else "in memory") for name, source in dictionaries.items()},
         "rules": [rule.model_dump(exclude_defaults=True) for rule in load_rules(list(rules))], "wandb": settings.model_dump(),
     }  # fmt: skip
+    features, thresholds = _concepts(concepts, model, tokenizer, loaded)
     lens = Watch(
         model, optimizer, loaded,
         policy=Policy(version=1 if rules else 0, rules=tuple(load_rules(list(rules)))),
-        concepts=_concepts(concepts, model, tokenizer, loaded), observe=observe,
+        concepts=features, thresholds=thresholds, observe=observe,
         probe=_probe(probe, tokenizer), world=world,
     )  # fmt: skip
     lens.labels = labels
@@ -132,10 +133,12 @@ def _labels(source: Any, hookpoint: str) -> dict[int, str]:
     return {i: label.label for i, label in load_labels(source, canonical(hookpoint)).items()}
 
 
-def _concepts(concepts: Any, model: Any, tokenizer: Any, dictionaries: dict[str, Dictionary]) -> dict[str, dict[str, list[int]]]:
+def _concepts(
+    concepts: Any, model: Any, tokenizer: Any, dictionaries: dict[str, Dictionary]
+) -> tuple[dict[str, dict[str, list[int]]], dict[str, dict[str, list[float]]]]:
     if isinstance(concepts, Mapping):
-        return {name: dict(features) for name, features in concepts.items()}
-    ready = {}
+        return {name: dict(features) for name, features in concepts.items()}, {}
+    ready, thresholds = {}, {}
     for concept in load_concepts(list(concepts)):
         if not concept.features:
             if tokenizer is None:
@@ -143,8 +146,8 @@ def _concepts(concepts: Any, model: Any, tokenizer: Any, dictionaries: dict[str,
                     f"concept {concept.name}: it has no features yet; give watch(..., tokenizer=...) so that they can be fitted"
                 )
             concept = fit_concept(model, tokenizer, dictionaries, concept)
-        ready[concept.name] = concept.features
-    return ready
+        ready[concept.name], thresholds[concept.name] = concept.features, concept.thresholds
+    return ready, thresholds
 
 
 def _probe(probe: Sequence[Any] | None, tokenizer: Any) -> list[dict[str, Any]] | None:

@@ -43,21 +43,23 @@ def test_auc_is_the_share_of_pairs_in_the_right_order_with_ties_half():
     assert np.isnan(auc([], [1]))
 
 
-def fires(*columns: str) -> np.ndarray:
-    """`bool[T, C]` from one string of 0 and 1 per feature."""
-    return np.array([[letter == "1" for letter in column] for column in columns]).T
+def acts(*columns: str) -> np.ndarray:
+    """`float32[T, C]` from one string of digits (activations) per feature."""
+    return np.array([[float(digit) for digit in column] for column in columns], dtype=np.float32).T
 
 
-def test_features_are_picked_to_cover_positives_and_spare_negatives():
-    positive = fires("1111110000" * 10, "1111100000" * 10, "0000001100" * 10, "0000111100" * 10, "1111111111" * 10)
-    negative = fires("0000000000" * 10, "0000000000" * 10, "0000000000" * 10, "0000000000" * 10, "1111000000" * 10)
-    assert choose_features(positive, negative, 9) == [0, 2]  # 1 and 3 add nothing new, 4 fires on too many negatives
-    assert choose_features(positive, negative, 1) == [0]
-    # Five positive tokens do not outweigh three negative ones.
-    assert choose_features(fires("1111100000" * 2, "1110000000" * 2), fires("1110000000" * 2, "0000000000" * 2), 2) == [1]
-    # Nothing is worth its cost: the best difference of rates there is, or nothing.
-    assert choose_features(fires("1111100000", "1111111110"), fires("1111000000", "1111110000"), 2) == [1]
-    assert choose_features(fires("1100000000"), fires("1111000000"), 2) == []
+def test_features_are_chosen_to_cover_positives_and_spare_negatives():
+    positive = acts("1111110000", "1111100000", "0000001100", "0000111100", "1111111111")
+    negative = acts("0000000000", "0000000000", "0000000000", "0000000000", "1111110000")
+    assert choose_features(positive, negative, 9)[0] == [0, 2]  # 1 and 3 add nothing that is worth it, 4 fires on too many negatives
+    assert choose_features(positive, negative, 1)[0] == [0]
+    assert choose_features(acts("1100000000"), acts("1111000000"), 2) == ([], [])
+
+
+def test_a_threshold_lets_weak_activations_on_negatives_pass():
+    (columns, thresholds) = choose_features(acts("9999990000"), acts("2222222000"), 3)
+    assert columns == [0] and thresholds == [2.0]  # without it the feature would not be worth having
+    assert choose_features(acts("9999990000"), acts("0000000000"), 3) == ([0], [0.0])
 
 
 def test_fitted_features_tell_held_out_texts_apart():
@@ -80,7 +82,7 @@ def test_detection_equals_a_plain_computation_on_the_held_out_half():
     for example, positive in split_examples(concept, tokenizer, 256, seed=3)[1]:
         acts = lexicon.encode(read_activations(model, [HOOK], collate([example], 0))[HOOK][0])[:, ids]
         counted = torch.tensor([label != -100 for label in example.labels]) & (torch.arange(len(example.labels)) > 0)
-        active = (acts > 0).any(-1) & counted
+        active = (acts > torch.tensor(fitted.thresholds[HOOK])).any(-1) & counted
         texts[positive].append(acts[counted].mean(0))
         tokens[positive] += int(counted.sum())
         fired[positive] += int(active.sum())
