@@ -3,7 +3,7 @@
 On one half of the examples features are picked one by one, so that the set fires on as many response tokens of positives and as few of
 negatives as it can: each time the feature that adds most positive tokens less twice the negative ones (`choose_features`). How well the
 set tells the concept is measured on the other half. Measured on SmolLM2, pirate speech, `layers.27`, held out: the top 24 by difference of
-firing rates gate 98% of pirate tokens, 45% of plain and 44% of arithmetic ones; the 4 picked so gate 97%, 16% and 13%.
+firing rates gate 98% of pirate tokens, 45% of plain and 44% of arithmetic ones; the 17 picked so gate 97%, 22% and 14%.
 Shape suffixes: T counted tokens, N chosen features, C candidates, F d_sae.
 """
 
@@ -89,7 +89,7 @@ def fit_concept(
     for hook, readings in _read_judging_half(model, dictionaries, tokenizer, halves[1], chosen, thresholds, progress).items():
         features[hook] = chosen[hook]
         detection[hook] = _judge(readings, chosen[hook], best[hook], hook)
-    return concept.model_copy(update={"features": features, "thresholds": thresholds, "detection": detection})
+    return concept.model_copy(update={"features": features, "thresholds": concept.thresholds | thresholds, "detection": detection})
 
 
 def split_examples(

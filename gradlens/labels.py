@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 FILE = "labels.json"
 ORIGIN = "gradlens: tokens, contexts, logit lens"
 TOKENS, CONTEXTS, PROMOTED = 6, 3, 6  # kept per feature
+CLEAR = 6.0  # a promoted token is named in the short label from this many standard deviations on; by chance the highest is at 4 to 5
 _TRACKED = 8  # contexts followed per feature, so that repeated ones can be dropped
 _PAIRS = 2_000_000  # (feature, token) pairs held before they are merged, and the table is pruned
 _PRIOR = 2.0  # occurrences without activation that every token is given: a token seen once proves little
@@ -74,10 +75,10 @@ def label_features(
         tokens = collected.top_tokens(tokenizer)
         labels[hook] = {}
         for feature in range(dictionary.d_sae):
-            up, down = promoted[feature] if promoted else ([], [])
+            up, down, peak = promoted[feature] if promoted else ([], [], 0.0)
             labels[hook][feature] = Label(
                 feature=feature,
-                label=short_label([token for token, _, _ in tokens[feature]], up),
+                label=short_label([token for token, _, _ in tokens[feature]], up if peak >= CLEAR else []),
                 rate=round(float(collected.fired[feature]) / max(collected.tokens, 1), 6),
                 tokens=tokens[feature],
                 contexts=collected.contexts(feature, examples, tokenizer),
@@ -203,8 +204,9 @@ def _clip(text: str, width: int) -> str:
 
 def promoted_tokens(
     model: torch.nn.Module, tokenizer, dictionary: Dictionary, k: int = PROMOTED
-) -> list[tuple[list[str], list[str]]] | None:
-    """Per feature the k tokens its direction raises and lowers most through the unembedding; None where the widths differ."""
+) -> list[tuple[list[str], list[str], float]] | None:
+    """Per feature the k tokens its direction raises and lowers most through the unembedding, and by how many standard deviations
+    (over the vocabulary) the first stands out; None where the widths differ."""
     from gradlens.hookpoints import unwrap
 
     base = unwrap(model)
@@ -231,7 +233,8 @@ def promoted_tokens(
     for rows_FD in dictionary.unit_directions().float().split(64):
         logits_FV = (rows_FD.to(W_U.device) * scale).to(W_U.dtype) @ W_U.T
         top, low = (logits_FV.topk(min(3 * k, W_U.shape[0]), largest=largest).indices.tolist() for largest in (True, False))
-        result += [(readable(up), readable(down)) for up, down in zip(top, low, strict=True)]
+        peak = ((logits_FV.amax(-1) - logits_FV.mean(-1)) / logits_FV.std(-1).clamp_min(1e-12)).tolist()
+        result += [(readable(up), readable(down), z) for up, down, z in zip(top, low, peak, strict=True)]
     return result
 
 

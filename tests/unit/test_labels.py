@@ -83,6 +83,17 @@ def test_promoted_tokens_are_those_the_unembedding_answers_to():
         assert labels[feature].suppressed == [f"w{i}" for i in order[::-1][: module.PROMOTED]]
 
 
+def test_a_label_names_a_promoted_token_only_where_it_stands_out():
+    model, tokenizer, dictionary = tiny_model(), word_tokenizer(), tiny_dictionary()
+    with torch.no_grad():
+        model.lm_head.weight[50] = 5 * dictionary.unit_directions()[17]
+    labels = label_features(model, tokenizer, {HOOK: dictionary}, corpus(tokenizer, 2))[HOOK]
+    assert labels[17].label.endswith("promotes 'w50'") or "promotes 'w50'," in labels[17].label
+    assert labels[17].promoted[0] == "w50"
+    plain = label_features(tiny_model(), tokenizer, {HOOK: dictionary}, corpus(tokenizer, 2))[HOOK]
+    assert plain[17].promoted and "promotes" not in plain[17].label
+
+
 def test_a_silent_feature_is_called_silent():
     model, tokenizer, dictionary = tiny_model(), word_tokenizer(), tiny_dictionary(activation="relu")
     dictionary.b_enc[7] = -1e6
