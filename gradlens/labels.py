@@ -1,7 +1,7 @@
 """Automatic labels for every feature of a dictionary: where it fires, and which tokens its direction promotes.
 
-Tokens are ranked by mean activation over all their occurrences (silent ones too), so that what is special to a feature wins over
-what is frequent. Promoted tokens are a logit lens: `W_U · (norm weight * d_i)`.
+Words (a token stands for the word it is in) are ranked by mean activation over all their occurrences (silent ones too), so that what is
+special to a feature wins over what is frequent. Promoted tokens are a logit lens: `W_U · (norm weight * d_i)`.
 Memory does not grow with the text, but for the token ids themselves. Shape suffixes: S tokens of one text, K active features, F d_sae,
 V vocabulary, D d_model.
 """
@@ -31,6 +31,7 @@ FILE = "labels.json"
 ORIGIN = "gradlens: tokens, contexts, logit lens"
 TOKENS, CONTEXTS, PROMOTED = 6, 3, 6  # kept per feature
 CLEAR = 6.0  # a promoted token is named in the short label from this many standard deviations on; by chance the highest is at 4 to 5
+WORD = 24  # characters a word is cut to
 _TRACKED = 8  # contexts followed per feature, so that repeated ones can be dropped
 _PAIRS = 2_000_000  # (feature, token) pairs held before they are merged, and the table is pruned
 _PRIOR = 2.0  # occurrences without activation that every token is given: a token seen once proves little
@@ -44,7 +45,7 @@ class Label(BaseModel):
     feature: int = Field(..., description="Row of the dictionary.")
     label: str = Field("", description="One line for people.")
     rate: float | None = Field(None, description="Share of the text's tokens on which it fires.")
-    tokens: list[tuple[str, float, int]] = Field([], description="Token, mean activation where it fires on it, times it fires on it.")
+    tokens: list[tuple[str, float, int]] = Field([], description="Word, mean activation where it fires on it, times it fires on it.")
     contexts: list[tuple[str, str, str, float]] = Field([], description="Text before the peak, the peak token, text after, activation.")
     promoted: list[str] = Field([], description="Tokens whose logits the direction raises most.")
     suppressed: list[str] = Field([], description="Tokens whose logits it lowers most.")
@@ -63,16 +64,18 @@ def label_features(
     from gradlens.reading import pad_id_of, read_texts
 
     collectors = {hook: _Collector(dictionary.d_sae) for hook, dictionary in dictionaries.items()}
+    parts: dict[tuple[str, int], int] = {}  # word and which of its tokens -> number
     for i, h in read_texts(model, list(dictionaries), examples, pad_id_of(tokenizer), batch_size, progress):
+        part_ids = np.array([parts.setdefault(part, len(parts)) for part in word_parts(examples[i].input_ids, tokenizer)])
         for hook, dictionary in dictionaries.items():
             x_SD = h[hook][1:].to(device=dictionary.W_enc.device, dtype=dictionary.W_enc.dtype)
             idx_SK, val_SK = dictionary.encode_active(x_SD)
-            collectors[hook].add(i, np.array(examples[i].input_ids), idx_SK.cpu().numpy(), val_SK.float().cpu().numpy())
+            collectors[hook].add(i, part_ids, idx_SK.cpu().numpy(), val_SK.float().cpu().numpy())
     labels: dict[str, dict[int, Label]] = {}
     for hook, dictionary in dictionaries.items():
         promoted = promoted_tokens(model, tokenizer, dictionary)
         collected = collectors[hook]
-        tokens = collected.top_tokens(tokenizer)
+        tokens = collected.top_tokens([word for word, _ in parts])
         labels[hook] = {}
         for feature in range(dictionary.d_sae):
             up, down, peak = promoted[feature] if promoted else ([], [], 0.0)
@@ -86,6 +89,30 @@ def label_features(
                 suppressed=down,
             )
     return labels
+
+
+def word_parts(ids: Sequence[int], tokenizer) -> list[tuple[str, int]]:
+    """For every token the word it is in, and which of the word's tokens it is. Words are what people can read: `matey`, not `mate` and `y`.
+
+    A word begins at a token with the tokenizer's mark of a preceding space (of BPE or SentencePiece), and where letters meet others.
+    Digits stand alone. Without marks in the vocabulary every token is a word.
+    """
+    raw = [str(token) for token in tokenizer.convert_ids_to_tokens(list(ids))]
+    texts = [tokenizer.decode([token]) for token in ids]  # the raw form spells a new line with a letter
+    marked = any(mark in tokenizer.get_vocab() for mark in ("Ġa", "▁a", "##s"))
+    words: list[list[int]] = []
+    for at, token in enumerate(raw):
+        begins = token.startswith(("Ġ", "▁")) or not re.match(r"(##|['’])?[^\W\d_]", texts[at])
+        if words and marked and not begins and re.search(r"[^\W\d_]$", texts[at - 1]):
+            words[-1].append(at)
+        else:
+            words.append([at])
+    parts = []
+    for word in words:
+        text = tokenizer.decode([ids[at] for at in word])
+        text = text.strip() or text
+        parts += [(text if len(text) <= WORD else text[: WORD - 1] + "…", part) for part in range(len(word))]
+    return parts
 
 
 def draw_examples(source: str, tokenizer, max_tokens: int, max_length: int, seed: int = 0) -> list[Example]:
@@ -123,22 +150,22 @@ class _Collector:
     def __init__(self, d_sae: int) -> None:
         self.fired = np.zeros(d_sae, dtype=np.int64)
         self.tokens = 0
-        self._seen: dict[int, int] = {}  # token id -> occurrences
+        self._seen: dict[int, int] = {}  # part of a word -> occurrences
         self._peak = np.zeros((d_sae, _TRACKED), dtype=np.float32)  # best activation in a text, one per text
         self._where = np.full((d_sae, _TRACKED, 2), -1, dtype=np.int64)  # its text and position
-        self._keys = np.zeros(0, dtype=np.int64)  # feature << 32 | token id, sorted
+        self._keys = np.zeros(0, dtype=np.int64)  # feature << 32 | part of a word, sorted
         self._sums = np.zeros((0, 2))  # activation, count
         self._pending: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def add(self, text: int, ids_S: np.ndarray, idx_SK: np.ndarray, val_SK: np.ndarray) -> None:
+    def add(self, text: int, parts_S: np.ndarray, idx_SK: np.ndarray, val_SK: np.ndarray) -> None:
         """One text; row s of the pairs belongs to token s + 1."""
         self.tokens += len(idx_SK)
-        for token, count in zip(*np.unique(ids_S[1:], return_counts=True), strict=True):
-            self._seen[int(token)] = self._seen.get(int(token), 0) + int(count)
+        for part, count in zip(*np.unique(parts_S[1:], return_counts=True), strict=True):
+            self._seen[int(part)] = self._seen.get(int(part), 0) + int(count)
         row, column = np.nonzero(val_SK > 0)
         feature, value = idx_SK[row, column].astype(np.int64), val_SK[row, column]
         np.add.at(self.fired, feature, 1)
-        self._pending.append((feature << 32 | ids_S[row + 1], value))
+        self._pending.append((feature << 32 | parts_S[row + 1], value))
         if sum(len(keys) for keys, _ in self._pending) > _PAIRS:
             self._merge()
         # The last of each feature, by activation, is its peak in this text; it replaces the lowest peak kept, if higher.
@@ -165,21 +192,24 @@ class _Collector:
             kept = np.sort(order[rank < max(16, _PAIRS // len(self.fired))])
             self._keys, self._sums = self._keys[kept], self._sums[kept]
 
-    def top_tokens(self, tokenizer) -> list[list[tuple[str, float, int]]]:
-        """Per feature: token, mean activation where it fires on it, and how often; by mean over all occurrences."""
+    def top_tokens(self, words: Sequence[str]) -> list[list[tuple[str, float, int]]]:
+        """Per feature: word, mean activation where it fires on it, and how often; by mean over all occurrences.
+
+        `words[number]` is the word of a part. Of a word of several tokens the part with the highest mean speaks.
+        """
         self._merge()
-        text: dict[int, str] = {}
         tops: list[list[tuple[str, float, int]]] = []
         starts = np.searchsorted(self._keys >> 32, np.arange(len(self.fired) + 1))
-        seen = np.array([self._seen[int(token)] for token in self._keys & 0xFFFFFFFF])
+        seen = np.array([self._seen[int(part)] for part in self._keys & 0xFFFFFFFF])
         score = self._sums[:, 0] / (seen + _PRIOR)
         for a, b in zip(starts[:-1], starts[1:], strict=True):
-            top = a + np.argsort(-score[a:b], kind="stable")[:TOKENS]
-            tops.append([])
-            for at in top:
-                token = int(self._keys[at] & 0xFFFFFFFF)
-                text.setdefault(token, tokenizer.decode([token]))
-                tops[-1].append((text[token], round(self._sums[at, 0] / self._sums[at, 1], 2), int(self._sums[at, 1])))
+            top: dict[str, tuple[str, float, int]] = {}
+            for at in a + np.argsort(-score[a:b], kind="stable"):
+                word = words[int(self._keys[at] & 0xFFFFFFFF)]
+                top.setdefault(word, (word, round(self._sums[at, 0] / self._sums[at, 1], 2), int(self._sums[at, 1])))
+                if len(top) == TOKENS:
+                    break
+            tops.append(list(top.values()))
         return tops
 
     def contexts(self, feature: int, examples: Sequence[Example], tokenizer) -> list[tuple[str, str, str, float]]:
@@ -325,8 +355,9 @@ def search(labels: dict[int, Label], word: str) -> list[tuple[Label, str]]:
             "promoted": label.promoted,
             "contexts": [f"{left}{peak}{right}" for left, peak, right, _ in label.contexts],
         }
-        hits = [(number, name) for number, (name, texts) in enumerate(places.items()) if any(pattern.search(text) for text in texts)]
+        # Where it is found first, at which rank there, and in how many texts.
+        hits = [(place, rank) for place, texts in enumerate(places.values()) for rank, text in enumerate(texts) if pattern.search(text)]
         if hits:
-            found.append((hits[0][0], -len(hits), label, hits[0][1]))
-    found.sort(key=lambda hit: (hit[0], hit[1], hit[2].feature))
-    return [(label, place) for _, _, label, place in found]
+            found.append((*hits[0], -len(hits), label.feature, label))
+    found.sort(key=lambda hit: hit[:4])
+    return [(hit[4], list(places)[hit[0]]) for hit in found]

@@ -150,24 +150,22 @@ def show(
 
 
 def _print_feature(data: dict[str, Any], item: Label) -> None:
-    out = console.out
+    def say(line: Text) -> None:
+        console.out.print(line, soft_wrap=True)
+
     rate = "" if item.rate is None else f", fires on {item.rate:.2%} of tokens"
-    out.print(Text(f"{data['hookpoint']}/{item.feature}  {item.label}", style="bold"))
-    out.print(
-        Text(
-            f"  dictionary {data['dictionary']}{rate}, decoder norm {data['decoder_norm']:.2f}"
-            + (f", label by {item.source}" if item.source else "")
-        )
-    )
+    say(Text(f"{data['hookpoint']}/{item.feature}  {item.label}", style="bold"))
+    author = f", label by {item.source}" if item.source else ""
+    say(Text(f"  dictionary {data['dictionary']}{rate}, decoder norm {data['decoder_norm']:.2f}{author}"))
     for left, peak, right, value in item.contexts:
-        out.print(Text.assemble(f"  {value:8.2f}  …{left}", (peak.replace("\n", "↵"), "bold black on yellow"), f"{right}…"))
+        say(Text.assemble(f"  {value:8.2f}  …{left}", (peak.replace("\n", "↵"), "bold black on yellow"), f"{right}…"))
     if item.tokens:
-        out.print(Text("  tokens      " + "  ".join(f"{token!r} {mean:g} ×{count}" for token, mean, count in item.tokens)))
+        say(Text("  tokens      " + "  ".join(f"{token!r} {mean:g} ×{count}" for token, mean, count in item.tokens)))
     for name in ("promoted", "suppressed"):
         if getattr(item, name):
-            out.print(Text(f"  {name:11} " + "  ".join(map(repr, getattr(item, name)))))
+            say(Text(f"  {name:11} " + "  ".join(map(repr, getattr(item, name)))))
     for other in data["nearest"]:
-        out.print(Text(f"  near        {other['cosine']:.2f}  {data['hookpoint']}/{other['feature']}  {other['label']}"))
+        say(Text(f"  near        {other['cosine']:.2f}  {data['hookpoint']}/{other['feature']}  {other['label']}"))
 
 
 def _dictionaries(items: list[str] | None) -> list[Named]:

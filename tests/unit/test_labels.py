@@ -14,7 +14,7 @@ from gradlens import labels as module
 from gradlens.capture import read_activations
 from gradlens.data import collate, tokenize
 from gradlens.errors import InputError
-from gradlens.labels import Label, draw_examples, label_features, load_labels, nearest, save_labels, search, short_label
+from gradlens.labels import Label, draw_examples, label_features, load_labels, nearest, save_labels, search, short_label, word_parts
 
 HOOK = "layers.2"
 
@@ -69,6 +69,31 @@ def test_labels_equal_a_plain_computation(monkeypatch, pairs):
             assert [(mean, count) for _, mean, count in label.tokens] == [
                 (pytest.approx(tokens[feature][i][0] / tokens[feature][i][1], abs=0.01), tokens[feature][i][1]) for i in ids
             ]
+
+
+class Marked:
+    """A tokenizer that marks a preceding space, as BPE does; token i is the i-th piece."""
+
+    def __init__(self, *pieces: str) -> None:
+        self.pieces = list(pieces)
+
+    def get_vocab(self) -> dict[str, int]:
+        return {piece: i for i, piece in enumerate([*self.pieces, "Ġa"])}
+
+    def convert_ids_to_tokens(self, ids):
+        return [self.pieces[i] for i in ids]
+
+    def decode(self, ids) -> str:
+        return "".join(self.pieces[i] for i in ids).replace("Ġ", " ").replace("Ċ", "\n")
+
+
+def test_tokens_stand_for_the_words_they_are_in():
+    pieces = ["Ah", "oy", ",", "Ġmate", "y", "!", "ĠYe", "'ll", "Ġ", "1", "8", "Ġso", "Ċ", "Wow", "_", "bar"]
+    parts = word_parts(range(len(pieces)), Marked(*pieces))
+    words = ["Ahoy", "Ahoy", ",", "matey", "matey", "!", "Ye'll", "Ye'll", " ", "1", "8", "so", "\n", "Wow", "_", "bar"]
+    assert [word for word, _ in parts] == words
+    assert [part for _, part in parts] == [0, 1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]
+    assert word_parts([3, 4, 5], word_tokenizer()) == [("w3", 0), ("w4", 0), ("w5", 0)]  # no marks: every token is a word
 
 
 def test_promoted_tokens_are_those_the_unembedding_answers_to():
