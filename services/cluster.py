@@ -13,6 +13,8 @@ from gradlens.config import RaySettings
 from gradlens.errors import RunError
 
 NAMESPACE = "gradlens"
+# By its name for two other systems, but what it says is: use the loopback address, this Ray has one node. Read when ray is imported.
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _QUIET = {
     "RAY_TRAIN_METRICS_ENABLED": "0",  # they would be printed and pushed to a metrics server nobody runs
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -32,8 +34,10 @@ def ray_session(settings: RaySettings, workers: int, log: Path) -> Iterator[None
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    if settings.address is None and not os.environ.get("RAY_AUTH_MODE"):
-        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+    if settings.address is None:
+        os.environ[_LOOPBACK] = "0"
+        if not os.environ.get("RAY_AUTH_MODE"):
+            os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
     import ray
     from ray._raylet import Config
 
@@ -46,23 +50,33 @@ def ray_session(settings: RaySettings, workers: int, log: Path) -> Iterator[None
         if ray.is_initialized():
             yield
             return
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
         try:
-            if settings.address is None:
-                ray.init(
-                    address="local",
-                    num_cpus=max(os.cpu_count() or 1, workers),
-                    include_dashboard=False,
-                    object_store_memory=256 * 2**20,  # records and configs only: no tensors travel through it
-                    _node_ip_address="127.0.0.1",
-                    **quiet,
-                )
-            else:
-                ray.init(address=settings.address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            _start(settings.address, workers)
+        except Exception as error:  # Ray raises plain `Exception` too when a process of its own does not come up in time
             where = f"join the Ray cluster at {settings.address}" if settings.address else "start Ray on this machine"
             raise RunError(f"cannot {where}: {str(error).splitlines()[0]}; details in {log}") from None
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def _start(address: str | None, workers: int) -> None:
+    import ray
+
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
+    if address is not None:
+        ray.init(address=address, **quiet)
+        return
+    local = {
+        "address": "local",
+        "num_cpus": max(os.cpu_count() or 1, workers),
+        "include_dashboard": False,
+        "object_store_memory": 256 * 2**20,  # records and configs only: no tensors travel through it
+    }
+    try:
+        ray.init(**local, **quiet)
+    except Exception as error:  # on a machine that is very busy Ray's own processes may miss their deadline: once more
+        print(f"Ray did not start: {error}; trying once more")
+        ray.shutdown()
+        ray.init(**local, **quiet)

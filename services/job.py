@@ -141,6 +141,7 @@ def _fit(plan: Plan, run: _Run, box: list[BaseException | None]) -> None:
     """Ray Train, in a thread: on the main thread it would take ctrl-c for itself."""
     import ray
     import ray.train
+    from gradlens_services.loopback import OnlyHere
     from ray.train.torch import TorchTrainer
 
     train, settings = run.config.train, run.config.ray
@@ -148,6 +149,7 @@ def _fit(plan: Plan, run: _Run, box: list[BaseException | None]) -> None:
     trainer = TorchTrainer(
         carry_out,
         train_loop_config={"plan": plan},
+        torch_config=OnlyHere() if settings.address is None else None,
         scaling_config=ray.train.ScalingConfig(num_workers=train.num_workers, use_gpu=gpu),
         run_config=ray.train.RunConfig(
             name=".ray", storage_path=str(run.folder), failure_config=ray.train.FailureConfig(max_failures=settings.max_failures)

@@ -46,9 +46,15 @@ def read_outcome(run_dir: Path) -> dict[str, Any] | None:
 
 def carry_out(settings: dict[str, Plan]) -> None:
     """The function that Ray Train runs on every rank; `settings` holds the `plan`."""
+    from gradlens_services.loopback import loopback_group
+
+    with loopback_group():
+        _carry_out(settings["plan"])
+
+
+def _carry_out(plan: Plan) -> None:
     import ray.train.torch
 
-    plan = settings["plan"]
     device = ray.train.torch.get_device()
     world = current_world()
     shared = Shared()
