@@ -7,6 +7,7 @@ save; a second one ends everything at once. Either way the run folder is readabl
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import threading
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from gradlens_services.cluster import NAMESPACE, ray_session
 from gradlens_services.controller import ControllerService, first_state
 from gradlens_services.recorder import RecorderService
@@ -23,7 +25,7 @@ from gradlens_services.trainer import OUTCOME, Plan, carry_out, read_outcome
 from gradlens import errors
 from gradlens.config import RunConfig
 from gradlens.errors import ConfigError, RunError
-from gradlens.files import write_json
+from gradlens.files import jsonable, write_atomic, write_json
 from gradlens.preflight import check
 from gradlens.rules import load_rules
 from gradlens.runfolder import is_running
@@ -60,7 +62,7 @@ def run_arms(configs: Sequence[RunConfig], progress: Progress | None = None) -> 
 
 def _check(configs: Sequence[RunConfig], progress: Progress | None) -> None:
     if progress:
-        progress({"run": configs[0].name, "phase": "checking config, model, dictionaries and data"})
+        progress({"run": configs[0].name, "phase": "checking config and data"})
     for config in configs:
         check(config)
 
@@ -76,6 +78,10 @@ def _resumed(config: RunConfig, query: str | Path) -> _Run:
     if is_running(folder):
         raise ConfigError(f"{folder.name} is still running; wait for it to end, or stop it with ctrl-c where it was started")
     (folder / OUTCOME).unlink(missing_ok=True)
+    path = folder / "config.yaml"
+    begun = path.stat()
+    write_atomic(path, yaml.safe_dump(jsonable(config), sort_keys=False, allow_unicode=True))  # more steps than before, say
+    os.utime(path, (begun.st_atime, begun.st_mtime))  # its time is when the run began
     return _Run(config, folder, resume=True)
 
 

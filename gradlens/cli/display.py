@@ -1,4 +1,4 @@
-"""Shows on stderr what a job is doing: on a terminal one live line per phase with time left, elsewhere a plain line now and then."""
+"""Shows on stderr what a job is doing: on a terminal a live line with time left, elsewhere a plain line now and then."""
 
 from __future__ import annotations
 
@@ -19,33 +19,47 @@ def job_display() -> Iterator[Any]:
         yield Lines()
         return
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Column
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[count]}"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=err) as bar:
-        yield Bars(bar)
+    narrow = {"table_column": Column(no_wrap=True, min_width=7)}
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=16),
+        TextColumn("{task.fields[count]}", **narrow),
+        TimeElapsedColumn(**narrow),
+        TimeRemainingColumn(**narrow),
+        TextColumn("{task.fields[note]}", **narrow),
+    )
+    with Progress(*columns, console=err) as bar:
+        bars = Bars(bar)
+        yield bars
+        bars.end()
 
 
 class Bars:
-    """One task per phase; a phase that is over stays on the screen with the time it took."""
+    """A live line for the phase that is going on; a phase that is over becomes a plain line with the time it took."""
 
     def __init__(self, bar: Any) -> None:
-        self._bar, self._task, self._title = bar, None, ""
+        self._bar, self._task, self._title, self._note = bar, None, "", ""
 
     def __call__(self, event: dict[str, Any]) -> None:
         title, done, total = title_of(event), event.get("done"), event.get("total")
         if title != self._title:
-            self._end()
+            self.end()
             self._task = self._bar.add_task(escape(title), total=None, count="", note="")
             self._title = title
         count = "" if done is None else f"{done}/{total}" if total else f"{done}"
-        self._bar.update(self._task, completed=done or 0, total=total, count=count, note=note_of(event))
+        self._note = note_of(event)
+        self._bar.update(self._task, completed=done or 0, total=total, count=count, note=self._note)
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """The phase is over."""
         if self._task is not None:
-            task = self._bar.tasks[self._bar.task_ids.index(self._task)]
-            end = task.total or task.completed or 1
-            self._bar.update(self._task, total=end, completed=end)
-            self._bar.stop_task(self._task)
+            seconds = self._bar.tasks[self._bar.task_ids.index(self._task)].elapsed or 0
+            self._bar.remove_task(self._task)
+            self._bar.console.print(f"  {self._title} [{seconds:.0f} s] {self._note}".rstrip(), markup=False, style="dim")
+            self._task = None
 
 
 class Lines:

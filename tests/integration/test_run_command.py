@@ -92,7 +92,7 @@ def test_ctrl_c_ends_the_run_after_its_step_and_it_can_be_resumed(config):
     more = summary["steps"] + 5
     resumed = gradlens("run", "--resume", folder, "--set", f"train.steps={more}", "--json")
     assert resumed.returncode == 0, resumed.stderr
-    assert json.loads(resumed.stdout)["steps"] == more
+    assert json.loads(resumed.stdout)["steps"] == more == RunReader(folder).config["train"]["steps"]
 
 
 def test_ray_listens_on_loopback_alone_and_ends_with_a_killed_command(config):
