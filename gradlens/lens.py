@@ -295,9 +295,11 @@ class Lens:
         if observed:
             record["features"] = {name: self._finish_sums(name, record["scalars"]) for name in self._sums}
             record["examples"] = self._gathered_examples()
-        if self.observe.update_every and self.step % self.observe.update_every == 0:
+        drift_due = self._drift_due()
+        # a snapshot holds both, so an open window of `update` is read with it
+        if self.observe.update_every and (drift_due or self.step % self.observe.update_every == 0):
             self._read_update(record["scalars"])
-        if self.observe.drift_every and self.step % self.observe.drift_every == 0:
+        if drift_due:
             self._read_drift(record)
         self._scalars, self._examples, self._rows, self._saw_gradients = {}, [], None, False
         self._batch, self._pairs = None, {}
@@ -396,8 +398,7 @@ class Lens:
 
     def finish(self) -> None:
         """Last readings and dense snapshot; does nothing where the last step had them."""
-        read = [every and self.step % every == 0 for every in (self.observe.drift_every, self.observe.update_every or 1)]
-        if self.start is None or self.step in (0, self._finished) or all(read):
+        if self.start is None or self.step in (0, self._finished) or self._drift_due():
             return
         self._finished = self.step
         record: dict[str, Any] = {"step": self.step, "time": time.time(), "scalars": {}}
@@ -405,6 +406,9 @@ class Lens:
             self._read_update(record["scalars"])
         self._read_drift(record)
         self._emit(record)
+
+    def _drift_due(self) -> bool:
+        return bool(self.observe.drift_every) and self.step % self.observe.drift_every == 0
 
     def _emit(self, record: dict[str, Any]) -> None:
         if self.recorder is not None and self.world.rank == 0:
