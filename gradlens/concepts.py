@@ -31,7 +31,7 @@ MIN_EXAMPLES = 8  # of each kind: half of them choose, half of them judge
 MAX_TEXTS = 100  # of each kind that are read, so that fitting takes seconds, not minutes
 CANDIDATES = 256  # features with the largest difference of firing rates that are looked at together
 PRICE = 2.0  # a share of the negatives' tokens costs twice what the same share of the positives' tokens is worth
-MIN_GAIN = 0.01  # share of positive tokens that the next feature must add, less the price: a dozen of the usual thousand; fewer is noise
+MIN_GAIN = 0.005  # share of positive tokens that the next feature must add, less the price: six of the usual thousand; fewer is noise
 LEVELS = (0, 25, 50, 75, 90, 100)  # thresholds considered: percentiles of a feature's activations on negatives; the first is none
 GOOD_AUC = 0.9
 
