@@ -98,13 +98,10 @@ def test_ctrl_c_ends_the_run_after_its_step_and_it_can_be_resumed(config):
 def test_ray_listens_on_loopback_alone_and_ends_with_a_killed_command(config):
     with started(config, "--set", "train.steps=100000", "--set", "train.num_workers=2") as (process, folder):
         family = psutil.Process(process.pid).children(recursive=True)
-        commands = {child: " ".join(child.cmdline()) or "ended" for child in family}
-        assert any("RayTrainWorker" in command for command in commands.values())
+        assert any("RayTrainWorker" in " ".join(child.cmdline()) for child in family)
         sockets = [socket for member in family for socket in member.net_connections("inet") if socket.status == psutil.CONN_LISTEN]
         assert {socket.laddr.ip.removeprefix("::ffff:") for socket in sockets} == {"127.0.0.1"}
-    # Ray's dashboard and environment agents end by a timer of their own; what trains, and what keeps it going, must be gone.
-    matters = [child for child, command in commands.items() if "ray::" in command or "raylet" in command.split()[0] or "gcs_server" in command]
-    _, alive = psutil.wait_procs(matters, timeout=300)
+    _, alive = psutil.wait_procs(family, timeout=120)  # the agents of Ray give themselves a minute
     assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
     assert len(RunReader(folder).curve("train/loss")[0]) > 5
 
