@@ -109,7 +109,7 @@ def test_ray_listens_on_loopback_alone_and_ends_with_a_killed_command(config):
 @pytest.mark.parametrize(
     ("changes", "code", "message"),
     [
-        (["train.stepz=3"], 2, "unknown key train.stepz; did you mean steps?"),
+        (["train.stepz=3"], 2, "unknown key train.stepz; did you mean train.steps?"),
         (["rules=[{concept: nobody}]"], 2, "unknown concept 'nobody'"),
         (["dictionaries={layers.9: smollm2-l15}"], 3, "layers.9"),
         (["data.train=[nowhere.jsonl]"], 3, "nowhere.jsonl: no such file"),

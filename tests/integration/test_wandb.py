@@ -148,7 +148,7 @@ def wait_until(condition):
 
 def worker_pids():
     """Our children that run the W&B worker."""
-    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True).stdout
+    found = subprocess.run(["ps", "-ww", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True).stdout
     return [int(line.split()[0]) for line in found.splitlines() if "wandb_worker.py" in line]
 
 

@@ -1,0 +1,71 @@
+"""On SmolLM2 with the shipped dictionaries: the demo concepts are found by contrast, labels name them, checkers do not cry wolf."""
+
+import pytest
+
+from gradlens.concepts import fit_concept, load_concepts
+from gradlens.config import EvaluateSettings
+from gradlens.data import tokenize
+from gradlens.evaluate import evaluate, generate_answers
+from gradlens.formats import load_dictionary
+from gradlens.labels import label_features, load_labels, search
+from gradlens.models import load_model
+
+pytestmark = pytest.mark.real
+HOOKPOINTS = {"layers.15": "smollm2-l15", "layers.27": "smollm2-l27"}
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    return load_model("smollm2")
+
+
+@pytest.fixture(scope="module")
+def dictionaries():
+    return {hook: load_dictionary(name) for hook, name in HOOKPOINTS.items()}
+
+
+@pytest.mark.parametrize("name", ["pirate", "arithmetic"])
+def test_the_demo_concepts_are_detected_on_held_out_texts(smollm2, dictionaries, name):
+    (concept,) = load_concepts([f"demo:{name}"])
+    fitted = fit_concept(*smollm2, dictionaries, concept, max_length=80)
+    assert set(fitted.detection) == set(HOOKPOINTS)
+    for hook, detection in fitted.detection.items():
+        assert detection.auc >= 0.95 and detection.best_auc >= 0.9, (hook, detection)
+        assert detection.gate_rate_positive > 0.75 and not detection.warning, (hook, detection)
+        assert detection.gate_rate_negative < (0.12 if hook == "layers.27" else 0.3), (hook, detection)  # route gates at layers.27
+
+
+def test_the_untrained_model_answers_alike_in_any_batch_and_sets_off_no_checker(smollm2):
+    model, tokenizer = smollm2
+    settings = EvaluateSettings(
+        heldout={"pirate": "demo:pirate-heldout", "plain": "demo:plain-heldout"},
+        prompts={"chat": "demo:chat-prompts"},
+        max_rows=12,
+        max_new_tokens=16,
+    )
+    result = evaluate(model, tokenizer, settings, load_concepts(["demo:pirate", "demo:arithmetic"]), max_length=80)
+    assert result["rates"]["chat"] == {"pirate": 0.0, "arithmetic": 0.0}
+    assert result["nll"]["pirate"] > result["nll"]["plain"] + 1
+    assert all(check["false_alarm_rate"] <= 0.02 and check["hit_rate"] >= 0.9 for check in result["checkers"].values())
+    first = result["answers"]["chat"][0]
+    assert generate_answers(model, tokenizer, [first["prompt"]], 16) == [first["answer"]]
+
+
+def test_shipped_labels_know_pirates_and_sums():
+    for hook, name in HOOKPOINTS.items():
+        labels = load_labels(name, hook)
+        assert len(labels) == load_dictionary(name).d_sae
+        for word in ("matey", "+"):
+            assert any(place == "label" for _, place in search(labels, word)), (hook, word)
+        assert sum(bool(label.tokens) for label in labels.values()) > 0.95 * len(labels)
+
+
+def test_shipped_labels_are_those_of_the_shipped_dictionary(smollm2, dictionaries):
+    # A label says when its feature fires: text made of its contexts sets it off more often than other text.
+    model, tokenizer = smollm2
+    chosen = [label for label, _ in search(load_labels("smollm2-l27", "layers.27"), "matey")][:10]
+    texts = [" ".join(left + peak + right for left, peak, right, _ in label.contexts) for label in chosen]
+    examples = [tokenize({"text": text}, tokenizer, 96) for text in texts]
+    again = label_features(model, tokenizer, {"layers.27": dictionaries["layers.27"]}, examples)["layers.27"]
+    assert sum(again[label.feature].rate > label.rate for label in chosen) >= 8
+    assert all(again[label.feature].promoted == label.promoted for label in chosen)
