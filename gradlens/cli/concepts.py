@@ -137,30 +137,30 @@ def _errors(judged: dict) -> str:
 
 
 def _print_table(concepts: list[Concept], sources: dict[str, str]) -> None:
-    """One line per concept and hookpoint; `sources` say where labels of the best features come from."""
+    """One line per concept and hookpoint, then the first features with their labels, which `sources` (hookpoint -> dictionary) give."""
     from gradlens.labels import load_labels
 
-    table = Table("concept", "hookpoint", "features", "AUC", "best feature", "fires on + / -", "gated by route + / -")
-    warnings = []
+    table = Table("concept", "hookpoint", "features", "AUC", "best feature", "fires on + / -", "route gates + / -")
+    labels = {hook: load_labels(source, hook) for hook, source in sources.items()}
+    named, warnings = [], []
     for concept in concepts:
         for hook, ids in concept.features.items():
-            detection = concept.detection.get(hook)
-            labels = load_labels(sources[hook], hook) if hook in sources else {}
-            best = detection.best_feature if detection else ids[0]
-            label = f" {labels[best].label}" if best in labels else ""
-            cells = ["", f"{best}{label}", "", ""]
-            if detection:
+            cells = ["", "", "", ""]
+            if detection := concept.detection.get(hook):
                 cells = [
                     f"{detection.auc:.3f}",
-                    f"{best} (AUC {detection.best_auc:.3f}){label}",
+                    f"{detection.best_feature}: {detection.best_auc:.3f}",
                     f"{detection.rate_positive:.0%} / {detection.rate_negative:.0%}",
                     f"{detection.gate_rate_positive:.0%} / {detection.gate_rate_negative:.0%}",
                 ]
                 if detection.warning:
                     warnings.append(f"{concept.name}: {detection.warning}")
             table.add_row(concept.name, hook, str(len(ids)), *cells)
+            named += [f"{concept.name}  {hook}/{i}  {labels[hook][i].label}" for i in ids[:3] if i in labels.get(hook, {})]
         if not concept.features:
             table.add_row(concept.name, "(not fitted)", "0", "", "", "", "")
     console.out.print(table, markup=False)
+    for line in named:
+        console.out.print(line, markup=False, soft_wrap=True)
     for warning in warnings:
         console.err.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
