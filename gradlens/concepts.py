@@ -231,6 +231,7 @@ def _read_judging_half(model, dictionaries, tokenizer, half, chosen, thresholds,
     """Per hookpoint and text: mean activation of each chosen feature `[N]`, tokens, fired tokens, gated loss tokens."""
     import torch
 
+    from gradlens.edits import expresses
     from gradlens.reading import encode_chunks, pad_id_of, read_texts
 
     readings: dict[str, list[dict[str, Any]]] = {hook: [] for hook in dictionaries}
@@ -241,15 +242,17 @@ def _read_judging_half(model, dictionaries, tokenizer, half, chosen, thresholds,
             ids = torch.tensor(chosen[hook], device=dictionary.W_enc.device)
             acts_TN = torch.cat([acts[:, ids].float().cpu() for acts in encode_chunks(dictionary, h[hook][counted])])
             above_N = torch.tensor(thresholds.get(hook, [0.0] * len(ids)))
-            fires = dict(zip(counted, (acts_TN > above_N).any(-1).tolist(), strict=True))
+            fires_1S, counted_1S = torch.zeros(2, 1, len(examples[i].labels), dtype=torch.bool)
+            counted_1S[0, counted] = True
+            fires_1S[0, counted] = (acts_TN > above_N).any(-1)
+            targets = torch.tensor(counted) - 1  # the loss of token t is that of position t - 1
             readings[hook].append(
                 {
                     "positive": half[i][1],
                     "mean": acts_TN.mean(0).numpy(),
                     "tokens": len(counted),
-                    "fired": sum(fires.values()),
-                    # Target t is the loss of position t - 1: a route rule gates it where the features are active at either.
-                    "gated": sum(fires[t] or fires.get(t - 1, False) for t in counted),
+                    "fired": int(fires_1S.sum()),
+                    "gated": int(expresses(fires_1S, counted_1S)[0, targets].sum()),
                 }
             )
     return readings

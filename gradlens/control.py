@@ -53,7 +53,10 @@ class Control:
         live: Callable[[str], Tensor | None],
         thresholds: dict[str, dict[str, list[float]]] | None = None,
     ) -> None:
-        """`thresholds`: concept -> hookpoint -> activation above which each feature expresses it (default 0). `live(hookpoint)` says which features fire at all (`bool[F]`, or None): random controls are drawn from them."""
+        """`thresholds`: concept -> hookpoint -> activation above which each feature expresses it (default 0).
+
+        `live(hookpoint)` says which features fire at all (`bool[F]`, or None): random controls are drawn from them.
+        """
         self.model, self.dictionaries, self.concepts, self.live = model, dictionaries, concepts, live
         self.thresholds = thresholds or {}
         self.policy, self.rules, self.step = Policy(), [], 0
@@ -102,7 +105,7 @@ class Control:
                     active_BS = active_BS | (fires_T.view_as(active_BS) & batch.keep_BS)
                 else:
                     active_BS = active_BS.masked_scatter(batch.keep_BS, fires_T | active_BS[batch.keep_BS])
-            gated_BS = expresses(active_BS, active.rule.tokens)
+            gated_BS = expresses(active_BS, batch.keep_BS, active.rule.tokens, active.rule.window, active.rule.quorum)
             active.touched += (gated_BS & batch.loss_BS).sum()
             active.total += batch.loss_BS.sum()
             factor_BS = torch.where(gated_BS, gain, 1.0)

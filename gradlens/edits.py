@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool1d
+
+from gradlens.rules import QUORUM, WINDOW
 
 
 def orthonormal_basis(directions_ND: Tensor) -> Tensor:
@@ -33,8 +36,22 @@ def scale_along_eager(x: Tensor, Q_Dr: Tensor, gain: float) -> Tensor:
     return x @ (eye_D + Q_Dr @ (A - torch.eye(len(A), dtype=x.dtype, device=x.device)) @ Q_Dr.T)
 
 
-def expresses(active_BS: Tensor, tokens: str) -> Tensor:
-    """Positions that a route rule gates, `bool[B, S]`: where the concept is active at the position (`own`), at the one it predicts (`next`), or either."""
-    next_BS = torch.zeros_like(active_BS)
-    next_BS[:, :-1] = active_BS[:, 1:]
-    return {"own": active_BS, "next": next_BS, "own_or_next": active_BS | next_BS}[tokens]
+def expresses(active_BS: Tensor, counted_BS: Tensor, tokens: str = "around", window: int = WINDOW, quorum: float = QUORUM) -> Tensor:
+    """Positions whose loss a route rule gates, `bool[B, S]`; position p's loss is that of predicting token p + 1.
+
+    `own`: the concept is active at p; `next`: at p + 1; `own_or_next`: at either. `around`: at no less than `quorum` of the counted tokens
+    within `window` of p + 1. One feature that fires by chance gates nothing there, and one word that no feature knows is gated with its
+    neighbours.
+    """
+    active_BS = active_BS & counted_BS
+    following = {"own_or_next": active_BS | _shifted(active_BS), "own": active_BS, "next": _shifted(active_BS)}
+    if tokens in following:
+        return following[tokens]
+    sums = [avg_pool1d(mask.float()[:, None], 2 * window + 1, stride=1, padding=window)[:, 0] for mask in (active_BS, counted_BS)]
+    around_BS = (sums[1] > 0) & (sums[0] >= (quorum - 1e-6) * sums[1])
+    return _shifted(around_BS)
+
+
+def _shifted(mask_BS: Tensor) -> Tensor:
+    """The mask of p + 1 at p."""
+    return torch.cat([mask_BS[:, 1:], torch.zeros_like(mask_BS[:, :1])], dim=1)

@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+# What a route rule looks at unless told otherwise; chosen on rows of the demo's training files kept aside (docs/decisions.md).
+WINDOW, QUORUM = 8, 0.3
+
 MODES = {
     "route": "scale the loss gradient of tokens that express the concept, at the model's output: decides which tokens teach. Works.",
     "ablate": "scale the concept's part of the activation in the forward pass, while training only (CAFT). Unspecific: run the random control.",
@@ -31,9 +34,13 @@ class Rule(BaseModel):
     mode: Mode = Field("route", description="; ".join(f"{mode}: {text}" for mode, text in MODES.items()))
     gain: float = Field(0.0, description="0 suppresses, 1 changes nothing, >1 amplifies, <0 reverses.")
     hookpoints: list[str] | None = Field(None, description="Where; null: the last hookpoint for route, else every one with features.")
-    tokens: Literal["own_or_next", "own", "next"] = Field(
-        "own_or_next", description="route: gate a token that is active itself, whose target (the next token) is, or either."
+    tokens: Literal["around", "own_or_next", "own", "next"] = Field(
+        "around",
+        description="route: a token teaches by the gain where the concept is active: at no less than `quorum` of the tokens within `window` of "
+        "the one it predicts (around), at itself (own), at the one it predicts (next), or at either (own_or_next).",
     )
+    window: int = Field(WINDOW, ge=0, description="route, tokens: around: how many tokens before and after the predicted one are looked at.")
+    quorum: float = Field(QUORUM, gt=0, le=1, description="route, tokens: around: share of them at which the concept must be active.")
     threshold: float = Field(
         0.0,
         ge=0,

@@ -15,7 +15,12 @@ EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
 def run_example(name: str, folder: Path) -> str:
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), "3"], cwd=folder, capture_output=True, text=True, timeout=600, env={**os.environ, "COLUMNS": "120"}
+        [sys.executable, str(EXAMPLES / name), "3"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "COLUMNS": "120"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

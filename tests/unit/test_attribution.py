@@ -98,6 +98,23 @@ def test_basis_of_dependent_directions_has_their_rank_and_edit_equals_matrix_for
 
 def test_expresses_gates_the_position_that_predicts_an_active_token():
     active = torch.tensor([[False, False, True, False]])
-    assert edits.expresses(active, "own").tolist() == [[False, False, True, False]]
-    assert edits.expresses(active, "next").tolist() == [[False, True, False, False]]
-    assert edits.expresses(active, "own_or_next").tolist() == [[False, True, True, False]]
+    everywhere = torch.ones_like(active)
+    assert edits.expresses(active, everywhere, "own").tolist() == [[False, False, True, False]]
+    assert edits.expresses(active, everywhere, "next").tolist() == [[False, True, False, False]]
+    assert edits.expresses(active, everywhere, "own_or_next").tolist() == [[False, True, True, False]]
+    assert not edits.expresses(active, torch.tensor([[True, True, False, True]]), "own_or_next").any()
+
+
+@pytest.mark.parametrize("window", [0, 1, 3])
+@pytest.mark.parametrize("quorum", [0.2, 0.4, 0.5, 1.0])
+def test_around_is_a_quorum_of_the_counted_tokens_near_the_predicted_one(window, quorum):
+    generator = torch.Generator().manual_seed(window)
+    counted = torch.rand(4, 12, generator=generator) < 0.7
+    active = torch.rand(4, 12, generator=generator) < 0.5
+    gated = edits.expresses(active, counted, "around", window, quorum)
+    for row in range(4):
+        for position in range(11):
+            near = [t for t in range(position + 1 - window, position + 2 + window) if 0 <= t < 12 and counted[row, t]]
+            share = sum(bool(active[row, t]) for t in near) / max(len(near), 1)
+            assert gated[row, position] == (bool(near) and share >= quorum - 1e-9), (row, position)
+        assert not gated[row, 11]  # predicts nothing

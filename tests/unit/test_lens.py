@@ -136,7 +136,7 @@ def route(**fields):
 
 
 @pytest.mark.parametrize("wrap", [lambda m: m, lora])
-@pytest.mark.parametrize("tokens", ["own", "next", "own_or_next"])
+@pytest.mark.parametrize("tokens", ["own", "next", "own_or_next", "around"])
 @pytest.mark.parametrize("gain", [0.0, 0.5, 2.0, -1.0])
 def test_route_equals_weighting_each_tokens_loss(wrap, tokens, gain):
     dictionary = tiny_dictionary()
@@ -153,12 +153,15 @@ def test_route_equals_weighting_each_tokens_loss(wrap, tokens, gain):
     active = (dictionary.encode(kept["h"].flatten(0, 1)).view(*keep.shape, -1)[..., :3] > 0).any(-1) & keep
     following = torch.zeros_like(active)
     following[:, :-1] = active[:, 1:]
-    gated = {"own": active, "next": following, "own_or_next": active | following}[tokens]
+    near = {t: [u for u in range(t - 1, t + 2) if 0 <= u < keep.shape[1]] for t in range(keep.shape[1])}
+    quorum = torch.stack([active[:, near[t]].sum(1) / keep[:, near[t]].sum(1) > 0.6 for t in near], dim=1)
+    around = torch.cat([quorum[:, 1:], torch.zeros_like(quorum[:, :1])], dim=1)
+    gated = {"own": active, "next": following, "own_or_next": active | following, "around": around}[tokens]
     losses = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="none")
     weights = torch.where(gated[:, :-1].flatten(), gain, 1.0)
     (losses * weights).sum().div((batch["labels"][:, 1:] != -100).sum()).backward()
     optimizer = torch.optim.SGD(trainable(model), lr=0.0)
-    policy = Policy(version=1, rules=(route(gain=gain, tokens=tokens),))
+    policy = Policy(version=1, rules=(route(gain=gain, tokens=tokens, window=1, quorum=0.6),))
     recorder = MemoryRecorder()
     with Lens(model, optimizer, {HOOK: dictionary}, policy=policy, recorder=recorder):
         model(**batch).loss.backward()
