@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gradlens.hookpoints import canonical, find_module, unwrap
+from gradlens.projection import Tokens
 
 
 def hidden(output: Tensor | tuple) -> Tensor:
@@ -69,10 +70,11 @@ class MicroBatch:
             return flat[self.keep_BS.flatten()]
         return flat * self.keep_BS.flatten()[:, None].to(flat.dtype) if zero else flat
 
-    def rows_of_tokens(self) -> Tensor:
-        """Row of each token that `select` returns, `int64[T]`."""
-        row_BS = torch.arange(self.keep_BS.shape[0], device=self.keep_BS.device)[:, None].expand_as(self.keep_BS)
-        return row_BS[self.keep_BS] if self.keep_BS.device.type == "cpu" else row_BS.flatten()
+    def tokens(self, h_BSD: Tensor, g_TD: Tensor) -> Tokens:
+        """What is projected: the tokens of `select`, each with its row, and whether it counts."""
+        rows_BS = torch.arange(len(self.keep_BS), device=self.keep_BS.device)[:, None].expand_as(self.keep_BS)
+        counted_T, row_T = (self.select(x_BS[..., None])[:, 0] for x_BS in (self.keep_BS, rows_BS))
+        return Tokens(self.select(h_BSD), g_TD, counted_T, row_T, len(self.keep_BS), self.row_ids)
 
 
 class Stop(Exception):

@@ -44,7 +44,7 @@ def blocks(model: nn.Module) -> nn.ModuleList:
 
 
 def canonical(name: str) -> str:
-    """The canonical form of a hookpoint name, without looking at a model. `15`, `model.layers.15`, `blocks.15.hook_resid_post` -> `layers.15`."""
+    """The canonical form of a hookpoint name, without a model: `15`, `model.layers.15`, `blocks.15.hook_resid_post` -> `layers.15`."""
     name = str(name).strip()
     if name.isdigit():
         return f"layers.{name}"

@@ -8,15 +8,14 @@ force no hook changes any tensor, so training is bit-identical to training witho
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradlens import attribution as estimators
 from gradlens.capture import MicroBatch, hidden, replaced
 from gradlens.config import ObserveSettings
 from gradlens.control import Control
@@ -24,26 +23,11 @@ from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.hookpoints import canonical, find_module, unwrap
 from gradlens.probe import ProbeReading, read_probe
+from gradlens.projection import Members, Projection, Projector
 from gradlens.rules import Policy
 from gradlens.selftest import self_test
 from gradlens.update import read_update, trainable_parameters
 from gradlens.world import Single, World, flat_sum_
-
-SUMMED = ("push", "attribution", "energy")
-
-
-class _Sums:
-    """What one step accumulates at one hookpoint, on the device."""
-
-    def __init__(self, dictionary: Dictionary) -> None:
-        like = dictionary.W_dec
-        self.g_sum = torch.zeros(dictionary.d_in, dtype=torch.float64, device=like.device)
-        self.attribution = torch.zeros(dictionary.d_sae, dtype=torch.float64, device=like.device)
-        self.energy = torch.zeros(dictionary.d_sae, dtype=torch.float64, device=like.device)
-        self.scalars = torch.zeros(3, dtype=torch.float64, device=like.device)  # explained, total, tokens
-
-    def tensors(self) -> list[Tensor]:
-        return [self.g_sum, self.attribution, self.energy, self.scalars]
 
 
 class Lens:
@@ -62,10 +46,12 @@ class Lens:
         recorder: Any = None,
         probe: list[dict[str, Tensor]] | None = None,
         world: World | None = None,
+        projector: Callable[[Members], Projector] | None = None,
     ) -> None:
         """`dictionaries`: hookpoint -> dictionary. `concepts`: name -> hookpoint -> feature ids; `thresholds`: for `route`, the
         activation above which each of them expresses the concept (default 0). `probe`: batches on which drift is
         measured (default: the first micro-batch trained on). `recorder`: gets one record a step (docs/architecture.md).
+        `projector`: makes who computes the readings (default: this process).
         Raises `InputError` for a dictionary that does not fit the model, `ConfigError` for a rule that names what is not there.
         """
         self.model, self.optimizer = model, optimizer
@@ -82,27 +68,20 @@ class Lens:
         }
         self.probe, self.start, self.last = probe, None, None  # readings of the probe set: before training, latest
         self.step = 0
-        self.totals = {
-            name: {key: torch.zeros(dictionary.d_sae, dtype=torch.float64) for key in SUMMED}
-            for name, dictionary in self.dictionaries.items()
-        }
+        members = {(concept, name): ids for concept, features in self.concepts.items() for name, ids in features.items()}
+        self.projector: Projector = projector(members) if projector else Projection(self.dictionaries, members, self.observe)
+        self._members = {key: torch.tensor(ids) for key, ids in members.items()}
+        self._updates: dict[str, dict[str, Tensor]] = {name: {} for name in self.dictionaries}  # `update` summed over all readings
         self.control = Control(model, self.dictionaries, self.concepts, self._live, thresholds)
         self._policy = policy or Policy()
         self._reference: dict[str, Tensor] | None = None  # trainable parameters at the last `update` reading
-        self._sums = {name: _Sums(dictionary) for name, dictionary in self.dictionaries.items()}
         self._batch: MicroBatch | None = None
         self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
         self._rows: tuple[int, ...] | None = None
-        self._examples: list[dict] = []
         self._scalars: dict[str, float] = {}
         self._saw_gradients = False
         self._finished: int | None = None  # the step of the last readings at the end, so that a second call adds none
         self._hooks = ExitStack()
-        self._concept_members = {
-            (concept, name): torch.tensor(ids, device=device)
-            for concept, features in self.concepts.items()
-            for name, ids in features.items()
-        }
 
     # -- life -----------------------------------------------------------------------------------------------------------------
 
@@ -215,7 +194,8 @@ class Lens:
         self._saw_gradients = True
         edited = self.control.edit_gradient(name, g_BSD) if self.control.in_force("grad", name) else None
         if self._observing():
-            self._observe(name, h_BSD, batch, pairs, g_BSD if edited is None else edited)
+            g_TD = batch.select(g_BSD if edited is None else edited, zero=True)
+            self.projector.add(name, batch.tokens(h_BSD, g_TD), pairs)
         return edited
 
     def _on_head(self, module: nn.Module, args: tuple, output: Tensor) -> None:
@@ -240,48 +220,12 @@ class Lens:
     def _encode(self, name: str, h_TD: Tensor) -> tuple[Tensor, Tensor]:
         return self.dictionaries[name].encode_active(h_TD.to(self.dtype))
 
-    @torch.no_grad()
-    def _observe(self, name: str, h_BSD: Tensor, batch: MicroBatch, pairs: tuple[Tensor, Tensor] | None, g_BSD: Tensor) -> None:
-        dictionary, sums, wanted = self.dictionaries[name], self._sums[name], self.observe.estimators
-        h_TD, g_TD = batch.select(h_BSD).to(self.dtype), batch.select(g_BSD, zero=True).to(self.dtype)
-        sums.g_sum += g_TD.sum(0, dtype=torch.float64)
-        sums.scalars[1] += g_TD.double().square().sum()
-        sums.scalars[2] += batch.keep_BS.sum()
-        needs_pairs = "attribution" in wanted or "unexplained" in wanted or (batch.row_ids is not None and self.concepts)
-        if needs_pairs:
-            pairs = self._encode(name, h_TD) if pairs is None else pairs
-        if "attribution" in wanted:
-            sums.attribution += estimators.attribution(dictionary, h_TD, g_TD, pairs)
-        if "energy" in wanted:
-            sums.energy += estimators.energy(dictionary, g_TD)
-        if "unexplained" in wanted:
-            sums.scalars[0] += estimators.explained_energy(dictionary, h_TD, g_TD, pairs)[0]
-        if batch.row_ids is not None:
-            self._observe_rows(name, batch, pairs, g_TD)
-
-    def _observe_rows(self, name: str, batch: MicroBatch, pairs: tuple[Tensor, Tensor] | None, g_TD: Tensor) -> None:
-        """Per row: mean push on each concept's directions, mean activation of its features."""
-        dictionary, B = self.dictionaries[name], batch.keep_BS.shape[0]
-        row_T = batch.rows_of_tokens()
-        g_BD = g_TD.new_zeros(B, g_TD.shape[1]).index_add_(0, row_T, g_TD)
-        tokens_B = batch.keep_BS.sum(-1).clamp_min(1)
-        for (concept, hookpoint), features in self._concept_members.items():
-            if hookpoint != name or pairs is None:
-                continue
-            idx_TK, val_TK = pairs
-            counted = batch.select(torch.ones_like(batch.keep_BS, dtype=g_TD.dtype)[..., None], zero=True)[:, 0]
-            act_T = (val_TK * torch.isin(idx_TK, features)).sum(-1) * counted
-            push_B = -(g_BD @ dictionary.unit_directions(features).mean(0))
-            act_B = act_T.new_zeros(B).index_add_(0, row_T, act_T) / tokens_B
-            self._examples.append({"concept": concept, "hookpoint": name, "row_ids": batch.row_ids, "push": push_B, "activation": act_B})
-
     # -- around the optimizer's step ------------------------------------------------------------------------------------------
 
     def _before_step(self) -> None:
         if self.dictionaries and self._observing() and not self._saw_gradients and self.world.size == 1:
             self._warn_no_gradients()
-        sums = [tensor for name in self._sums for tensor in self._sums[name].tensors()] if self._observing() else []
-        flat_sum_(self.world, [*sums, *self.control.counters()])
+        flat_sum_(self.world, self.control.counters())
         self.control.step = self.step
         self.control.before_step()
 
@@ -292,55 +236,18 @@ class Lens:
         self.step += 1
         self.control.step = self.step
         record: dict[str, Any] = {"step": self.step, "time": time.time(), "scalars": {**self._scalars, **policy_scalars}}
-        if observed:
-            record["features"] = {name: self._finish_sums(name, record["scalars"]) for name in self._sums}
-            record["examples"] = self._gathered_examples()
         drift_due = self._drift_due()
         # a snapshot holds both, so an open window of `update` is read with it
         if self.observe.update_every and (drift_due or self.step % self.observe.update_every == 0):
             self._read_update(record["scalars"])
         if drift_due:
             self._read_drift(record)
-        self._scalars, self._examples, self._rows, self._saw_gradients = {}, [], None, False
+        self._scalars, self._rows, self._saw_gradients = {}, None, False
         self._batch, self._pairs = None, {}
-        self._emit(record)
-
-    def _finish_sums(self, name: str, scalars: dict[str, float]) -> dict[str, np.ndarray]:
-        """This step's estimates of one hookpoint: added to the totals, top features returned, scalars filled in."""
-        dictionary, sums, R = self.dictionaries[name], self._sums[name], self.world.size
-        # A rank's loss is averaged with the others', so linear sums take 1/R and squares 1/R².
-        values = {
-            "push": estimators.push(dictionary, (sums.g_sum / R).to(dictionary.W_dec.dtype)).double(),
-            "attribution": sums.attribution / R,
-            "energy": sums.energy / R**2,
-        }
-        values = {key: value.cpu() for key, value in values.items() if key in self.observe.estimators}
-        explained, total, tokens = sums.scalars.tolist()
-        scalars[f"{name}/gradient_norm"] = total**0.5 / R
-        if "unexplained" in self.observe.estimators:
-            scalars[f"{name}/unexplained"] = 1 - explained / total if total > 0 else float("nan")
-        scalars["train/counted_tokens"] = tokens
-        for key, value in values.items():
-            self.totals[name][key] += value
-        for tensor in sums.tensors():
-            tensor.zero_()
-        pinned = set()
-        for (concept, hookpoint), members in self._concept_members.items():
-            if hookpoint == name:
-                members = members.cpu()
-                pinned.update(members.tolist())
-                scalars.update({f"concept/{concept}/{name}/{key}": value[members].mean().item() for key, value in values.items()})
-        k = min(max(1, self.observe.top_k // max(1, len(values))), dictionary.d_sae)
-        chosen = sorted(pinned.union(*(value.abs().nan_to_num().topk(k).indices.tolist() for value in values.values())))
-        return {"feature": np.array(chosen, dtype=np.int32), **{key: value[chosen].float().numpy() for key, value in values.items()}}
-
-    def _gathered_examples(self) -> list[dict]:
-        rows = [
-            {"row_id": row, "concept": entry["concept"], "hookpoint": entry["hookpoint"], "push": push, "activation": activation}
-            for entry in self._examples
-            for row, push, activation in zip(entry["row_ids"], entry["push"].tolist(), entry["activation"].tolist(), strict=False)
-        ]
-        return [row for part in self.world.gather(rows) for row in part] if self.world.size > 1 else rows
+        if observed:
+            self.projector.finish(record, self.world, self._emit)
+        else:
+            self.projector.skip(record, self._emit)
 
     # -- drift ----------------------------------------------------------------------------------------------------------------
 
@@ -361,11 +268,11 @@ class Lens:
         batches = self.probe[: self.observe.update_batches]
         for name, reading in read_update(self.model, self.dictionaries, batches, self._reference, now, self.observe.tokens).items():
             for key, value in (("update", reading.acts), ("update_direction", reading.direction)):
-                total = self.totals[name].setdefault(key, torch.zeros_like(value))
+                total = self._updates[name].setdefault(key, torch.zeros_like(value))
                 total += value
-                for (concept, hookpoint), members in self._concept_members.items():
+                for (concept, hookpoint), members in self._members.items():
                     if hookpoint == name:
-                        scalars[f"concept/{concept}/{name}/{key}"] = total[members.cpu()].mean().item()
+                        scalars[f"concept/{concept}/{name}/{key}"] = total[members].mean().item()
         for name, value in now.items():
             self._reference[name].copy_(value)
 
@@ -380,13 +287,12 @@ class Lens:
         for name in self.dictionaries:
             now, then = self.last[name], self.start[name]
             drift, direction = self.drift(name)
-            record["dense"][name] = {key: total.float().numpy() for key, total in self.totals[name].items()} | {
+            record["dense"][name] = {key: total.float().numpy() for key, total in self._updates[name].items()} | {
                 "drift": drift.float().numpy(), "drift_direction": direction.float().numpy(), "probe_rate": now.rate.float().numpy()
             }  # fmt: skip
             record["scalars"] |= {f"{name}/fvu": now.fvu, f"{name}/l0": now.l0, f"{name}/fvu_start": then.fvu}
-            for (concept, hookpoint), members in self._concept_members.items():
+            for (concept, hookpoint), members in self._members.items():
                 if hookpoint == name:
-                    members = members.cpu()
                     record["scalars"][f"concept/{concept}/{name}/drift"] = drift[members].mean().item()
                     record["scalars"][f"concept/{concept}/{name}/drift_direction"] = direction[members].mean().item()
 
@@ -405,7 +311,7 @@ class Lens:
         if self.observe.update_every and self.step % self.observe.update_every:
             self._read_update(record["scalars"])
         self._read_drift(record)
-        self._emit(record)
+        self.projector.skip(record, self._emit)
 
     def _drift_due(self) -> bool:
         return bool(self.observe.drift_every) and self.step % self.observe.drift_every == 0
@@ -420,18 +326,23 @@ class Lens:
 
     # -- results and state ----------------------------------------------------------------------------------------------------
 
+    @property
+    def totals(self) -> dict[str, dict[str, Tensor]]:
+        """Sums over all steps, float64 `[F]`: hookpoint -> estimator -> sum."""
+        return {name: {**part, **self._updates[name]} for name, part in self.projector.totals().items()}
+
     def table(self, n: int = 20) -> list[dict[str, Any]]:
         """The `n` features that moved most on the probe set, over all hookpoints: hookpoint, feature, push, attribution, energy, drift."""
-        rows = []
+        rows, totals = [], self.totals
         for name in self.dictionaries:
-            drift = self.drift(name)[0] if self.last is not None else torch.full_like(self.totals[name]["push"], float("nan"))
-            order = (drift if self.last is not None else self.totals[name]["push"]).abs().topk(min(n, len(drift))).indices.tolist()
+            drift = self.drift(name)[0] if self.last is not None else torch.full_like(totals[name]["push"], float("nan"))
+            order = (drift if self.last is not None else totals[name]["push"]).abs().topk(min(n, len(drift))).indices.tolist()
             rows += [
                 {
                     "hookpoint": name,
                     "feature": i,
                     "drift": drift[i].item(),
-                    **{key: total[i].item() for key, total in self.totals[name].items()},
+                    **{key: total[i].item() for key, total in totals[name].items()},
                 }
                 for i in order
             ]
@@ -450,9 +361,9 @@ class Lens:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         self.step = self.control.step = state["step"]
-        for name, totals in state["totals"].items():
-            for key, value in totals.items():
-                self.totals[name][key] = value.clone()
+        updates = ("update", "update_direction")
+        self.projector.set_totals({n: {k: v for k, v in part.items() if k not in updates} for n, part in state["totals"].items()})
+        self._updates = {n: {k: v.clone() for k, v in part.items() if k in updates} for n, part in state["totals"].items()}
         self.start = {name: ProbeReading(**values) for name, values in state["start"].items()} or None
         self.last = self.start
         if self.start is not None:  # random controls are drawn from features live before training

@@ -15,7 +15,7 @@ WINDOW, QUORUM = 8, 0.3
 
 MODES = {
     "route": "scale the loss gradient of tokens that express the concept, at the model's output: decides which tokens teach. Works.",
-    "ablate": "scale the concept's part of the activation in the forward pass, while training only (CAFT). Unspecific: run the random control.",
+    "ablate": "scale the concept's part of the activation in the forward pass, while training (CAFT). Unspecific: run the random control.",
     "grad": "scale the concept's part of the gradient at the hookpoint in backward. A baseline: measured to change nothing a user notices.",
     "param": "scale the concept's part of the gradient of matrices that write to the residual stream. A baseline, as `grad`.",
     "update": "scale the concept's part of the parameter change of those matrices, after the optimizer's step. A baseline, kept exactly.",
@@ -36,15 +36,15 @@ class Rule(BaseModel):
     hookpoints: list[str] | None = Field(None, description="Where; null: the last hookpoint for route, else every one with features.")
     tokens: Literal["around", "own_or_next", "own", "next"] = Field(
         "around",
-        description="route: a token teaches by the gain where the concept is active: at no less than `quorum` of the tokens within `window` of "
-        "the one it predicts (around), at itself (own), at the one it predicts (next), or at either (own_or_next).",
+        description="route: a token teaches by the gain where the concept is active: at no less than `quorum` of the tokens within "
+        "`window` of the one it predicts (around), at itself (own), at the one it predicts (next), or at either (own_or_next).",
     )
-    window: int = Field(WINDOW, ge=0, description="route, tokens: around: how many tokens before and after the predicted one are looked at.")
+    window: int = Field(WINDOW, ge=0, description="route, tokens: around: how many tokens on each side of the predicted one are looked at.")
     quorum: float = Field(QUORUM, gt=0, le=1, description="route, tokens: around: share of them at which the concept must be active.")
     threshold: float = Field(
         0.0,
         ge=0,
-        description="route: a feature counts as active above this activation, or above the concept's own threshold for it, whichever is higher.",
+        description="route: a feature is active above this activation, or above the concept's own threshold for it, whichever is higher.",
     )
     start: int = Field(0, ge=0, description="First step (counted from 0) at which the rule acts.")
     end: int | None = Field(None, ge=0, description="First step at which it no longer acts; null: to the end.")

@@ -33,6 +33,7 @@ from gradlens.formats import load_dictionary
 from gradlens.hookpoints import canonical, unwrap
 from gradlens.lens import Lens
 from gradlens.models import apply_lora, enable_checkpointing, load_model
+from gradlens.projection import Members, Projector
 from gradlens.reading import pad_id_of
 from gradlens.rules import Policy, load_rules
 from gradlens.world import Single, World
@@ -79,6 +80,7 @@ class Rank:
     device: torch.device = torch.device("cpu")
     shared: Shared = field(default_factory=Shared)
     phase: Callable[..., None] = lambda name, **fields: None  # told what the run is doing; fields: done, total
+    projector: Callable[[Members], Projector] | None = None  # makes who projects the gradients; None: this process
     initial_policy: Policy | None = None  # the policy to start from; None: the rules of the config
 
     @contextmanager
@@ -162,6 +164,7 @@ def _loop(
         recorder=rank.recorder,
         probe=probe,
         world=world,
+        projector=rank.projector,
     )
     if lens_state is not None:
         lens.load_state_dict(lens_state)

@@ -72,7 +72,7 @@ def _start(address: str | None, workers: int) -> None:
         "address": "local",
         "num_cpus": max(os.cpu_count() or 1, workers),
         "include_dashboard": False,
-        "object_store_memory": 256 * 2**20,  # records and configs only: no tensors travel through it
+        "object_store_memory": 256 * 2**20,  # records, configs, and what lens actors are sent: some steps' tokens
     }
     try:
         ray.init(**local, **quiet)

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from gradlens_services.cluster import NAMESPACE, ray_session
 from gradlens_services.controller import ControllerService, first_state
+from gradlens_services.lens import LensService
 from gradlens_services.recorder import RecorderService
 from gradlens_services.trainer import OUTCOME, Plan, carry_out, read_outcome
 
@@ -113,6 +114,10 @@ def _train(plan: Plan, runs: list[_Run], asked: _Asked, tell: Progress) -> BaseE
     options = {"namespace": plan.namespace, "num_cpus": 0, "max_restarts": -1}
     controller = ray.remote(ControllerService).options(name=f"controller:{plan.name}", **options).remote(folders)
     recorder = ray.remote(RecorderService).options(name=f"recorder:{plan.name}", **options).remote(folders)
+    lenses = [
+        ray.remote(LensService).options(name=f"lens:{index}:{plan.name}", **options).remote()
+        for index in range(min(runs[0].config.ray.lens_actors, len(runs[0].config.dictionaries)))
+    ]
     box: list[BaseException | None] = [None]
     tell({"run": plan.name, "arm": runs[0].config.arm, "phase": "starting ranks"})
     ranks = threading.Thread(target=_fit, args=(plan, runs[0], box), name="gradlens-ranks", daemon=True)
@@ -137,7 +142,7 @@ def _train(plan: Plan, runs: list[_Run], asked: _Asked, tell: Progress) -> BaseE
             question = recorder.status.remote()
     with contextlib.suppress(RayError):
         ray.get(recorder.close.remote(), timeout=60)  # runs whose rank 0 died with them open
-    for actor in (controller, recorder):
+    for actor in (controller, recorder, *lenses):
         ray.kill(actor)
     shutil.rmtree(runs[0].folder / ".ray", ignore_errors=True)  # Ray Train's own storage: nothing is kept in it
     return box[0]

@@ -16,11 +16,14 @@ from typing import Any
 import torch
 from gradlens_services import controller as control
 from gradlens_services import recorder as recording
+from gradlens_services.lens import RemoteProjection, deal
 
 from gradlens.checkpoint import last_checkpoint
 from gradlens.config import RunConfig
 from gradlens.errors import GradlensError, RunError
 from gradlens.files import write_json
+from gradlens.hookpoints import canonical
+from gradlens.projection import Members
 from gradlens.recorder import NullRecorder
 from gradlens.rules import Policy, load_rules
 from gradlens.train import FixedPolicies, Rank, Shared, read_evaluation, train_rank
@@ -80,18 +83,21 @@ def _run(plan: Plan, run_id: str, run_dir: Path, config: RunConfig, world: World
         recorder = recording.RecorderClient(_sender(plan), run_dir, _resume_step(run_dir))
         policies = control.PolicyClient(_asker(plan, run_id), recorder, policy.version)
         phase = recorder.phase
-    rank = Rank(config, run_dir, recorder, policies, world, device, shared, phase, policy)
+    rank = Rank(config, run_dir, recorder, policies, world, device, shared, phase, initial_policy=policy)
+    remote: list[RemoteProjection] = []
+    if config.ray.lens_actors and config.dictionaries:
+        rank.projector = lambda members: remote.append(_projection(plan, config, members, world, recorder)) or remote[-1]
     try:
         outcome = {"status": train_rank(rank)}
     except BaseException as error:
         outcome = _failure(error, config, final=world.size == 1)
         if outcome is not None:
             write_json(run_dir / OUTCOME, outcome)
-        _close(recorder, policies)
+        _close(*remote, policies, recorder)
         if outcome is None or world.size > 1:
             raise  # Ray ends the other ranks, and starts them all again
         return outcome
-    _close(recorder, policies)
+    _close(*remote, policies, recorder)
     if world.rank == 0:
         write_json(run_dir / OUTCOME, outcome)
     world.broadcast(None)
@@ -111,8 +117,8 @@ def _failure(error: BaseException, config: RunConfig, final: bool) -> dict[str, 
     return {"status": "failed", "kind": "", "error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
 
 
-def _close(recorder: Any, policies: Any) -> None:
-    for service in (policies, recorder):
+def _close(*services: Any) -> None:
+    for service in services:
         if hasattr(service, "close"):
             service.close()
 
@@ -144,6 +150,16 @@ def _sender(plan: Plan) -> Any:
         raise recording.Lost(final=True)
 
     return send
+
+
+def _projection(plan: Plan, config: RunConfig, members: Members, world: World, recorder: Any) -> RemoteProjection:
+    """The lens actors of the job, with their hookpoints. Raises `RunError` where one is not there."""
+    sources = {canonical(hook): source for hook, source in config.dictionaries.items()}
+    parts = deal(list(sources), config.ray.lens_actors)
+    actors = [_actor(f"lens:{index}:{plan.name}", plan.namespace) for index in range(len(parts))]
+    if None in actors:
+        raise RunError(f"lens actor {actors.index(None)} is gone for good; go on without: --set ray.lens_actors=0")
+    return RemoteProjection(list(zip(actors, parts, strict=True)), sources, members, config.observe, world, recorder.event)
 
 
 def _asker(plan: Plan, run_id: str) -> Any:

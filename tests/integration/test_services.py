@@ -103,6 +103,51 @@ def test_services_that_die_cost_nothing_but_a_note(inputs, restart):
     assert seconds[5:].max() < 1.5, "a step waited for a service"
 
 
+def two_hookpoints(inputs, **changes):
+    return {**inputs, "dictionaries": dict.fromkeys(("layers.2", "layers.3"), inputs["dictionaries"]["layers.2"]), **changes}
+
+
+def test_lens_actors_give_the_readings_of_the_ranks(inputs):
+    both = [
+        run_job(tiny_config(two_hookpoints(inputs, name=f"lens{n}"), ray__lens_actors=n, train__num_workers=2, train__steps=7))
+        for n in (0, 2)
+    ]
+    here, there = (RunReader(summary["run_dir"]) for summary in both)
+    assert here.keys() == there.keys() and [summary["gaps"] for summary in both] == [[], []]
+    for key in here.keys():
+        if key not in ("train/step_seconds",):
+            (steps, first), (others, second) = here.curve(key), there.curve(key)
+            assert list(steps) == list(others), key
+            assert second == pytest.approx(first, rel=1e-4, abs=1e-7, nan_ok=True), key
+    rows = [
+        sorted(zip(*(reader.examples("some")[name].to_pylist() for name in ("step", "row_id", "push")), strict=True))
+        for reader in (here, there)
+    ]
+    assert rows[0] and rows[1] == [(step, row, pytest.approx(push, rel=1e-4, abs=1e-7)) for step, row, push in rows[0]]
+    for hookpoint in ("layers.2", "layers.3"):
+        assert here.dense_steps(hookpoint) == there.dense_steps(hookpoint) == [2, 4, 6, 7]
+        for step in (6, 7):
+            dense = [reader.dense(hookpoint, step) for reader in (here, there)]
+            for name in ("push", "attribution", "energy", "drift"):
+                first, second = (table[name].to_numpy() for table in dense)
+                assert second == pytest.approx(first, rel=1e-4, abs=1e-6), (hookpoint, step, name)
+
+
+def test_a_lens_actor_that_dies_costs_readings_of_some_steps_and_no_time(inputs):
+    def kill(run_id):
+        ray.kill(ray.get_actor(f"lens:0:{run_id}", namespace=NAMESPACE), no_restart=False)
+
+    config = tiny_config(two_hookpoints(inputs, name="killed"), ray__lens_actors=1, train__steps=600, observe={**QUICK})
+    summary = run_job(config, progress=Watcher(20, kill))
+    assert (summary["status"], summary["steps"]) == ("done", 600)
+    assert list(curve(summary, "train/loss")[0]) == list(range(1, 601))
+    gaps = [gap for gap in summary["gaps"] if gap["service"] == "lens"]
+    read = set(curve(summary, "layers.3/gradient_norm")[0])
+    assert gaps and sum(gap["count"] for gap in gaps) == 600 - len(read)
+    assert 600 in read, "it came back"
+    assert curve(summary, "train/step_seconds")[1][5:].max() < 1.5, "a step waited for a service"
+
+
 def test_rules_sent_to_a_running_job_take_force_on_every_rank(inputs):
     answers = []
 

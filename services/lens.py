@@ -1,0 +1,253 @@
+"""Lens actors: the projection of gradients on dictionaries, away from the ranks; hookpoints are dealt out among the actors.
+
+After each observed step a rank sends its counted tokens and goes on. The readings come back to a thread of rank 0, which puts them into
+the step's record, in the order of the steps. At most `STEPS_AHEAD` steps wait for an actor: beyond that a rank sends nothing until the
+actor has caught up. Steps without readings are told of by a `gap` event. An actor that dies comes back with its totals at zero.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradlens.config import ObserveSettings
+from gradlens.projection import Members, Projection, Record, Tokens
+from gradlens.world import World
+
+STEPS_AHEAD = 8
+POLL_SECONDS = 0.02
+ANSWER_SECONDS = 30.0  # a step whose readings take longer is recorded without them
+NOT_READY: Record = {"ready": False}
+Batches = list[tuple[str, Tokens]]  # hookpoint, tokens of a micro-batch
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an actor works on: one run, from its start or from a checkpoint on."""
+
+    session: str
+    sources: dict[str, str]  # hookpoint -> dictionary
+    members: Members
+    observe: ObserveSettings
+    ranks: int
+
+
+class LensService:
+    """What runs in an actor."""
+
+    def __init__(self) -> None:
+        torch.set_num_threads(1)  # the ranks have the cores
+        self._task: Task | None = None
+
+    def begin(self, task: Task) -> None:
+        """Work on this from now on; nothing happens where it is worked on already. Every rank says it."""
+        if self._task is not None and self._task.session == task.session:
+            return
+        from gradlens.formats import load_dictionary
+
+        dictionaries = {name: load_dictionary(source) for name, source in task.sources.items()}
+        self._projection = Projection(dictionaries, task.members, task.observe)
+        self._sent: dict[int, list[Batches | None]] = {}  # step -> of each rank that is through with it
+        self._results: dict[int, Record | None] = {}
+        self._newest = -1  # last step that is complete
+        self._task = task
+
+    def observe(self, session: str, step: int, batches: Batches | None) -> None:
+        """What a rank saw in a step; None: it left the step out. After the last rank the readings are there."""
+        if self._task is None or self._task.session != session:
+            return  # this process is new and has not been told yet; the step is lost
+        sent = self._sent.setdefault(step, [])
+        sent.append(batches)
+        if len(sent) < self._task.ranks:
+            return
+        self._results[step] = None if any(part is None for part in sent) else self._read([b for part in sent for b in part])
+        self._newest = step
+        self._sent = {later: parts for later, parts in self._sent.items() if later > step}
+
+    def result(self, session: str, step: int, dense: bool) -> Record | None:
+        """The part of the step's record that is ours; `NOT_READY` until every rank is through; None where it was left out or lost.
+
+        `dense`: with the totals up to this step, or a little later where the actor is ahead.
+        """
+        if self._task is None or self._task.session != session:
+            return None
+        if step not in self._results:
+            return NOT_READY if step > self._newest else None
+        part = self._results.pop(step)
+        return part if part is None or not dense else {**part, "totals": self.totals()}
+
+    def totals(self) -> dict[str, dict[str, Tensor]]:
+        return self._projection.totals()
+
+    def set_totals(self, totals: dict[str, dict[str, Tensor]]) -> None:
+        self._projection.set_totals(totals)
+
+    def _read(self, batches: Batches) -> Record:
+        for hookpoint, tokens in batches:
+            self._projection.add(hookpoint, tokens)
+        return self._projection.take(self._task.ranks) | {"examples": self._projection.take_examples()}
+
+
+@dataclass
+class _Waiting:
+    record: Record
+    emit: Callable[[Record], None]
+    step: int | None  # as the actors count; None: a record without readings
+
+
+class RemoteProjection:
+    """A `gradlens.projection.Projector` for one rank, whose work is done by lens actors.
+
+    `actors`: each with its hookpoints. What a step has captured is held until the optimizer has stepped: no hook waits for a copy.
+    """
+
+    def __init__(
+        self, actors: list[tuple[Any, list[str]]], sources: dict[str, str], members: Members, observe: ObserveSettings, world: World,
+        event: Callable[..., None],
+    ) -> None:  # fmt: skip
+        session = world.broadcast(uuid.uuid4().hex)
+        self._tasks = [(actor, Task(session, {n: sources[n] for n in names}, members, observe, world.size)) for actor, names in actors]
+        self._event = event
+        self._step = 0  # observed steps so far: the same on every rank
+        self._captured: Batches = []
+        self._unanswered: list[Any] = []
+        self._waiting: deque[_Waiting] = deque()
+        self._gap: tuple[int, int, int] | None = None  # first step, last step, count
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        for actor, task in self._tasks:
+            actor.begin.remote(task)
+
+    def add(self, hookpoint: str, tokens: Tokens, pairs: tuple[Tensor, Tensor] | None = None) -> None:
+        self._captured.append((hookpoint, replace(tokens, h_TD=tokens.h_TD.detach(), g_TD=tokens.g_TD.detach())))
+
+    def finish(self, record: Record, world: World, emit: Callable[[Record], None]) -> None:
+        import ray
+
+        captured, self._captured = self._captured, []
+        if self._unanswered:
+            self._unanswered = ray.wait(self._unanswered, num_returns=len(self._unanswered), timeout=0)[1]
+        behind = len(self._unanswered) >= STEPS_AHEAD * len(self._tasks)
+        for actor, task in self._tasks:
+            part = None if behind else [(name, _on_cpu(tokens)) for name, tokens in captured if name in task.sources]
+            self._unanswered.append(actor.observe.remote(task.session, self._step, part))
+        if world.rank == 0:
+            self._put(_Waiting(record, emit, self._step))
+        self._step += 1
+
+    def skip(self, record: Record, emit: Callable[[Record], None]) -> None:
+        self._put(_Waiting(record, emit, None))
+
+    def totals(self) -> dict[str, dict[str, Tensor]]:
+        """Waits until the steps so far are through (for a checkpoint); nothing from an actor that does not answer."""
+        self.flush()
+        return self._ask_totals()
+
+    def _ask_totals(self) -> dict[str, dict[str, Tensor]]:
+        import ray
+        from ray.exceptions import RayError
+
+        found: dict[str, dict[str, Tensor]] = {name: {} for _, task in self._tasks for name in task.sources}
+        for actor, _ in self._tasks:
+            try:
+                found |= ray.get(actor.totals.remote(), timeout=ANSWER_SECONDS)
+            except RayError:
+                continue  # its steps are told of by a gap
+        return found
+
+    def set_totals(self, totals: dict[str, dict[str, Tensor]]) -> None:
+        for actor, task in self._tasks:
+            actor.set_totals.remote({name: totals[name] for name in task.sources if totals.get(name)})
+
+    def flush(self, timeout: float = ANSWER_SECONDS) -> None:
+        """Wait until every record has been handed on."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting, timeout)
+
+    def close(self) -> None:
+        self.flush()
+        self._tell_gap()
+
+    def _put(self, waiting: _Waiting) -> None:
+        with self._changed:
+            self._waiting.append(waiting)
+            self._changed.notify_all()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="gradlens-lens", daemon=True)
+                self._thread.start()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                waiting = self._waiting[0]
+            if waiting.step is not None:
+                dense = bool(waiting.record.get("dense"))
+                self._merge(waiting.record, [self._answer(actor, task, waiting.step, dense) for actor, task in self._tasks])
+            elif waiting.record.get("dense"):  # the last one of a run
+                _add_totals(waiting.record, self._ask_totals())
+            waiting.emit(waiting.record)
+            with self._changed:
+                self._waiting.popleft()
+                self._changed.notify_all()
+
+    def _answer(self, actor: Any, task: Task, step: int, dense: bool) -> Record | None:
+        import ray
+        from ray.exceptions import RayError
+
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                part = ray.get(actor.result.remote(task.session, step, dense), timeout=ANSWER_SECONDS)
+            except RayError:  # it died or hangs
+                part = None
+            if part is None:
+                actor.begin.remote(task)  # where it has come back it must be told what to do
+            if part != NOT_READY:
+                return part
+            time.sleep(POLL_SECONDS)
+        return None
+
+    def _merge(self, record: Record, parts: list[Record | None]) -> None:
+        step = record["step"]
+        if None in parts:
+            first, _, count = self._gap or (step, step, 0)
+            self._gap = (first, step, count + 1)
+        else:
+            self._tell_gap()
+        record |= {"features": {}, "examples": []}
+        for part in parts:
+            if part is not None:
+                record["scalars"] |= part["scalars"]
+                record["features"] |= part["features"]
+                record["examples"] += part["examples"]
+                _add_totals(record, part.get("totals", {}))
+
+    def _tell_gap(self) -> None:
+        if self._gap is not None:
+            first, last, count = self._gap
+            reason = "a lens actor was away or too slow: these steps have no readings"
+            self._event("gap", step=last, service="lens", reason=reason, from_step=first, to_step=last, count=count)
+            self._gap = None
+
+
+def _add_totals(record: Record, totals: dict[str, dict[str, Tensor]]) -> None:
+    for name, columns in totals.items():
+        record["dense"][name] |= {key: total.float().numpy() for key, total in columns.items()}
+
+
+def _on_cpu(tokens: Tokens) -> Tokens:
+    return replace(tokens, **{name: getattr(tokens, name).cpu() for name in ("h_TD", "g_TD", "counted_T", "row_T")})
+
+
+def deal(hookpoints: list[str], actors: int) -> list[list[str]]:
+    """Hookpoints of each actor: at most `actors` of them, none without one."""
+    return [part for part in (hookpoints[i::actors] for i in range(actors)) if part]
