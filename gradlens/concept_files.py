@@ -36,7 +36,7 @@ class Detection(BaseModel):
     best_auc: float = Field(..., description="Its AUC on the held-out half.")
     rate_positive: float = Field(..., description="Share of the positives' response tokens on which the set fires.")
     rate_negative: float = Field(..., description="The same share of the negatives' tokens.")
-    gate_rate_positive: float = Field(..., description="Share of the positives' loss tokens that a route rule would gate (own or next).")
+    gate_rate_positive: float = Field(..., description="Share of the positives' loss tokens that a route rule would gate by default.")
     gate_rate_negative: float = Field(..., description="The same share of the negatives' loss tokens: what routing costs elsewhere.")
     texts_positive: int = Field(..., description="Held-out positives.")
     texts_negative: int = Field(..., description="Held-out negatives.")
@@ -56,10 +56,13 @@ class Concept(BaseModel):
     thresholds: dict[str, list[float]] = Field(
         {}, description="Hookpoint -> activation above which each of its features counts as expressing the concept; default 0."
     )
+    quorum: dict[str, float] = Field(
+        {}, description="Hookpoint -> share of the tokens around a token at which the features must be active for a route rule to gate it."
+    )
     checker: CheckerSpec | None = Field(None, description="How answers are judged; null: a word classifier fitted on the examples.")
     detection: dict[str, Detection] = Field({}, description="Hookpoint -> held-out scores of the features.")
 
-    @field_validator("features", "thresholds", "detection", mode="before")
+    @field_validator("features", "thresholds", "quorum", "detection", mode="before")
     @classmethod
     def _canonical_hookpoints(cls, value: Any) -> Any:
         from gradlens.hookpoints import canonical  # imports torch, which reading a schema should not

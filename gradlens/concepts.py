@@ -33,6 +33,8 @@ CANDIDATES = 256  # features with the largest difference of firing rates that ar
 PRICE = 2.0  # a share of the negatives' tokens costs twice what the same share of the positives' tokens is worth
 MIN_GAIN = 0.005  # share of positive tokens that the next feature must add, less the price: six of the usual thousand; fewer is noise
 LEVELS = (0, 25, 50, 75, 90, 100)  # thresholds considered: percentiles of a feature's activations on negatives; the first is none
+QUORUMS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+LEAK = 10.0  # a positive token that is not gated costs as much as ten negative ones that are: its loss is high, and it teaches the concept
 GOOD_AUC = 0.9
 
 
@@ -76,20 +78,23 @@ def fit_concept(
     chosen = {hook: given[hook] for hook in open_hooks if hook in given}
     thresholds = {hook: concept.thresholds[hook] for hook in given if hook in concept.thresholds}
     to_fit = {hook: dictionaries[hook] for hook in open_hooks if hook not in given}
+    quorum = {hook: concept.quorum[hook] for hook in given if hook in concept.quorum}
     statistics = {}
     if to_fit:
         statistics = _read_choosing_half(model, to_fit, tokenizer, halves[0], progress)
         for hook, s in statistics.items():
             chosen[hook], thresholds[hook] = s.choose(n_features)
+            quorum[hook] = s.choose_quorum(chosen[hook], thresholds[hook])
     features, detection = dict(concept.features), dict(concept.detection)
     empty = next((hook for hook, ids in chosen.items() if not ids), None)
     if empty:
         raise ConfigError(f"concept {concept.name}: no feature at {empty} fires more often on positives than on negatives; other examples?")
     best = {hook: statistics[hook].best_of(ids) if hook in statistics else ids[0] for hook, ids in chosen.items()}
-    for hook, readings in _read_judging_half(model, dictionaries, tokenizer, halves[1], chosen, thresholds, progress).items():
+    for hook, readings in _read_judging_half(model, dictionaries, tokenizer, halves[1], chosen, thresholds, quorum, progress).items():
         features[hook] = chosen[hook]
         detection[hook] = _judge(readings, chosen[hook], best[hook], hook)
-    return concept.model_copy(update={"features": features, "thresholds": concept.thresholds | thresholds, "detection": detection})
+    fitted = {"features": features, "thresholds": concept.thresholds | thresholds, "quorum": concept.quorum | quorum}
+    return concept.model_copy(update=fitted | {"detection": detection})
 
 
 def split_examples(
@@ -171,6 +176,7 @@ class _Statistics:
         self.tokens = {True: 0, False: 0}
         self.pairs: dict[bool, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {True: [], False: []}  # token, feature, activation
         self.means: list[tuple[bool, np.ndarray, np.ndarray]] = []
+        self.texts: dict[bool, list[int]] = {True: [], False: []}  # counted tokens of each text
 
     def add(self, positive: bool, acts_TF: torch.Tensor) -> None:
         """Some tokens of one text."""
@@ -187,6 +193,25 @@ class _Statistics:
         if not columns and rates[True][candidates[0]] > rates[False][candidates[0]]:
             columns, thresholds = [0], [0.0]  # nothing is worth its price; the detection scores say how poor the best one is
         return [int(candidates[column]) for column in columns], thresholds
+
+    def choose_quorum(self, ids: Sequence[int], thresholds: Sequence[float]) -> float:
+        """The share of active tokens around a token at which a route rule gates it: the one with the least leaks and false alarms."""
+        import torch
+
+        from gradlens.edits import expresses
+
+        share: dict[bool, np.ndarray] = {}
+        for kind in (True, False):
+            fires = torch.from_numpy((self._activations(kind, np.asarray(ids)) > np.asarray(thresholds, dtype=np.float32)).any(1))
+            gated = np.zeros(len(QUORUMS))
+            for fires_S in fires.split(self.texts[kind]):
+                # Counted tokens are the whole row here, led by a position that predicts the first of them.
+                active_1S = torch.cat([torch.zeros(1, dtype=torch.bool), fires_S])[None]
+                counted_1S = torch.arange(active_1S.shape[1])[None] > 0
+                gated += [int(expresses(active_1S, counted_1S, quorum=quorum)[0, :-1].sum()) for quorum in QUORUMS]
+            share[kind] = gated / max(self.tokens[kind], 1)
+        cost = LEAK * (1 - share[True]) + share[False]
+        return QUORUMS[int(len(QUORUMS) - 1 - cost[::-1].argmin())]  # of equals the highest
 
     def _activations(self, positive: bool, features: np.ndarray) -> np.ndarray:
         column_F = np.full(len(self.fired[True]), -1)
@@ -222,17 +247,19 @@ def _read_choosing_half(model, dictionaries, tokenizer, half, progress) -> dict[
             for acts in encode_chunks(dictionary, h[hook][counted]):
                 statistics[hook].add(positive, acts)
                 total_F += acts.sum(0).float().cpu()
+            statistics[hook].texts[positive].append(len(counted))
             features = total_F.nonzero().flatten()
             statistics[hook].means.append((positive, features.numpy(), (total_F[features] / len(counted)).numpy()))
     return statistics
 
 
-def _read_judging_half(model, dictionaries, tokenizer, half, chosen, thresholds, progress) -> dict[str, list[dict[str, Any]]]:
+def _read_judging_half(model, dictionaries, tokenizer, half, chosen, thresholds, quorum, progress) -> dict[str, list[dict[str, Any]]]:
     """Per hookpoint and text: mean activation of each chosen feature `[N]`, tokens, fired tokens, gated loss tokens."""
     import torch
 
     from gradlens.edits import expresses
     from gradlens.reading import encode_chunks, pad_id_of, read_texts
+    from gradlens.rules import QUORUM
 
     readings: dict[str, list[dict[str, Any]]] = {hook: [] for hook in dictionaries}
     examples = [example for example, _ in half]
@@ -252,7 +279,7 @@ def _read_judging_half(model, dictionaries, tokenizer, half, chosen, thresholds,
                     "mean": acts_TN.mean(0).numpy(),
                     "tokens": len(counted),
                     "fired": int(fires_1S.sum()),
-                    "gated": int(expresses(fires_1S, counted_1S)[0, targets].sum()),
+                    "gated": int(expresses(fires_1S, counted_1S, quorum=quorum.get(hook, QUORUM))[0, targets].sum()),
                 }
             )
     return readings

@@ -114,13 +114,13 @@ class WandbSettings(Settings):
 
 
 class RaySettings(Settings):
+    address: str | None = Field(None, description="Address of a running Ray cluster; null: start Ray on this machine.")
+    max_failures: int = Field(3, ge=0, description="Times a run goes on from its last checkpoint after a rank has died.")
     lens_actors: int = Field(
         0,
         ge=0,
         description="Actors that project gradients on dictionaries, away from the ranks; at most one per hookpoint. 0: the ranks do it.",
     )
-    address: str | None = Field(None, description="Address of a running Ray cluster; null: start Ray on this machine.")
-    max_failures: int = Field(3, ge=0, description="Times a run goes on from its last checkpoint after a rank has died.")
 
 
 class RunConfig(Settings):

@@ -24,7 +24,7 @@ from gradlens.dictionary import Dictionary
 from gradlens.edits import expresses, orthonormal_basis, scale_along
 from gradlens.errors import ConfigError
 from gradlens.hookpoints import canonical, d_model, layer_of, unwrap
-from gradlens.rules import Policy, Rule
+from gradlens.rules import QUORUM, Policy, Rule
 
 # Linear layers whose output is added to the residual stream, by their usual names.
 WRITERS = ("o_proj", "down_proj", "c_proj", "dense_4h_to_h", "attention.dense", "out_proj", "fc2", "wo", "w2")
@@ -52,13 +52,15 @@ class Control:
         concepts: dict[str, dict[str, list[int]]],
         live: Callable[[str], Tensor | None],
         thresholds: dict[str, dict[str, list[float]]] | None = None,
+        quorums: dict[str, dict[str, float]] | None = None,
     ) -> None:
         """`thresholds`: concept -> hookpoint -> activation above which each feature expresses it (default 0).
 
+        `quorums`: concept -> hookpoint -> share of the tokens around one that must express it (default `rules.QUORUM`).
         `live(hookpoint)` says which features fire at all (`bool[F]`, or None): random controls are drawn from them.
         """
         self.model, self.dictionaries, self.concepts, self.live = model, dictionaries, concepts, live
-        self.thresholds = thresholds or {}
+        self.thresholds, self.quorums = thresholds or {}, quorums or {}
         self.policy, self.rules, self.step = Policy(), [], 0
         self._before: list[tuple[Tensor, Tensor, Tensor, ActiveRule]] = []
 
@@ -97,15 +99,16 @@ class Control:
         """
         gains_BS = None
         for active, gain in self.in_force("route"):
-            active_BS = torch.zeros_like(batch.keep_BS)
+            rule, gated_BS = active.rule, torch.zeros_like(batch.keep_BS)
             for hookpoint, above_F in active.above.items():
                 idx_TK, val_TK = active_pairs[hookpoint]
                 fires_T = (val_TK > above_F[idx_TK]).any(-1)
-                if fires_T.shape[0] == active_BS.numel():  # all positions, on an accelerator
-                    active_BS = active_BS | (fires_T.view_as(active_BS) & batch.keep_BS)
+                if fires_T.shape[0] == gated_BS.numel():  # all positions, on an accelerator
+                    active_BS = fires_T.view_as(gated_BS)
                 else:
-                    active_BS = active_BS.masked_scatter(batch.keep_BS, fires_T | active_BS[batch.keep_BS])
-            gated_BS = expresses(active_BS, batch.keep_BS, active.rule.tokens, active.rule.window, active.rule.quorum)
+                    active_BS = torch.zeros_like(gated_BS).masked_scatter(batch.keep_BS, fires_T)
+                quorum = rule.quorum or self.quorums.get(rule.concept or "", {}).get(hookpoint, QUORUM)
+                gated_BS = gated_BS | expresses(active_BS, batch.keep_BS, rule.tokens, rule.window, quorum)
             active.touched += (gated_BS & batch.loss_BS).sum()
             active.total += batch.loss_BS.sum()
             factor_BS = torch.where(gated_BS, gain, 1.0)

@@ -42,6 +42,7 @@ class Lens:
         policy: Policy | None = None,
         concepts: dict[str, dict[str, list[int]]] | None = None,
         thresholds: dict[str, dict[str, list[float]]] | None = None,
+        quorums: dict[str, dict[str, float]] | None = None,
         observe: ObserveSettings | None = None,
         recorder: Any = None,
         probe: list[dict[str, Tensor]] | None = None,
@@ -49,7 +50,7 @@ class Lens:
         projector: Callable[[Members], Projector] | None = None,
     ) -> None:
         """`dictionaries`: hookpoint -> dictionary. `concepts`: name -> hookpoint -> feature ids; `thresholds`: for `route`, the
-        activation above which each of them expresses the concept (default 0). `probe`: batches on which drift is
+        activation above which each of them expresses the concept, and `quorums` (see `Control`). `probe`: batches on which drift is
         measured (default: the first micro-batch trained on). `recorder`: gets one record a step (docs/architecture.md).
         `projector`: makes who computes the readings (default: this process).
         Raises `InputError` for a dictionary that does not fit the model, `ConfigError` for a rule that names what is not there.
@@ -72,7 +73,7 @@ class Lens:
         self.projector: Projector = projector(members) if projector else Projection(self.dictionaries, members, self.observe)
         self._members = {key: torch.tensor(ids) for key, ids in members.items()}
         self._updates: dict[str, dict[str, Tensor]] = {name: {} for name in self.dictionaries}  # `update` summed over all readings
-        self.control = Control(model, self.dictionaries, self.concepts, self._live, thresholds)
+        self.control = Control(model, self.dictionaries, self.concepts, self._live, thresholds, quorums)
         self._policy = policy or Policy()
         self._reference: dict[str, Tensor] | None = None  # trainable parameters at the last `update` reading
         self._batch: MicroBatch | None = None

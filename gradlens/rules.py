@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 # What a route rule looks at unless told otherwise; chosen on rows of the demo's training files kept aside (docs/decisions.md).
-WINDOW, QUORUM = 8, 0.3
+WINDOW, QUORUM = 16, 0.2
 
 MODES = {
     "route": "scale the loss gradient of tokens that express the concept, at the model's output: decides which tokens teach. Works.",
@@ -40,7 +40,12 @@ class Rule(BaseModel):
         "`window` of the one it predicts (around), at itself (own), at the one it predicts (next), or at either (own_or_next).",
     )
     window: int = Field(WINDOW, ge=0, description="route, tokens: around: how many tokens on each side of the predicted one are looked at.")
-    quorum: float = Field(QUORUM, gt=0, le=1, description="route, tokens: around: share of them at which the concept must be active.")
+    quorum: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description=f"route, tokens: around: share of them at which the concept must be active; null: the concept's, else {QUORUM}.",
+    )
     threshold: float = Field(
         0.0,
         ge=0,

@@ -160,6 +160,7 @@ def _loop(
         policy=policy,
         concepts={concept.name: concept.features for concept in concepts},
         thresholds={concept.name: concept.thresholds for concept in concepts},
+        quorums={concept.name: concept.quorum for concept in concepts},
         observe=config.observe,
         recorder=rank.recorder,
         probe=probe,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from gradlens.concepts import fit_concept, load_concepts
+from gradlens.concepts import Concept, fit_concept, load_concepts
 from gradlens.config import ObserveSettings, WandbSettings
 from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError
@@ -104,11 +104,10 @@ def watch(
         "dictionaries": {name: str(source if not isinstance(source, Dictionary) else "in memory") for name, source in dictionaries.items()},
         "rules": [rule.model_dump(exclude_defaults=True) for rule in load_rules(list(rules))], "wandb": settings.model_dump(),
     }  # fmt: skip
-    features, thresholds = _concepts(concepts, model, tokenizer, loaded)
     lens = Watch(
         model, optimizer, loaded,
         policy=Policy(version=1 if rules else 0, rules=tuple(load_rules(list(rules)))),
-        concepts=features, thresholds=thresholds, observe=observe,
+        **_concepts(concepts, model, tokenizer, loaded), observe=observe,
         probe=_probe(probe, tokenizer), world=world,
     )  # fmt: skip
     lens.labels = labels
@@ -133,12 +132,11 @@ def _labels(source: Any, hookpoint: str) -> dict[int, str]:
     return {i: label.label for i, label in load_labels(source, canonical(hookpoint)).items()}
 
 
-def _concepts(
-    concepts: Any, model: Any, tokenizer: Any, dictionaries: dict[str, Dictionary]
-) -> tuple[dict[str, dict[str, list[int]]], dict[str, dict[str, list[float]]]]:
+def _concepts(concepts: Any, model: Any, tokenizer: Any, dictionaries: dict[str, Dictionary]) -> dict[str, dict[str, Any]]:
+    """`concepts`, `thresholds` and `quorums` of a lens."""
     if isinstance(concepts, Mapping):
-        return {name: dict(features) for name, features in concepts.items()}, {}
-    ready, thresholds = {}, {}
+        return {"concepts": {name: dict(features) for name, features in concepts.items()}}
+    ready: list[Concept] = []
     for concept in load_concepts(list(concepts)):
         if not concept.features:
             if tokenizer is None:
@@ -146,8 +144,12 @@ def _concepts(
                     f"concept {concept.name}: it has no features yet; give watch(..., tokenizer=...) so that they can be fitted"
                 )
             concept = fit_concept(model, tokenizer, dictionaries, concept)
-        ready[concept.name], thresholds[concept.name] = concept.features, concept.thresholds
-    return ready, thresholds
+        ready.append(concept)
+    return {
+        "concepts": {concept.name: concept.features for concept in ready},
+        "thresholds": {concept.name: concept.thresholds for concept in ready},
+        "quorums": {concept.name: concept.quorum for concept in ready},
+    }
 
 
 def _probe(probe: Sequence[Any] | None, tokenizer: Any) -> list[dict[str, Any]] | None:

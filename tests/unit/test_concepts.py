@@ -10,7 +10,17 @@ from conftest import tiny_dictionary, tiny_model
 from words import sentences, word_tokenizer
 
 from gradlens.capture import read_activations
-from gradlens.concepts import Concept, auc, choose_features, fit_concept, load_concepts, save_concept, split_examples
+from gradlens.concepts import (
+    QUORUMS,
+    Concept,
+    _Statistics,
+    auc,
+    choose_features,
+    fit_concept,
+    load_concepts,
+    save_concept,
+    split_examples,
+)
 from gradlens.data import collate
 from gradlens.errors import ConfigError
 
@@ -62,6 +72,18 @@ def test_a_threshold_lets_weak_activations_on_negatives_pass():
     assert choose_features(acts("9999990000"), acts("0000000000"), 3) == ([0], [0.0])
 
 
+def test_the_quorum_lies_between_what_positives_and_what_negatives_show():
+    statistics = _Statistics(4)
+    for kind, period in ((True, 3), (False, 12)):
+        for _ in range(5):
+            acts_TF = torch.zeros(60, 4)
+            acts_TF[::period, 2] = 1.0
+            statistics.add(kind, acts_TF)
+            statistics.texts[kind].append(60)
+    assert statistics.choose_quorum([2], [0.0]) == 0.25  # a third of the tokens of positives (at the end 5 of 17)
+    assert statistics.choose_quorum([2], [1.0]) == max(QUORUMS)  # nothing is active: no quorum helps
+
+
 def test_fitted_features_tell_held_out_texts_apart():
     fitted = fit_concept(tiny_model(), word_tokenizer(chat=True), {HOOK: dictionary()}, concept_of(), n_features=6)
     detection = fitted.detection[HOOK]
@@ -86,9 +108,9 @@ def test_detection_equals_a_plain_computation_on_the_held_out_half():
         texts[positive].append(acts[counted].mean(0))
         tokens[positive] += int(counted.sum())
         fired[positive] += int(active.sum())
-        for t in counted.nonzero().flatten().tolist():  # by default: three in ten of the counted tokens at most eight away
-            near = slice(max(0, t - 8), t + 9)
-            gated[positive] += int(active[near].sum() / counted[near].sum() > 0.3 - 1e-6)
+        for t in counted.nonzero().flatten().tolist():  # by default: the fitted share of the counted tokens at most sixteen away
+            near = slice(max(0, t - 16), t + 17)
+            gated[positive] += int(active[near].sum() / counted[near].sum() > fitted.quorum[HOOK] - 1e-6)
     detection = fitted.detection[HOOK]
     assert detection.auc == pytest.approx(auc(*([mean.sum().item() for mean in texts[kind]] for kind in (True, False))), abs=1e-4)
     column = ids.index(detection.best_feature)

@@ -57,7 +57,7 @@ def test_a_hookpoint_with_dots_can_be_set_on_the_command_line(tmp_path):
         (DATA + "trian: {}", (), "c.yaml: unknown key trian; did you mean train?"),
         (DATA + "train: {step: 3}", (), "c.yaml: unknown key train.step; did you mean train.steps?"),
         (DATA, ("train.step=3",), "--set train.step: unknown key train.step; did you mean train.steps?"),
-        (DATA + "ray: {qqq: 1}", (), "c.yaml: unknown key ray.qqq; known keys here: address, max_failures"),
+        (DATA + "ray: {qqq: 1}", (), "c.yaml: unknown key ray.qqq; known keys here: address, lens_actors, max_failures"),
         ("name: x", (), "c.yaml: data is missing"),
         (DATA + "train: {steps: many}", (), "c.yaml: train.steps: expected a valid integer, found 'many'"),
         (DATA + "train: {lr: -1}", (), "c.yaml: train.lr: expected greater than or equal to 0, found -1"),
