@@ -1,9 +1,9 @@
 """Concepts become features: `fit_concept` picks them by contrast from positive and negative examples, and scores them.
 
 On one half of the examples features are picked one by one, so that the set fires on as many response tokens of positives and as few of
-negatives as it can: each time the feature that adds most positive tokens less twice the negative ones (`choose_features`). How well the
-set tells the concept is measured on the other half. Measured on SmolLM2, pirate speech, `layers.27`, held out: the top 24 by difference of
-firing rates gate 98% of pirate tokens, 45% of plain and 44% of arithmetic ones; the 17 picked so gate 97%, 22% and 14%.
+negatives as it can: each time the feature that adds most positive tokens less twice the negative ones (`choose_features`). Then the share
+of active tokens around a token from which on a route rule gates it (`quorum`). How well the set tells the concept is measured on the other
+half. Figures, and what was tried: docs/decisions.md.
 Shape suffixes: T counted tokens, N chosen features, C candidates, F d_sae.
 """
 

@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from gradlens.compare import ARMS, check_text, compare_runs, rule_text, scalars_by_key
+from gradlens.faithfulness import rank_correlation
 from gradlens.report_texts import MAX_EVENTS, answers, event_rows, teaching_rows
 from gradlens.summary import feature_labels
 
@@ -245,19 +246,6 @@ def _faithfulness(columns: dict[str, np.ndarray]) -> dict[str, dict[str, float]]
                 if correlation is not None:
                     found.setdefault(name, {})[truth] = correlation
     return found
-
-
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Spearman's, equal values sharing their mean rank, over pairs that are finite; None where either does not vary."""
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    both = np.isfinite(a) & np.isfinite(b)
-    ranks = []
-    for values in (a[both], b[both]):
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        if len(counts) < 2:
-            return None
-        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[inverse])
-    return float(np.corrcoef(*ranks)[0, 1])
 
 
 def _sparks(reader: RunReader, hookpoint: str, features: np.ndarray) -> dict[int, list[float]]:

@@ -34,7 +34,7 @@ def common(
 
 
 # Each module registers its commands on `app` when imported.
-for _module in ("run", "models", "sae", "concepts", "features", "runs", "config"):
+for _module in ("run", "models", "sae", "concepts", "features", "runs", "bench", "config"):
     importlib.import_module(f"gradlens.cli.{_module}").register(app)
 
 

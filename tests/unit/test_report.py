@@ -14,7 +14,7 @@ from synthetic_runs import HOOKS, make_run, make_study
 
 from gradlens.errors import InputError
 from gradlens.report import write_report
-from gradlens.report_data import MAX_CONCEPTS, encode, gather, rank_correlation
+from gradlens.report_data import MAX_CONCEPTS, encode, gather
 from gradlens.report_texts import MAX_EVENTS, highlight, turns
 from gradlens.store import RunReader, RunWriter
 
@@ -222,15 +222,6 @@ def test_estimates_are_held_against_the_drift_that_was_measured(tmp_path):
         writer.record({"step": 1, "scalars": {"train/loss": 1.0}, "dense": {"layers.1": dense}})
     found = gather([RunReader(tmp_path / "run")])["runs"][0]["movers"]["layers.1"]["faithfulness"]
     assert found == {"push": {"drift": 1.0}, "attribution": {"drift": -1.0}}
-
-
-def test_rank_correlation_equals_the_textbook():
-    # Ties share their mean rank; what is not finite is left out. 0.8 = 1 - 6 * (1 + 1) / (4 * 15) for one swap of neighbours.
-    assert rank_correlation(np.array([1, 2, 3, 4]), np.array([10, 30, 20, 40])) == pytest.approx(0.8)
-    assert rank_correlation(np.array([1, 1, 2, np.nan]), np.array([5, 7, 9, 0])) == pytest.approx(
-        np.corrcoef([1.5, 1.5, 3], [1, 2, 3])[0, 1]
-    )
-    assert rank_correlation(np.ones(3), np.arange(3)) is None
 
 
 def test_a_rendered_chat_is_shown_as_turns():

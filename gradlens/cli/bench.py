@@ -1,0 +1,99 @@
+"""`gradlens bench`: measurements that a stranger can repeat on their own model, data and dictionaries."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradlens.cli.console import JsonOption, err, out, print_json
+from gradlens.cli.run import SetOption
+
+app = typer.Typer(no_args_is_help=True, help="Measure gradlens itself, on the demo or on your own config.")
+RESULTS = Path("benchmarks/results")
+
+
+def register(parent: typer.Typer) -> None:
+    parent.add_typer(app, name="bench")
+
+
+@app.command()
+def attribution(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A run config. Default: the demo's.")] = None,
+    changes: SetOption = [],  # noqa: B006 (typer reads it)
+    seeds: Annotated[str, typer.Option(help="One run each, for instance 0,1,2.")] = "0",
+    windows: Annotated[str, typer.Option(help="Steps over which readings are summed. The longest is the length of the run.")] = "1,10,50",
+    out_file: Annotated[Path, typer.Option("--out", help="JSONL that the results are appended to.")] = RESULTS / "attribution.jsonl",
+    json_output: JsonOption = False,
+) -> None:
+    """How well does each estimator predict what the model learns? Correlation with drift, per hookpoint and window of steps.
+
+    Trains as CONFIG says, without its rules and without Ray, and reads everything at every step; that takes two to three times as long as
+    the run itself. `drift` is of feature activations, `drift_direction` along unit directions, both on the config's probe set.
+    `precision`: of the 20 features that an estimator says move most, the share that are among the 20 that do.
+
+    Examples:
+      gradlens bench attribution
+      gradlens bench attribution mine.yaml --seeds 0,1,2 --windows 1,10 --json
+    """
+    from gradlens.bench_attribution import bench, table
+    from gradlens.cli.run import DEMO
+    from gradlens.config import load_config
+    from gradlens.errors import ConfigError
+    from gradlens.runfolder import versions
+
+    try:
+        lengths, chosen = (sorted({int(part) for part in text.split(",")}) for text in (windows, seeds))
+    except ValueError:
+        raise ConfigError(f"--windows {windows} --seeds {seeds}: expected whole numbers, for instance 1,10,50") from None
+    if lengths[0] < 1:
+        raise ConfigError(f"--windows {windows}: a window has at least one step")
+    settings = load_config(config or DEMO, [f"train.steps={lengths[-1]}", *changes])
+    if not settings.dictionaries:
+        raise ConfigError(f"{config}: no `dictionaries`; there is nothing to attribute to")
+    started = time.monotonic()
+    shown = -1.0
+
+    def progress(seed: int, phase: str, done: int | None = None, total: int | None = None, **fields: object) -> None:
+        nonlocal shown
+        if done is None or done == total or time.monotonic() - shown > 5:
+            shown = time.monotonic()
+            count = "" if done is None else f" {done}/{total}" if total else f" {done}"
+            err.print(f"[{shown - started:4.0f} s] seed {seed}: {phase}{count}", highlight=False, markup=False)
+
+    rows = bench(settings, chosen, lengths, progress)
+    about = {"config": str(config or "demo"), "time": time.strftime("%Y-%m-%d"), "versions": versions()}
+    out_file.parent.mkdir(parents=True, exist_ok=True)
+    with out_file.open("a", encoding="utf-8") as lines:
+        for row in rows:
+            lines.write(json.dumps(row | about) + "\n")
+    merged = table(rows)
+    if json_output:
+        print_json({"rows": merged, "results": str(out_file), **about})
+        return
+    _print(merged)
+    err.print(f"appended to {out_file}", soft_wrap=True, markup=False)
+
+
+def _print(merged: list[dict]) -> None:
+    from rich.table import Table
+
+    concepts = sorted({name for entry in merged for name in entry.get("concept_auc", {})})
+    names = ["hookpoint", "truth", "steps", "estimator", "Spearman", "(seeds)", "Pearson", "top 20", *(f"AUC {name}" for name in concepts)]
+    shown = Table(*names)
+    last = None
+    for entry in merged:
+        group = (entry["hookpoint"], entry["truth"], entry["window"])
+        if last is not None and group != last:
+            shown.add_section()
+        aucs = [entry.get("concept_auc", {}).get(name) for name in concepts]
+        shown.add_row(
+            *(map(str, group) if group != last else ("", "", "")), entry["estimator"], f"{entry['spearman']:.2f}",
+            f"{entry['spearman_min']:.2f} to {entry['spearman_max']:.2f}", f"{entry['pearson']:.2f}", f"{entry['precision']:.0%}",
+            *("" if value is None else f"{value:.2f}" for value in aucs),
+        )  # fmt: skip
+        last = group
+    out.print(shown)

@@ -1,0 +1,100 @@
+"""Faithfulness: do the readings of a run predict what the model has learned? Pure functions over one run's curves of all features.
+
+The truth is the drift on the probe set: of feature activations (`drift`) and along unit directions (`drift_direction`). An estimator's
+value for a window of W steps is its sum over them, the truth's is what changed between the window's ends.
+Shape suffixes: S steps, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+TRUTHS = ("drift", "drift_direction")
+TOP = 20
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well one estimator predicts one truth, mean over the windows of a run."""
+
+    hookpoint: str
+    estimator: str
+    truth: str
+    window: int
+    windows: int
+    pearson: float
+    spearman: float
+    precision: float  # share of the TOP features by |estimate| that are among the TOP by |truth|
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def scores(
+    hookpoint: str,
+    estimates: Mapping[str, np.ndarray],
+    truths: Mapping[str, np.ndarray],
+    live_F: np.ndarray,
+    windows: Sequence[int] = (1, 10, 50),
+) -> list[Score]:
+    """Scores of every estimator. `estimates[name]` is `[S, F]`, one row a step; `truths[name]` is `[S + 1, F]`, its first row that of
+    the untrained model. Only features in `live_F` (bool) count. Windows follow one another without overlap; a longer one than the run
+    is left out, and so is a pair that does not vary in any window (no correlation)."""
+    found = []
+    for window in windows:
+        for truth, values in truths.items():
+            ends = range(window, len(values), window)
+            changes = [(values[end] - values[end - window])[live_F] for end in ends]
+            for name, steps in estimates.items():
+                sums = [steps[end - window : end].sum(0)[live_F] for end in ends]
+                pairs = [(a, b) for a, b in zip(sums, changes, strict=True) if a.std() > 0 and b.std() > 0]
+                if not pairs:
+                    continue
+                found.append(
+                    Score(
+                        hookpoint, name, truth, window, len(pairs),
+                        pearson=_mean(np.corrcoef(a, b)[0, 1] for a, b in pairs),
+                        spearman=_mean(np.corrcoef(ranks(a), ranks(b))[0, 1] for a, b in pairs),
+                        precision=_mean(precision_at(a, b) for a, b in pairs),
+                    )
+                )  # fmt: skip
+    return found
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1, equal values sharing their mean."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Spearman's, over pairs that are finite; None where either does not vary."""
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    both = np.isfinite(a) & np.isfinite(b)
+    if len(np.unique(a[both])) < 2 or len(np.unique(b[both])) < 2:
+        return None
+    return float(np.corrcoef(ranks(a[both]), ranks(b[both]))[0, 1])
+
+
+def precision_at(estimate_F: np.ndarray, truth_F: np.ndarray, top: int = TOP) -> float:
+    """Share of the `top` features with the largest |estimate| that are among the `top` with the largest |truth|."""
+    top = min(top, len(truth_F))
+    largest = [set(np.argsort(-np.abs(values), kind="stable")[:top].tolist()) for values in (estimate_F, truth_F)]
+    return len(largest[0] & largest[1]) / top
+
+
+def concept_auc(estimate_F: np.ndarray, members: Sequence[int], live_F: np.ndarray) -> float | None:
+    """Probability that a live feature of the concept has a larger estimate than a live one outside it; None without both."""
+    inside = np.zeros(len(estimate_F), dtype=bool)
+    inside[list(members)] = True
+    ranked = ranks(estimate_F[live_F])
+    n = int((inside & live_F).sum())
+    m = int(live_F.sum()) - n
+    return float((ranked[inside[live_F]].sum() - n * (n + 1) / 2) / (n * m)) if n and m else None
+
+
+def _mean(values) -> float:
+    return float(np.mean(list(values)))
