@@ -163,9 +163,10 @@ def judge(runs: Sequence[dict[str, Any]], wanted: str | None) -> list[dict[str, 
             best = max(sorted(prompts), key=lambda name: (reference.get(name) or {"rate": 0})["rate"] or 0)
             verdicts.append(_judge_rate(concept, best, gain, {arm: rates[best] for arm, rates in pooled.items() if best in rates}))
     if wanted is not None:
-        nll = {arm: _mean([run["nll"].get(wanted, {}).get("after") for run in members]) for arm, members in arms.items()}
+        after = {arm: [run["nll"].get(wanted, {}).get("after") for run in members] for arm, members in arms.items()}
+        nll = {arm: _mean(values) for arm, values in after.items()}
         if nll.get("rules") is not None and (nll.get("oracle") or nll.get("none")):
-            verdicts.append(_judge_nll(wanted, nll))
+            verdicts.append(_judge_nll(wanted, nll, after))
     return verdicts
 
 
@@ -203,7 +204,7 @@ def _judge_rate(concept: str, prompts: str, gain: float, rates: dict[str, dict[s
     }
 
 
-def _judge_nll(wanted: str, nll: dict[str, float | None]) -> dict[str, Any]:
+def _judge_nll(wanted: str, nll: dict[str, float | None], after: dict[str, list[float | None]]) -> dict[str, Any]:
     with_rules = nll["rules"]
     against, words = ("oracle", "training on the wanted data alone") if nll.get("oracle") else ("none", "the run without rules")
     ratio = with_rules / nll[against]
@@ -214,6 +215,9 @@ def _judge_nll(wanted: str, nll: dict[str, float | None]) -> dict[str, Any]:
         "bar": bar, "limit": BAR_WANTED if bar else None, "met": ratio <= BAR_WANTED if bar else None,
     }  # fmt: skip
     text = f"{wanted} NLL {with_rules:.3f}, {abs(ratio - 1):.1%} {side} {words} ({nll[against]:.3f})"
+    pairs = [(a, b) for a, b in zip(after["rules"], after[against], strict=False) if a is not None and b]
+    if len(pairs) > 1:  # arms of a study come in the order of their seeds
+        text += f"; run by run {', '.join(f'{a / b - 1:+.1%}' for a, b in pairs)}"
     return {"kind": "nll", "nll": wanted, "values": nll, "ratio": ratio, "text": text, "checks": [check]}
 
 
@@ -336,9 +340,11 @@ def render(comparison: dict[str, Any]) -> RenderableType:
     from rich.console import Group
     from rich.markup import escape
     from rich.table import Table
-    from rich.text import Text
 
     runs = comparison["runs"]
+    arms = [run["arm"] for run in runs]
+    if None not in arms and len(set(arms)) < len(arms):
+        return Group(_table_of_arms(runs), *_verdict_lines(comparison))
     differences = {entry["run_id"]: entry for entry in comparison["differences"]}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
@@ -362,14 +368,62 @@ def render(comparison: dict[str, Any]) -> RenderableType:
         row(f"{concept} in answers to {prompts}", lambda run, _, p=prompts, c=concept: _rate_cell(run["rates"].get(p, {}).get(c)))
     for concept, hookpoint in dict.fromkeys((c, h) for run in runs for c, hooks in run["drift"].items() for h in hooks):
         row(f"drift {concept} {hookpoint}", lambda run, _, c=concept, h=hookpoint: _number(run["drift"].get(c, {}).get(h), 3, "+"))
-    lines: list[Any] = [table]
+    return Group(table, *_verdict_lines(comparison))
+
+
+def _table_of_arms(runs: Sequence[dict[str, Any]]) -> RenderableType:
+    """Several runs of each arm: means over them, with their range."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    arms = {arm: members for arm in ARMS if (members := [run for run in runs if run["arm"] == arm])}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("means over runs (range)")
+    for arm in arms:
+        table.add_column(ARMS[arm], justify="right")
+
+    def row(name: str, cell: Any) -> None:
+        cells = [cell(members) for members in arms.values()]
+        if any(text != "-" for text in cells):
+            table.add_row(escape(name), *[escape(text) for text in cells])
+
+    def spread(values: Sequence[float | None], sign: str = "") -> str:
+        found = [value for value in values if value is not None]
+        return f"{_number(_mean(found), 3, sign)}\n({min(found):{sign}.3f} to {max(found):{sign}.3f})" if found else "-"
+
+    row("runs", lambda members: str(len(members)))
+    row("loss, last step", lambda members: spread([run["loss_last"] for run in members]))
+    for name in dict.fromkeys(name for run in runs for name in run["nll"]):
+        row(f"NLL {name} before", lambda members, name=name: _number(_mean([run["nll"].get(name, {}).get("before") for run in members])))
+        row(f"NLL {name} after", lambda members, name=name: spread([run["nll"].get(name, {}).get("after") for run in members]))
+    for prompts, concept in dict.fromkeys((p, c) for run in runs for p, concepts in run["rates"].items() for c in concepts):
+        pooled = {arm: _pool(members, concept).get(prompts) for arm, members in arms.items()}
+        if any(rate and rate["hits"] for rate in pooled.values()):
+            table.add_row(escape(f"{concept} in answers to {prompts}"), *[_pooled_cell(rate) for rate in pooled.values()])
+    for concept, hookpoint in dict.fromkeys((c, h) for run in runs for c, hooks in run["drift"].items() for h in hooks):
+        row(
+            f"drift {concept} {hookpoint}",
+            lambda members, c=concept, h=hookpoint: spread([run["drift"].get(c, {}).get(h) for run in members], "+"),
+        )
+    return table
+
+
+def _pooled_cell(rate: dict[str, Any] | None) -> str:
+    return f"{percent(rate['rate'])}\n({rate['low']:.0%} to {rate['high']:.0%}, n={rate['n']})" if rate else "-"
+
+
+def _verdict_lines(comparison: dict[str, Any]) -> list[Any]:
+    from rich.text import Text
+
+    lines: list[Any] = []
     for verdict in comparison["verdicts"]:
         lines.append(Text(f"\n{verdict['text']}", style="bold"))
         for check in verdict["checks"]:
             if check["bar"]:
                 mark = Text("  met      " if check["met"] else "  NOT met  ", style="green" if check["met"] else "red")
                 lines.append(mark + Text(check_text(check), style=""))
-    return Group(*lines)
+    return lines
 
 
 def check_text(check: dict[str, Any]) -> str:

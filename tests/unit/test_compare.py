@@ -135,6 +135,19 @@ def test_rendering_names_figures_differences_and_what_was_not_met(tmp_path):
         assert words in text
 
 
+def test_several_seeds_are_shown_as_means_with_their_range(tmp_path):
+    readers = [*make_study(tmp_path / "a", steps=6, every=3), *make_study(tmp_path / "b", steps=6, every=3)]
+    evaluation = json.loads((readers[5].run_dir / "evaluation.json").read_text())
+    evaluation["after"]["nll"]["arithmetic"] = 0.272
+    (readers[5].run_dir / "evaluation.json").write_text(json.dumps(evaluation))
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))
+    console.print(render(compare_runs(readers)))
+    text = console.export_text()
+    for words in ("means over runs", "0.222", "(0.172 to 0.272)", "n=64", "run by run +3.0%, +62.9%"):
+        assert words in text, words
+    assert "demo-rules" not in text
+
+
 def test_no_runs_is_an_error_with_a_way_out():
     with pytest.raises(InputError, match="gradlens runs ls"):
         compare_runs([])
