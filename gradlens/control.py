@@ -24,10 +24,16 @@ from gradlens.dictionary import Dictionary
 from gradlens.edits import expresses, orthonormal_basis, scale_along
 from gradlens.errors import ConfigError
 from gradlens.hookpoints import canonical, d_model, layer_of, unwrap
+from gradlens.models import is_conv1d
 from gradlens.rules import QUORUM, Policy, Rule
 
 # Linear layers whose output is added to the residual stream, by their usual names.
 WRITERS = ("o_proj", "down_proj", "c_proj", "dense_4h_to_h", "attention.dense", "out_proj", "fc2", "wo", "w2")
+Turn = Callable[[Tensor], Tensor]
+
+
+def _as_it_is(matrix: Tensor) -> Tensor:
+    return matrix
 
 
 @dataclass
@@ -62,7 +68,7 @@ class Control:
         self.model, self.dictionaries, self.concepts, self.live = model, dictionaries, concepts, live
         self.thresholds, self.quorums = thresholds or {}, quorums or {}
         self.policy, self.rules, self.step = Policy(), [], 0
-        self._before: list[tuple[Tensor, Tensor, Tensor, ActiveRule]] = []
+        self._before: list[tuple[Tensor, Tensor, Turn, Tensor, ActiveRule]] = []
 
     def set_policy(self, policy: Policy) -> None:
         """Look up every rule's features and directions. Raises `ConfigError` where a rule names what does not exist."""
@@ -118,23 +124,24 @@ class Control:
     def before_step(self) -> None:
         """Edit gradients of writing matrices (`param`) and remember those whose change will be edited (`update`)."""
         for active, gain in self.in_force("param"):
-            for parameter, Q in self._writers(active):
+            for parameter, turn, Q in self._writers(active):
                 if parameter.grad is not None:
-                    self._count(active, parameter.grad.T, Q)
-                    parameter.grad.copy_(scale_along(parameter.grad.T, Q.to(parameter.grad.dtype), gain).T)
+                    grad = turn(parameter.grad)
+                    self._count(active, grad, Q)
+                    parameter.grad.copy_(turn(scale_along(grad, Q.to(grad.dtype), gain)))
         self._before = [
-            (parameter, parameter.detach().clone(), Q, active)
+            (parameter, parameter.detach().clone(), turn, Q, active)
             for active, _ in self.in_force("update")
-            for parameter, Q in self._writers(active)
+            for parameter, turn, Q in self._writers(active)
         ]
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Edit the change that the optimizer has just made (`update`): exact whatever the optimizer did."""
-        for parameter, before, Q, active in self._before:
-            change = (parameter - before).T
+        for parameter, before, turn, Q, active in self._before:
+            change = turn(parameter - before)
             self._count(active, change, Q)
-            parameter.copy_(before + scale_along(change, Q.to(change.dtype), active.rule.gain_at(self.step)).T)
+            parameter.copy_(before + turn(scale_along(change, Q.to(change.dtype), active.rule.gain_at(self.step))))
         self._before = []
 
     def counters(self) -> list[Tensor]:
@@ -211,19 +218,21 @@ class Control:
         generator = torch.Generator().manual_seed(rule.random_control)
         return pool[torch.randperm(len(pool), generator=generator)[: len(ids)]].tolist()
 
-    def _writers(self, active: ActiveRule) -> list[tuple[Tensor, Tensor]]:
-        """Trainable matrices `[D, ...]` that write to the residual stream at or before each of the rule's hookpoints, with its basis."""
+    def _writers(self, active: ActiveRule) -> list[tuple[Tensor, Turn, Tensor]]:
+        """Trainable matrices that write to the residual stream at or before each of the rule's hookpoints, how to turn them so that
+        what they write is their last dimension (and back), and the hookpoint's basis."""
         width, found = d_model(self.model), []
         for hookpoint, Q in active.basis.items():
             last = layer_of(hookpoint)
             for name, module in unwrap(self.model).named_modules():
                 # A LoRA adapter's B matrix is a Linear of its own: `...o_proj.lora_B.default`.
-                writes = isinstance(module, nn.Linear) and module.out_features == width and "lora_A" not in name
+                linear, transposed = isinstance(module, nn.Linear), is_conv1d(module)
+                writes = (linear and module.out_features == width and "lora_A" not in name) or (transposed and module.nf == width)
                 if not (writes and module.weight.requires_grad and any(f".{writer}." in f"{name}." for writer in WRITERS)):
                     continue
                 layer = layer_of(name)
                 if last is None or layer is None or layer <= last:
-                    found.append((module.weight, Q))
+                    found.append((module.weight, _as_it_is if transposed else torch.t, Q))
         if not found:
             raise ConfigError(
                 f"rule {active.rule.label}: no trainable matrix writes to the residual stream at or before {', '.join(active.basis)}"

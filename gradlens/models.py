@@ -159,7 +159,7 @@ def apply_lora(model: nn.Module, settings: LoraSettings, gradient_checkpointing:
 
     stack = blocks(model)
     linear = sorted(
-        {name.rpartition(".")[2] for name, module in stack.named_modules() if isinstance(module, nn.Linear) or _is_conv1d(module)}
+        {name.rpartition(".")[2] for name, module in stack.named_modules() if isinstance(module, nn.Linear) or is_conv1d(module)}
     )
     targets = settings.target_modules or linear
     for target in targets:
@@ -183,7 +183,7 @@ def apply_lora(model: nn.Module, settings: LoraSettings, gradient_checkpointing:
         target_modules=targets,
         layers_to_transform=layers,
         layers_pattern=path.rpartition(".")[2] if layers else None,
-        fan_in_fan_out=any(_is_conv1d(module) for module in stack.modules()),
+        fan_in_fan_out=any(is_conv1d(module) for module in stack.modules()),
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -194,7 +194,7 @@ def apply_lora(model: nn.Module, settings: LoraSettings, gradient_checkpointing:
     return adapted
 
 
-def _is_conv1d(module: nn.Module) -> bool:
+def is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D"  # GPT-2's linear layer, stored transposed
 
 

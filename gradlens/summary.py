@@ -26,13 +26,14 @@ def build_summary(reader: RunReader, status: Literal["done", "interrupted", "fai
     """The content of `summary.json`, plain JSON data (docs/architecture.md).
 
     `push` and `attribution` of features and concepts are sums over the run, `drift` is the last reading; `seconds` is wall-clock time
-    since the run folder was made (time between a stop and a resume included).
+    since the run was started (time between a stop and a resume included).
     """
     run, scalars = describe(reader), scalars_by_key(reader)
     version = scalars.get("policy/version")
     events = reader.events
     versions = [event["version"] for event in events if event.get("kind") == "policy" and "version" in event]
-    started = (reader.run_dir / "config.yaml").stat().st_mtime
+    begun = (reader.run_dir / "config.yaml").stat().st_mtime
+    started = next((event["time"] for event in events if event.get("kind") == "started"), begun)  # an arm waits for those before it
     ended = time.time() if status != "stopped" else max(path.stat().st_mtime for path in reader.run_dir.rglob("*"))
     return jsonable(
         {

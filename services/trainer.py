@@ -80,7 +80,10 @@ def _run(plan: Plan, run_id: str, run_dir: Path, config: RunConfig, world: World
     if world.rank == 0:
         state = control.read_state(run_dir)
         policy = Policy(version=state["version"], rules=tuple(load_rules(list(state["rules"]))))
-        recorder = recording.RecorderClient(_sender(plan), run_dir, _resume_step(run_dir))
+        resume_step = _resume_step(run_dir)
+        recorder = recording.RecorderClient(_sender(plan), run_dir, resume_step)
+        if resume_step is None:
+            recorder.event("started")
         policies = control.PolicyClient(_asker(plan, run_id), recorder, policy.version)
         phase = recorder.phase
     rank = Rank(config, run_dir, recorder, policies, world, device, shared, phase, initial_policy=policy)

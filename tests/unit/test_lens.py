@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
 from peft import LoraConfig, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from gradlens import attribution as estimators
 from gradlens.config import ObserveSettings
@@ -229,6 +230,18 @@ def test_update_keeps_the_parameter_change_out_of_the_span_and_param_alone_does_
     assert kept[3] > 0.01  # block 3 comes after it and is left alone
     if optimizer is torch.optim.AdamW:  # elementwise scaling and weight decay bring a projected gradient back
         assert max(leak("param")[:3]) > 0.01
+
+
+def test_update_holds_for_matrices_that_are_stored_the_other_way_round():
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2))
+    dictionary = tiny_dictionary()
+    Q = orthonormal_basis(dictionary.W_dec[[1, 2, 3]])
+    before = [block.mlp.c_proj.weight.detach().clone() for block in model.transformer.h]
+    policy = Policy(rules=(Rule(mode="update", features={"h.1": [1, 2, 3]}, gain=0.0),))
+    train(model, lens_args={"dictionaries": {"h.1": dictionary}, "policy": policy}, optimizer_type=torch.optim.AdamW)
+    changes = [block.mlp.c_proj.weight.detach() - w for block, w in zip(model.transformer.h, before, strict=True)]
+    shares = [((change @ Q).norm() / change.norm()).item() for change in changes]
+    assert max(shares[:2]) < 1e-4 and shares[2] > 0.01
 
 
 def test_update_holds_for_lora_writers():
