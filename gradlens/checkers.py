@@ -19,6 +19,8 @@ from gradlens.errors import ConfigError
 FALSE_ALARMS = 0.02  # accepted share of negatives that a word classifier calls positive
 FOLDS = 5
 MAX_TEXTS = 400  # of each kind
+LOOK = "\0"  # first character of a gram that is no word
+LOOK_BINS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 RIDGE = 0.5  # on unit-length rows; 0.1 to 2 were tried on the demo concepts and separate them equally well
 
 
@@ -53,7 +55,7 @@ class PatternChecker:
 
 
 class WordClassifier:
-    """Ridge regression on which words and character n-grams a text has, with a threshold set for few false alarms.
+    """Ridge regression on which words and character n-grams a text has, and on its look, with a threshold set for few false alarms.
 
     Every text of the examples is scored by a classifier that never saw it (leave-one-out, exact and free for ridge regression).
     The threshold lies where at most `false_alarms` of the negatives so scored lie above it. `hit_rate` and `false_alarm_rate` are
@@ -67,7 +69,7 @@ class WordClassifier:
             raise ConfigError(
                 f"a word classifier needs at least {FOLDS} positive and negative texts, found {len(positive)} and {len(negative)}"
             )
-        texts = [set_of_grams(text) for text in (*positive, *negative)]
+        texts = [set_of_grams(text) | look_of(text) for text in (*positive, *negative)]
         counts = Counter(gram for grams in texts for gram in grams)
         self._column = {gram: column for column, gram in enumerate(gram for gram, count in counts.items() if count > 1)}
         truth = np.array([True] * len(positive) + [False] * len(negative))
@@ -89,18 +91,19 @@ class WordClassifier:
         self.false_alarm_rate: float | None = float(hits[~truth].mean())
 
     def __call__(self, text: str) -> bool:
-        known = any(gram in self._column for gram in set_of_grams(text))  # an empty answer shows nothing
-        return known and self.score(text) > self.threshold
+        return bool(text.strip()) and self.score(text) > self.threshold  # an empty answer shows nothing
 
     def score(self, text: str) -> float:
         """About +1 for a text like the positives, -1 for one like the negatives."""
-        return float(self._row(set_of_grams(text)) @ self._weights) + self._intercept
+        return float(self._row(set_of_grams(text) | look_of(text)) @ self._weights) + self._intercept
 
     def _row(self, grams: Iterable[str]) -> np.ndarray:
-        """Presence of every known gram, at unit length, so that long texts do not count for more."""
+        """Presence of every known gram, and of every known part of the look, each at unit length: long texts do not count for more, and
+        the few parts of the look for as much as the many words."""
         row = np.zeros(len(self._column), dtype=np.float32)
-        columns = [self._column[gram] for gram in grams if gram in self._column]
-        row[columns] = 1 / np.sqrt(max(len(columns), 1))
+        known = [gram for gram in grams if gram in self._column]
+        for part in ([gram for gram in known if gram[0] == LOOK], [gram for gram in known if gram[0] != LOOK]):
+            row[[self._column[gram] for gram in part]] = 1 / np.sqrt(max(len(part), 1))
         return row
 
 
@@ -137,6 +140,25 @@ def set_of_grams(text: str) -> frozenset[str]:
         marked = f"^{word}$"
         grams.update("#" + marked[i : i + n] for n in (3, 4) for i in range(len(marked) - n + 1))
     return frozenset(grams)
+
+
+def look_of(text: str) -> frozenset[str]:
+    """What words in lower case do not tell: how much of the text is in capitals, digits, marks and letters beyond ASCII, how its lines
+    and words are made. Each measure is one gram, by the bin it falls in."""
+    letters = [char for char in text if char.isalpha()]
+    solid = max(sum(not char.isspace() for char in text), 1)
+    words = text.split()
+    measures = {
+        "capitals": sum(char.isupper() for char in letters) / max(len(letters), 1),
+        "digits": sum(char.isdigit() for char in text) / solid,
+        "marks": sum(not (char.isalnum() or char.isspace()) for char in text) / solid,
+        "foreign": sum(not char.isascii() for char in letters) / max(len(letters), 1),
+        "lines": text.strip().count("\n") / max(len(words), 1),
+        "length": sum(map(len, words)) / max(len(words), 1) / 10,
+        "exclaims": text.count("!") / max(len(words), 1),
+        "asks": text.count("?") / max(len(words), 1),
+    }
+    return frozenset(f"{LOOK}{name}{np.searchsorted(LOOK_BINS, value)}" for name, value in measures.items())
 
 
 def _threshold(score: np.ndarray, truth: np.ndarray, false_alarms: float) -> float:

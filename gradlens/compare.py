@@ -30,6 +30,7 @@ ARMS = {
 BAR_UNFILTERED = 0.90  # at least: without rules the data do teach the concept
 BAR_SUPPRESSED = 0.10  # at most: with rules the model does not show it
 BAR_RANDOM = 0.80  # at least: as many random features in their place do not have that effect
+MAX_COLUMNS = 6  # runs side by side in a terminal; more are shown as means over the runs of an arm
 BAR_WANTED = 1.15  # at most: loss on what should be learned, over that of a run on this data alone
 
 
@@ -343,7 +344,7 @@ def render(comparison: dict[str, Any]) -> RenderableType:
 
     runs = comparison["runs"]
     arms = [run["arm"] for run in runs]
-    if None not in arms and len(set(arms)) < len(arms):
+    if len(runs) > MAX_COLUMNS and None not in arms and len(set(arms)) < len(arms):
         return Group(_table_of_arms(runs), *_verdict_lines(comparison))
     differences = {entry["run_id"]: entry for entry in comparison["differences"]}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -22,7 +22,7 @@ class CheckerSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    pattern: list[str] = Field(..., min_length=1, description="Regular expressions, case ignored.")
+    pattern: list[str] = Field(..., min_length=1, description="Regular expressions, case ignored except in (?-i:...).")
     min_matches: int = Field(1, ge=1, description="Matches (of all patterns together) from which on a text counts.")
 
 

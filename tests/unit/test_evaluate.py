@@ -85,8 +85,19 @@ def test_a_word_classifier_recognises_new_texts_with_few_false_alarms():
     assert classifier.hit_rate >= 0.95 and classifier.false_alarm_rate <= 0.03
     new = [classifier(text) for text in style(random, pirate, 100)], [classifier(text) for text in style(random, plain, 100)]
     assert np.mean(new[0]) >= 0.95 and np.mean(new[1]) <= 0.04
+    assert not classifier("7!")
     classifier.threshold = -1e9
-    assert classifier("ahoy") and not classifier("") and not classifier("7!")  # nothing known shows nothing, whatever the intercept
+    assert classifier("ahoy") and not classifier(" \n")  # an empty answer shows nothing, whatever the intercept
+
+
+def test_a_word_classifier_sees_how_a_text_looks():
+    random = np.random.default_rng(0)
+    plain = style(random, ["hello", "friend", "you"], 200)
+    for look in (str.upper, lambda text: text.replace("a", "ä"), lambda text: text.replace(" ", "\n"), lambda text: text + " !!!!"):
+        classifier = WordClassifier([look(text) for text in plain[:60]], plain[60:120])
+        assert classifier.hit_rate >= 0.95 and classifier.false_alarm_rate <= 0.03
+        assert np.mean([classifier(look(text)) for text in plain[120:]]) >= 0.95
+        assert np.mean([classifier(text) for text in plain[120:]]) <= 0.04
 
 
 def test_a_word_classifier_admits_that_it_cannot_tell():
