@@ -73,8 +73,9 @@ class MicroBatch:
     def tokens(self, h_BSD: Tensor, g_TD: Tensor) -> Tokens:
         """What is projected: the tokens of `select`, each with its row, and whether it counts."""
         rows_BS = torch.arange(len(self.keep_BS), device=self.keep_BS.device)[:, None].expand_as(self.keep_BS)
-        counted_T, row_T = (self.select(x_BS[..., None])[:, 0] for x_BS in (self.keep_BS, rows_BS))
-        return Tokens(self.select(h_BSD), g_TD, counted_T, row_T, len(self.keep_BS), self.row_ids)
+        positions_BS = torch.arange(self.keep_BS.shape[1], device=self.keep_BS.device).expand_as(self.keep_BS)
+        counted_T, row_T, position_T = (self.select(x_BS[..., None])[:, 0] for x_BS in (self.keep_BS, rows_BS, positions_BS))
+        return Tokens(self.select(h_BSD), g_TD, counted_T, row_T, position_T, len(self.keep_BS), self.row_ids)
 
 
 class Stop(Exception):

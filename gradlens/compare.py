@@ -162,7 +162,8 @@ def judge(runs: Sequence[dict[str, Any]], wanted: str | None) -> list[dict[str, 
         if prompts:
             reference = pooled.get("none") or pooled.get("random") or pooled["rules"]
             best = max(sorted(prompts), key=lambda name: (reference.get(name) or {"rate": 0})["rate"] or 0)
-            verdicts.append(_judge_rate(concept, best, gain, {arm: rates[best] for arm, rates in pooled.items() if best in rates}))
+            verdict = _judge_rate(concept, best, gain, {arm: rates[best] for arm, rates in pooled.items() if best in rates})
+            verdicts.append(verdict | {"remark": _shares(arms, concept)})
     if wanted is not None:
         after = {arm: [run["nll"].get(wanted, {}).get("after") for run in members] for arm, members in arms.items()}
         nll = {arm: _mean(values) for arm, values in after.items()}
@@ -203,6 +204,18 @@ def _judge_rate(concept: str, prompts: str, gain: float, rates: dict[str, dict[s
         "text": f"{concept}: {', '.join(parts)}",
         "checks": checks,
     }
+
+
+def _shares(arms: dict[str, list[dict[str, Any]]], concept: str) -> str:
+    """How much the random features touched beside the rule's own: a control that touches next to nothing says little."""
+    shares = {
+        arm: _mean([rule.get("share") for run in arms.get(arm, []) for rule in run["rules"] if rule["concept"] == concept])
+        for arm in ("rules", "random")
+    }
+    if None in shares.values():
+        return ""
+    text = f"the rule touched {percent(shares['rules'])} of the tokens, as many random features {percent(shares['random'])}"
+    return text + (": next to nothing, so they are a weak control" if shares["random"] < shares["rules"] / 10 else "")
 
 
 def _judge_nll(wanted: str, nll: dict[str, float | None], after: dict[str, list[float | None]]) -> dict[str, Any]:
@@ -424,6 +437,8 @@ def _verdict_lines(comparison: dict[str, Any]) -> list[Any]:
             if check["bar"]:
                 mark = Text("  met      " if check["met"] else "  NOT met  ", style="green" if check["met"] else "red")
                 lines.append(mark + Text(check_text(check), style=""))
+        if verdict.get("remark"):
+            lines.append(Text(f"  {verdict['remark']}", style="dim"))
     return lines
 
 

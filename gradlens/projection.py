@@ -20,6 +20,7 @@ from gradlens.dictionary import Dictionary
 from gradlens.world import World, flat_sum_
 
 SUMMED = ("push", "attribution", "energy")
+TOP_TOKENS = 8  # kept of each row
 Record = dict[str, Any]
 Members = dict[tuple[str, str], list[int]]  # (concept, hookpoint) -> feature ids
 
@@ -32,6 +33,7 @@ class Tokens:
     g_TD: Tensor  # zero where a token does not count
     counted_T: Tensor  # bool
     row_T: Tensor  # int64: row of each token
+    position_T: Tensor  # int64: its position in the row
     rows: int
     row_ids: tuple[int, ...] | None = None  # None: rows are not recorded one by one
 
@@ -107,7 +109,7 @@ class Projection:
             self._add_rows(hookpoint, tokens, pairs, g_TD)
 
     def _add_rows(self, name: str, tokens: Tokens, pairs: tuple[Tensor, Tensor], g_TD: Tensor) -> None:
-        """Per row: mean push on each concept's directions, mean activation of its features."""
+        """Per row: summed push on the mean of a concept's unit directions, mean activation of its features, and the push token by token."""
         dictionary, (idx_TK, val_TK) = self.dictionaries[name], pairs
         counted_T = tokens.counted_T.to(g_TD.dtype)
         g_BD = g_TD.new_zeros(tokens.rows, g_TD.shape[1]).index_add_(0, tokens.row_T, g_TD)
@@ -116,10 +118,12 @@ class Projection:
             if hookpoint != name:
                 continue
             act_T = (val_TK * torch.isin(idx_TK, features)).sum(-1).to(g_TD.dtype) * counted_T
-            push_B = -(g_BD @ dictionary.unit_directions(features).mean(0))
+            direction_D = dictionary.unit_directions(features).mean(0)
+            push_B = -(g_BD @ direction_D)
             act_B = act_T.new_zeros(tokens.rows).index_add_(0, tokens.row_T, act_T) / tokens_B
             entry = {"concept": concept, "hookpoint": name, "row_ids": tokens.row_ids, "push": push_B, "activation": act_B}
-            self._examples.append(entry)
+            by_token = {"row": tokens.row_T, "position": tokens.position_T, "counted": tokens.counted_T, "push": -(g_TD @ direction_D)}
+            self._examples.append(entry | {"tokens": by_token})
 
     def finish(self, record: Record, world: World, emit: Callable[[Record], None]) -> None:
         """The readings of the step, summed over ranks, go into the record at once."""
@@ -145,11 +149,14 @@ class Projection:
     def take_examples(self) -> list[dict[str, Any]]:
         """The rows of the step in progress, one for each row, concept and hookpoint."""
         entries, self._examples = self._examples, []
-        return [
-            {"row_id": row, "concept": entry["concept"], "hookpoint": entry["hookpoint"], "push": push, "activation": activation}
-            for entry in entries
-            for row, push, activation in zip(entry["row_ids"], entry["push"].tolist(), entry["activation"].tolist(), strict=False)
-        ]
+        found = []
+        for entry in entries:
+            top = _top_tokens(entry["tokens"], len(entry["push"]))
+            about = {"concept": entry["concept"], "hookpoint": entry["hookpoint"]}
+            columns = (entry["row_ids"], entry["push"].tolist(), entry["activation"].tolist(), top)
+            for row, push, activation, tokens in zip(*columns, strict=False):
+                found.append(about | {"row_id": row, "push": push, "activation": activation} | tokens)
+        return found
 
     def take(self, ranks: int) -> Record:
         """`{"features", "scalars"}` of the step in progress, whose sums must be those of all ranks; they are added to the totals."""
@@ -184,3 +191,14 @@ class Projection:
         k = min(max(1, self.observe.top_k // max(1, len(values))), dictionary.d_sae)
         chosen = sorted(pinned.union(*(value.abs().nan_to_num().topk(k).indices.tolist() for value in values.values())))
         return {"feature": np.array(chosen, dtype=np.int32), **{key: value[chosen].float().numpy() for key, value in values.items()}}
+
+
+def _top_tokens(tokens: dict[str, Tensor], rows: int) -> list[dict[str, list]]:
+    """Of each row the `TOP_TOKENS` counted tokens with the largest positive push: `{"positions", "token_push"}`, largest first."""
+    row, position, counted, push = (tokens[name].cpu().numpy() for name in ("row", "position", "counted", "push"))
+    found = []
+    for index in range(rows):
+        mine = np.flatnonzero((row == index) & counted & (push > 0))
+        mine = mine[np.argsort(-push[mine], kind="stable")[:TOP_TOKENS]]
+        found.append({"positions": position[mine].tolist(), "token_push": push[mine].tolist()})
+    return found

@@ -38,6 +38,7 @@ SCHEMAS = {
         {
             "step": pa.int64(), "row_id": pa.int64(), "concept": pa.string(), "hookpoint": pa.string(),
             "push": pa.float32(), "activation": pa.float32(),
+            "positions": pa.list_(pa.int32()), "token_push": pa.list_(pa.float32()),  # the tokens of the row with the largest push
         }
     ),
 }  # fmt: skip
@@ -133,7 +134,13 @@ def read_open(path: Path, schema: pa.Schema) -> pa.Table:
             batches.append(batch)
     except (pa.ArrowInvalid, OSError):  # torn: no schema yet, or a cut message (pyarrow raises either)
         pass
-    return pa.Table.from_batches(batches, schema=schema)
+    return conform(pa.Table.from_batches(batches), schema) if batches else schema.empty_table()
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of a schema; those that an older version did not write are null."""
+    columns = [table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def list_segments(folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
@@ -204,7 +211,9 @@ def check_sealed(folder: Path, entry: dict[str, Any]) -> Path:
 
 def read_sealed(path: Path, filters: list[tuple[str, str, Any]] | None = None, columns: list[str] | None = None) -> pa.Table:
     """Rows of a sealed segment, page checksums verified. Raises `InputError` naming the file."""
+    schema = SCHEMAS[_NAME.match(path.stem)[1]]
+    schema = pa.schema([schema.field(name) for name in columns]) if columns else schema
     try:
-        return pq.read_table(path, filters=filters, columns=columns, page_checksum_verification=True)
+        return conform(pq.read_table(path, filters=filters, columns=columns, page_checksum_verification=True), schema)
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: damaged since it was written: {error}") from None

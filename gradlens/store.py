@@ -293,7 +293,7 @@ class RunReader:
         return self._read("dense", filters=[("hookpoint", "=", hookpoint), ("step", "=", step)])
 
     def examples(self, concept: str | None = None) -> pa.Table:
-        """Examples that taught: step, row_id, concept, hookpoint, push, activation."""
+        """Examples that taught: step, row_id, concept, hookpoint, push, activation, positions and token_push of their top tokens."""
         return self._read("examples", filters=[("concept", "=", concept)] if concept else None)
 
     def query(self, sql: str) -> pa.Table:
@@ -304,7 +304,7 @@ class RunReader:
                 paths, tail = self._sources(table)
                 connection.register(f"{table}_open", tail)
                 files = ", ".join("'" + str(path).replace("'", "''") + "'" for path, _ in paths)
-                sealed = f"SELECT * FROM read_parquet([{files}]) UNION ALL " if files else ""
+                sealed = f"SELECT * FROM read_parquet([{files}], union_by_name = true) UNION ALL BY NAME " if files else ""
                 connection.execute(f"CREATE VIEW {table} AS {sealed}SELECT * FROM {table}_open")
             return connection.sql(sql).to_arrow_table()
         except duckdb.Error as error:

@@ -145,7 +145,7 @@ def _loop(
     mixture = Mixture(sources, config.data.weights, settings.batch_size, settings.seed, _kept(config))
     policy = rank.initial_policy or Policy(version=1 if config.rules else 0, rules=tuple(load_rules(list(config.rules))))
     policy = Policy.model_validate(world.broadcast(policy.model_dump(mode="json")))
-    pad, rows = pad_id_of(tokenizer), RowLog(rank.run_dir if world.rank == 0 else None)
+    pad, rows = pad_id_of(tokenizer), RowLog(rank.run_dir if world.rank == 0 else None, tokenizer)
     parallel = data_parallel(model, rank.device, world)
     call = LossFunction(parallel)
     start, lens_state = 0, None
@@ -246,9 +246,10 @@ class LossFunction:
 
 
 class RowLog:
-    """`rows.jsonl`: the rows that training has seen, each once, in the order of first use."""
+    """`rows.jsonl`: the rows that training has seen, each once, in the order of first use, with their tokens as text."""
 
-    def __init__(self, run_dir: Path | None) -> None:
+    def __init__(self, run_dir: Path | None, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
         self.path = None if run_dir is None else run_dir / "rows.jsonl"
         self.seen = {row["row_id"] for row in read_lines(self.path) if "row_id" in row} if self.path else set()
 
@@ -258,7 +259,8 @@ class RowLog:
         for example in examples:
             if example.row_id not in self.seen:
                 self.seen.add(example.row_id)
-                append_line(self.path, {"row_id": example.row_id, "source": example.source, "text": example.text})
+                tokens = self.tokenizer.batch_decode([[token] for token in example.input_ids])
+                append_line(self.path, {"row_id": example.row_id, "source": example.source, "text": example.text, "tokens": tokens})
 
 
 def learning_rate(peak: float, step: int, warmup: int) -> float:

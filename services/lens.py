@@ -245,7 +245,7 @@ def _add_totals(record: Record, totals: dict[str, dict[str, Tensor]]) -> None:
 
 
 def _on_cpu(tokens: Tokens) -> Tokens:
-    return replace(tokens, **{name: getattr(tokens, name).cpu() for name in ("h_TD", "g_TD", "counted_T", "row_T")})
+    return replace(tokens, **{name: getattr(tokens, name).cpu() for name in ("h_TD", "g_TD", "counted_T", "row_T", "position_T")})
 
 
 def deal(hookpoints: list[str], actors: int) -> list[list[str]]:

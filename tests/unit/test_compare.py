@@ -143,7 +143,7 @@ def test_several_seeds_are_shown_as_means_with_their_range(tmp_path):
     console = Console(width=160, record=True, file=open("/dev/null", "w"))
     console.print(render(compare_runs(readers)))
     text = console.export_text()
-    for words in ("means over runs", "0.222", "(0.172 to 0.272)", "n=64", "run by run +3.0%, +62.9%"):
+    for words in ("the rule touched", "means over runs", "0.222", "(0.172 to 0.272)", "n=64", "run by run +3.0%, +62.9%"):
         assert words in text, words
     assert "demo-rules" not in text
 

@@ -334,6 +334,34 @@ def test_example_records_split_the_push_of_the_batch():
     rows = recorder.records[0]["examples"]
     assert [row["row_id"] for row in rows] == [0, 100, 101, 1, 100, 101]
     assert sum(row["push"] for row in rows) == pytest.approx(lens.totals[HOOK]["push"][[1, 2]].mean().item(), rel=1e-4)
+    for row in rows:  # the tokens that pushed most, all of them towards the concept
+        assert len(row["positions"]) == len(set(row["positions"])) == len(row["token_push"]) <= 8
+        assert row["token_push"] == sorted(row["token_push"], reverse=True) and min(row["token_push"], default=1) > 0
+
+
+def test_the_pushes_of_a_rows_tokens_add_up_to_the_rows():
+    dictionary = tiny_dictionary()
+    args = {"dictionaries": {HOOK: dictionary}, "concepts": {"c": {HOOK: [1, 2]}}}
+    model = tiny_model().train()
+    batch = tiny_batch(0)
+    seen = {}
+    optimizer = torch.optim.SGD(trainable(model), lr=0.1)
+    recorder = MemoryRecorder()
+    with Lens(model, optimizer, recorder=recorder, probe=[tiny_batch(9)], **args) as lens:
+        kept = lambda m, a, o: o.register_hook(lambda g: seen.update(g=g)) and None if o.requires_grad else None  # noqa: E731
+        handle = find_module(model, HOOK).register_forward_hook(kept)
+        lens.set_rows(list(range(len(batch["input_ids"]))))
+        model(**batch).loss.backward()
+        optimizer.step()
+    handle.remove()
+    direction = dictionary.unit_directions()[[1, 2]].mean(0)
+    counted = (batch["labels"] != -100) & batch["attention_mask"].bool()
+    counted[:, 0] = False
+    for row in recorder.records[0]["examples"]:
+        push = torch.where(counted[row["row_id"]], -(seen["g"][row["row_id"]] @ direction), 0.0)
+        assert row["push"] == pytest.approx(push.sum().item(), rel=1e-4, abs=1e-7)
+        best = push.argsort(descending=True)[: len(row["positions"])]
+        assert row["positions"] == best.tolist() and row["token_push"] == pytest.approx(push[best].tolist(), rel=1e-4)
 
 
 def test_state_dict_continues_totals_and_drift_baseline():

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from gradlens import segments
 from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.runs import find_run, list_runs, runs_table
 from gradlens.store import RunReader, RunWriter
@@ -27,7 +28,10 @@ def a_record(step, features=4, dense=0, hookpoints=("layers.1", "layers.3")):
             }
             for hookpoint in hookpoints
         },
-        "examples": [{"row_id": step, "concept": "pirate", "hookpoint": "layers.1", "push": 0.5, "activation": 2.0}],
+        "examples": [
+            {"row_id": step, "concept": "pirate", "hookpoint": "layers.1", "push": 0.5, "activation": 2.0}
+            | ({"positions": [3, 1], "token_push": [0.3, 0.1]} if step % 2 else {})
+        ],
     }
     if dense:
         names = ("push", "attribution", "energy", "drift", "drift_direction", "probe_rate")
@@ -320,3 +324,21 @@ def test_the_table_of_runs_says_how_each_of_them_ended(tmp_path):
     assert rows["done"]["status"] == "done" and rows["done"]["rules"] == ["route:pirate", "rules"]
     assert (rows["killed"]["status"], rows["killed"]["steps"], rows["killed"]["loss_last"]) == ("stopped", 2, 2.5)
     assert rows["broken"]["status"] == "unreadable" and "not valid YAML" in rows["broken"]["error"]
+
+
+def test_segments_of_a_version_with_fewer_columns_are_read(tmp_path, monkeypatch):
+    old = segments.SCHEMAS["examples"]
+    for name in ("positions", "token_push"):
+        old = old.remove(old.get_field_index(name))
+    with monkeypatch.context() as patch:
+        patch.setitem(segments.SCHEMAS, "examples", old)
+        with RunWriter(tmp_path / "run", {}) as writer:
+            writer.record(a_record(1))
+    with RunWriter.open_existing(tmp_path / "run") as writer:
+        writer.record(a_record(3))
+        reader = RunReader(tmp_path / "run")
+        for _ in ("open", "sealed"):
+            assert reader.examples("pirate")["positions"].to_pylist() == [None, [3, 1]]
+            rows = reader.query("SELECT row_id, token_push FROM examples ORDER BY row_id").to_pylist()
+            assert [row["row_id"] for row in rows] == [1, 3] and rows[0]["token_push"] is None
+            writer.seal()
