@@ -80,8 +80,9 @@ class ObserveSettings(Settings):
     tokens: Literal["response", "all"] = Field(
         "response", description="Positions that count: tokens the loss counts, or all; never padding nor the first token."
     )
-    estimators: list[Literal["push", "attribution", "energy", "unexplained"]] = Field(
-        ["push", "attribution", "energy", "unexplained"], description="Estimators computed at every observed step."
+    estimators: list[Literal["push", "attribution", "energy", "unexplained", "activation"]] = Field(
+        ["push", "attribution", "energy", "unexplained"],
+        description="Estimators computed at every observed step; activation: how much a batch's tokens express each feature, a baseline.",
     )
     top_k: int = Field(256, ge=1, description="Features recorded per hookpoint and step (the largest |attribution| and |push|).")
     drift_every: int = Field(10, ge=0, description="Steps between forward passes over the probe set; 0: only at the end.")

@@ -336,8 +336,9 @@ class Lens:
         """The `n` features that moved most on the probe set, over all hookpoints: hookpoint, feature, push, attribution, energy, drift."""
         rows, totals = [], self.totals
         for name in self.dictionaries:
-            drift = self.drift(name)[0] if self.last is not None else torch.full_like(totals[name]["push"], float("nan"))
-            order = (drift if self.last is not None else totals[name]["push"]).abs().topk(min(n, len(drift))).indices.tolist()
+            drift = self.drift(name)[0] if self.last is not None else torch.full((self.dictionaries[name].d_sae,), float("nan"))
+            size = drift if self.last is not None else totals[name].get("push", torch.zeros_like(drift))
+            order = size.abs().topk(min(n, len(drift))).indices.tolist()
             rows += [
                 {
                     "hookpoint": name,
@@ -347,7 +348,7 @@ class Lens:
                 }
                 for i in order
             ]
-        return sorted(rows, key=lambda row: -abs(row["drift"]) if row["drift"] == row["drift"] else -abs(row["push"]))[:n]
+        return sorted(rows, key=lambda row: -abs(row["drift"]) if row["drift"] == row["drift"] else -abs(row.get("push", 0)))[:n]
 
     def state_dict(self) -> dict[str, Any]:
         """Step, totals and the probe readings before training: tensors and numbers only.

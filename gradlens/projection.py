@@ -19,7 +19,7 @@ from gradlens.config import ObserveSettings
 from gradlens.dictionary import Dictionary
 from gradlens.world import World, flat_sum_
 
-SUMMED = ("push", "attribution", "energy")
+SUMMED = ("push", "attribution", "energy", "activation")
 TOP_TOKENS = 8  # kept of each row
 Record = dict[str, Any]
 Members = dict[tuple[str, str], list[int]]  # (concept, hookpoint) -> feature ids
@@ -68,10 +68,11 @@ class _Sums:
         self.g_sum = torch.zeros(dictionary.d_in, dtype=torch.float64, device=like.device)
         self.attribution = torch.zeros(dictionary.d_sae, dtype=torch.float64, device=like.device)
         self.energy = torch.zeros(dictionary.d_sae, dtype=torch.float64, device=like.device)
+        self.activation = torch.zeros(dictionary.d_sae, dtype=torch.float64, device=like.device)
         self.scalars = torch.zeros(3, dtype=torch.float64, device=like.device)  # explained, total, tokens
 
     def tensors(self) -> list[Tensor]:
-        return [self.g_sum, self.attribution, self.energy, self.scalars]
+        return [self.g_sum, self.attribution, self.energy, self.activation, self.scalars]
 
 
 class Projection:
@@ -85,7 +86,8 @@ class Projection:
         self._sums = {name: _Sums(dictionary) for name, dictionary in dictionaries.items()}
         self._examples: list[dict[str, Any]] = []
         self._totals = {
-            name: {key: torch.zeros(dictionary.d_sae, dtype=torch.float64) for key in SUMMED} for name, dictionary in dictionaries.items()
+            name: {key: torch.zeros(dictionary.d_sae, dtype=torch.float64) for key in SUMMED if key in observe.estimators}
+            for name, dictionary in dictionaries.items()
         }
 
     @torch.no_grad()
@@ -97,12 +99,15 @@ class Projection:
         sums.scalars[1] += g_TD.double().square().sum()
         sums.scalars[2] += tokens.counted_T.sum()
         by_row = tokens.row_ids is not None and bool(self._members)
-        if pairs is None and ("attribution" in wanted or "unexplained" in wanted or by_row):
+        if pairs is None and (by_row or {"attribution", "unexplained", "activation"} & set(wanted)):
             pairs = dictionary.encode_active(h_TD)
         if "attribution" in wanted:
             sums.attribution += estimators.attribution(dictionary, h_TD, g_TD, pairs)
         if "energy" in wanted:
             sums.energy += estimators.energy(dictionary, g_TD)
+        if "activation" in wanted:
+            idx_TK, val_TK = pairs
+            sums.activation.index_add_(0, idx_TK.flatten(), (val_TK * tokens.counted_T[:, None]).flatten().double())
         if "unexplained" in wanted:
             sums.scalars[0] += estimators.explained_energy(dictionary, h_TD, g_TD, pairs)[0]
         if by_row:
@@ -171,6 +176,7 @@ class Projection:
             "push": estimators.push(dictionary, (sums.g_sum / ranks).to(dictionary.W_dec.dtype)).double(),
             "attribution": sums.attribution / ranks,
             "energy": sums.energy / ranks**2,
+            "activation": sums.activation,
         }
         values = {key: value.cpu() for key, value in values.items() if key in self.observe.estimators}
         explained, total, tokens = sums.scalars.tolist()

@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gradlens import attribution as estimators
+from gradlens.capture import read_activations
 from gradlens.config import ObserveSettings
 from gradlens.edits import orthonormal_basis
 from gradlens.errors import ConfigError, InputError
@@ -337,6 +338,18 @@ def test_example_records_split_the_push_of_the_batch():
     for row in rows:  # the tokens that pushed most, all of them towards the concept
         assert len(row["positions"]) == len(set(row["positions"])) == len(row["token_push"]) <= 8
         assert row["token_push"] == sorted(row["token_push"], reverse=True) and min(row["token_push"], default=1) > 0
+
+
+def test_activation_is_how_much_the_counted_tokens_express():
+    dictionary, model = tiny_dictionary(), tiny_model().train()
+    optimizer, batch = torch.optim.SGD(trainable(model), lr=0.1), tiny_batch(0)
+    h = read_activations(model, [HOOK], batch)[HOOK]
+    with Lens(model, optimizer, {HOOK: dictionary}, observe=ObserveSettings(estimators=["activation"])) as lens:
+        model(**batch).loss.backward()
+        optimizer.step()
+    counted = (batch["labels"] != -100) & batch["attention_mask"].bool() & (torch.arange(h.shape[1]) > 0)
+    assert list(lens.totals[HOOK]) == ["activation"] and lens.table(3)
+    torch.testing.assert_close(lens.totals[HOOK]["activation"].float(), dictionary.encode(h[counted]).sum(0), rtol=1e-4, atol=1e-5)
 
 
 def test_the_pushes_of_a_rows_tokens_add_up_to_the_rows():
