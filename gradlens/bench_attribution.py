@@ -20,7 +20,7 @@ from gradlens.faithfulness import TRUTHS, concept_auc, scores
 WINDOWS = (1, 10, 50)
 AUC_STEPS = 10  # by when features of known concepts should stand out
 ESTIMATORS = ["push", "attribution", "energy", "activation"]
-NOT_ESTIMATES = {*TRUTHS, "probe_rate"}
+NOT_ESTIMATES = {*TRUTHS, "probe_rate", "learned"}
 Progress = Callable[..., None]
 
 

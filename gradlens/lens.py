@@ -26,6 +26,7 @@ from gradlens.probe import ProbeReading, read_probe
 from gradlens.projection import Members, Projection, Projector
 from gradlens.rules import Policy
 from gradlens.selftest import self_test
+from gradlens.significance import MIN_TEXTS, beyond_chance
 from gradlens.update import read_update, trainable_parameters
 from gradlens.world import Single, World, flat_sum_
 
@@ -291,6 +292,10 @@ class Lens:
             record["dense"][name] = {key: total.float().numpy() for key, total in self._updates[name].items()} | {
                 "drift": drift.float().numpy(), "drift_direction": direction.float().numpy(), "probe_rate": now.rate.float().numpy()
             }  # fmt: skip
+            learned = self.learned(name)
+            if learned is not None:
+                record["dense"][name]["learned"] = learned.float().numpy()
+                record["scalars"][f"{name}/learned"] = float(learned.sum())
             record["scalars"] |= {f"{name}/fvu": now.fvu, f"{name}/l0": now.l0, f"{name}/fvu_start": then.fvu}
             for (concept, hookpoint), members in self._members.items():
                 if hookpoint == name:
@@ -302,6 +307,11 @@ class Lens:
         direction, on the probe set, now minus before training."""
         now, then = self.last[hookpoint], self.start[hookpoint]
         return now.acts - then.acts, self.dictionaries[hookpoint].unit_directions().double().cpu() @ (now.mean - then.mean)
+
+    def learned(self, hookpoint: str) -> Tensor | None:
+        """Features whose drift on the probe set is beyond chance, `bool[F]` (see `significance`); None where that cannot be told."""
+        now, then = self.last[hookpoint].rows, self.start[hookpoint].rows
+        return None if now is None or then is None or len(now) < MIN_TEXTS else beyond_chance(now - then)
 
     def finish(self) -> None:
         """Last readings and dense snapshot; does nothing where the last step had them."""

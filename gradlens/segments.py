@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from gradlens.errors import InputError
 from gradlens.files import sync_folder, write_atomic
 
-DENSE = ("push", "attribution", "energy", "activation", "update", "update_direction", "drift", "drift_direction", "probe_rate")
+DENSE = ("push", "attribution", "energy", "activation", "update", "update_direction", "drift", "drift_direction", "probe_rate", "learned")
 SCHEMAS = {
     "scalars": pa.schema({"step": pa.int64(), "key": pa.string(), "value": pa.float64()}),
     "features": pa.schema(

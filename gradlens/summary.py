@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gradlens.store import RunReader
 
 TOP_FEATURES = 20
+FDR = 0.05  # of `gradlens.significance`, which is not imported here for torch's sake
 BARS = "▁▂▃▄▅▆▇█"
 TROUBLE = ("gap", "storage_error", "recorder_error", "segment_damaged", "unreadable", "not_finite", "not_stored")
 
@@ -45,6 +46,7 @@ def build_summary(reader: RunReader, status: Literal["done", "interrupted", "fai
             "loss_last": run["loss_last"],
             "hookpoints": reader.hookpoints,
             "top_features": top_features(reader),
+            "learned": _learned(scalars),
             "concepts": _concepts(scalars),
             "rules": run["rules"],
             "policy_version": int(version[1][-1]) if version else max(versions, default=0),
@@ -105,6 +107,11 @@ def feature_labels(reader: RunReader, hookpoints: set[str]) -> dict[str, dict[in
             except GradlensError:
                 continue  # a dictionary that has moved away since: figures without labels are better than none
     return labels
+
+
+def _learned(scalars: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, int]:
+    """Hookpoint -> features that had moved beyond chance at the last snapshot (`gradlens.significance`)."""
+    return {key.removesuffix("/learned"): int(values[-1]) for key, (_, values) in scalars.items() if key.endswith("/learned")}
 
 
 def _concepts(scalars: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, dict[str, dict[str, float | None]]]:
@@ -198,6 +205,9 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
         for row in summary["top_features"]:
             figures = [_figure(row[key], "+") for key in ("drift", "push", "attribution")]
             rows.add_row(row["hookpoint"], str(row["feature"]), *figures, escape(row["label"]))
+    if summary.get("learned"):
+        counts = ", ".join(f"{count} at {hookpoint}" for hookpoint, count in summary["learned"].items())
+        parts.append(Text(f"features that moved beyond chance (false discovery rate {FDR:.0%}): {counts}"))
     evaluation = summary["evaluation"] or {}
     if evaluation:
         rows = table("Measured before and after", "measure", "before", "after")

@@ -36,7 +36,7 @@ def trainable(model):
 def train(model, steps=3, accumulate=2, lens_args=None, optimizer_type=torch.optim.AdamW, seed=0, **options):
     """A plain loop; returns the lens (or None) and the recorder."""
     model.train()
-    optimizer = optimizer_type(trainable(model), lr=1e-2, **options)
+    optimizer = optimizer_type(trainable(model), **{"lr": 1e-2} | options)
     recorder = MemoryRecorder()
 
     def loop(lens=None):
@@ -320,6 +320,18 @@ def test_drift_is_the_change_on_the_probe_set_and_zero_without_learning():
         frozen(**tiny_batch(0)).loss.backward()
         optimizer.step()
     assert still.drift(HOOK)[0].abs().max() == 0
+
+
+def test_what_moved_beyond_chance_is_counted_and_nothing_where_nothing_was_learned():
+    probe = [tiny_batch(seed) for seed in range(9, 14)]
+    rows = sum(len(batch["input_ids"]) for batch in probe)
+    for lr, learned in ((0.0, False), (0.1, True)):
+        lens, recorder = train(tiny_model(), steps=6, lr=lr, lens_args={"dictionaries": {HOOK: tiny_dictionary()}, "probe": probe})
+        assert lens.start[HOOK].rows.shape == (rows, 80)
+        assert bool((lens.last[HOOK].rows != lens.start[HOOK].rows).any()) == learned
+        last = recorder.records[-1]
+        assert (last["scalars"][f"{HOOK}/learned"] > 0) == learned
+        assert last["dense"][HOOK]["learned"].sum() == last["scalars"][f"{HOOK}/learned"]
 
 
 def test_the_last_readings_are_recorded_once_however_often_finish_is_called():

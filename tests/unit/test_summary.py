@@ -14,7 +14,7 @@ from gradlens.summary import BARS, build_summary, render_summary, sparkline, sum
 
 RULE = {"label": "route:pirate", "mode": "route", "concept": "pirate", "gain": 0.0}
 KEYS = (
-    "run_id", "run_dir", "status", "steps", "loss_first", "loss_last", "hookpoints", "top_features", "concepts", "rules",
+    "run_id", "run_dir", "status", "steps", "loss_first", "loss_last", "hookpoints", "top_features", "learned", "concepts", "rules",
     "policy_version", "gaps", "seconds", "evaluation",
 )  # fmt: skip
 

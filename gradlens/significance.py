@@ -1,0 +1,59 @@
+"""Learned, or chance? Features that moved on the probe set by more than its texts differ among themselves; stated false discovery rate.
+
+A feature's drift is a mean over texts. Had the run not touched it, the change on each text would be as likely up as down: flipping the
+signs of whole texts gives drifts as large as chance makes them, with all dependence between features kept. Statistic and estimate of the
+false discovery rate: Tusher, Tibshirani and Chu, "Significance analysis of microarrays", PNAS 2001.
+Shape suffixes: R texts, F features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FDR = 0.05
+FLIPS = 100
+MIN_TEXTS = 6  # with fewer there are too few ways to flip signs
+
+
+def statistic(change_RF: Tensor, floor: float | None = None) -> Tensor:
+    """`mean / (standard error + floor)` over texts, `[F]`. The floor (default: the median standard error of features that change at
+    all) keeps features that change on one text by next to nothing from looking certain."""
+    error_F = change_RF.std(0) / len(change_RF) ** 0.5
+    if floor is None:
+        floor = fudge(change_RF)
+    return change_RF.mean(0) / (error_F + max(floor, 1e-30))
+
+
+def fudge(change_RF: Tensor) -> float:
+    """The median standard error of features that change at all."""
+    error_F = change_RF.std(0) / len(change_RF) ** 0.5
+    changed = error_F[change_RF.abs().amax(0) > 0]
+    return changed.median().item() if len(changed) else 0.0
+
+
+def beyond_chance(change_RF: Tensor, fdr: float = FDR, flips: int = FLIPS, seed: int = 0) -> Tensor:
+    """Features whose drift is beyond chance, `bool[F]`: at most a share `fdr` of them is expected to be there by chance.
+
+    `change_RF`: mean activation of each feature on each text, now minus before. All False with fewer than `MIN_TEXTS` texts. Cost:
+    `flips` products of signs with the changes, 2·flips·R·F, no buffer larger than R x F.
+    """
+    change_RF = change_RF.double()
+    R, F = change_RF.shape
+    nothing = torch.zeros(F, dtype=torch.bool)
+    if R < MIN_TEXTS or not change_RF.any():
+        return nothing
+    floor = fudge(change_RF)
+    found_F = statistic(change_RF, floor).abs()
+    candidates, order = found_F.sort(descending=True)
+    generator = torch.Generator().manual_seed(seed)
+    by_chance = torch.zeros(F, dtype=torch.float64)  # of the n-th candidate: how many flipped statistics are as large
+    for _ in range(flips):
+        signs_R = torch.randint(0, 2, (R, 1), generator=generator).double() * 2 - 1
+        flipped = statistic(change_RF * signs_R, floor).abs().sort().values
+        by_chance += F - torch.searchsorted(flipped, candidates)
+    rate = by_chance / flips / torch.arange(1, F + 1)
+    accepted = ((rate <= fdr) & (candidates > 0)).nonzero()
+    if len(accepted):
+        nothing[order[: int(accepted[-1]) + 1]] = True
+    return nothing

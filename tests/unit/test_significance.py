@@ -1,0 +1,45 @@
+"""Learned or chance: nothing where nothing was learned, the right ones where something was, with as many errors as stated."""
+
+import torch
+
+from gradlens.significance import beyond_chance, statistic
+
+
+def changes(seed, texts=16, features=600, learned=0, size=1.5):
+    """Heavy-tailed noise with a part that all features share; the first `learned` features move on every text."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(texts, features, generator=generator) * torch.rand(features, generator=generator).exp()
+    noise += 0.5 * torch.randn(texts, 1, generator=generator)
+    noise *= torch.rand(texts, features, generator=generator) < 0.5  # features are silent on many texts
+    noise[:, :learned] += size
+    return noise
+
+
+def test_statistic_is_the_mean_over_its_error():
+    change = changes(0)
+    expected = change.mean(0) / (change.std(0) / 4 + 0.1)
+    torch.testing.assert_close(statistic(change, 0.1), expected)
+
+
+def test_nothing_is_found_where_nothing_was_learned():
+    found = [int(beyond_chance(changes(seed)).sum()) for seed in range(40)]
+    assert sum(count > 0 for count in found) <= 6  # a false discovery rate of 5% allows any finding in about 2 of 40 such runs
+    assert not beyond_chance(torch.zeros(16, 10)).any()
+
+
+def test_what_was_learned_is_found_with_few_others():
+    hits, wrong = 0, 0
+    for seed in range(20):
+        found = beyond_chance(changes(seed, learned=60))
+        hits, wrong = hits + int(found[:60].sum()), wrong + int(found[60:].sum())
+    assert hits >= 0.9 * 20 * 60
+    assert wrong / (hits + wrong) <= 0.08
+
+
+def test_few_texts_prove_nothing():
+    assert not beyond_chance(changes(0, texts=5, learned=60)).any()
+
+
+def test_both_directions_count():
+    change = changes(1, learned=60)
+    assert torch.equal(beyond_chance(change), beyond_chance(-change))
