@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from gradlens_services import controller as control
 from gradlens_services.controller import Conflict, ControllerService, PolicyClient, first_state, read_state
+from gradlens_services.lens import deal  # noqa: E402
 from gradlens_services.recorder import Lost, RecorderClient, RecorderService
 
 from gradlens.errors import ConfigError
@@ -251,3 +252,9 @@ def test_a_controller_that_is_gone_for_good_leaves_the_last_rules(desk):
     assert [client.poll(step) for step in range(1, 4)] == [(None, False)] * 3
     client.close()
     assert [event["kind"] for event in recorder.events] == ["service_lost", "gap"]
+
+
+def test_hookpoints_are_dealt_out_among_the_lens_actors():
+    hooks = ["layers.1", "layers.2", "layers.3"]
+    assert deal(hooks, 2) == [["layers.1", "layers.3"], ["layers.2"]]
+    assert deal(hooks, 5) == [[hook] for hook in hooks] and deal([], 2) == []
