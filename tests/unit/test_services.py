@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gradlens_services import controller as control
 from gradlens_services.controller import Conflict, ControllerService, PolicyClient, first_state, read_state
-from gradlens_services.lens import deal  # noqa: E402
+from gradlens_services.lens import deal
 from gradlens_services.recorder import Lost, RecorderClient, RecorderService
 
 from gradlens.errors import ConfigError
