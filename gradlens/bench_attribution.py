@@ -20,6 +20,7 @@ from gradlens.faithfulness import TRUTHS, concept_auc, scores
 WINDOWS = (1, 10, 50)
 AUC_STEPS = 10  # by when features of known concepts should stand out
 ESTIMATORS = ["push", "attribution", "energy", "activation"]
+ALL = 10**6  # batches of the probe set
 NOT_ESTIMATES = {*TRUTHS, "probe_rate", "learned"}
 Progress = Callable[..., None]
 
@@ -100,7 +101,9 @@ def _train(config: RunConfig, seed: int, phase: Progress | None) -> tuple[dict[s
         update={
             "rules": [],
             "train": config.train.model_copy(update={"seed": seed, "save_model": False, "checkpoint_every": None}),
-            "observe": config.observe.model_copy(update={"every": 1, "drift_every": 1, "update_every": 1, "estimators": ESTIMATORS}),
+            "observe": config.observe.model_copy(
+                update={"every": 1, "drift_every": 1, "update_every": 1, "update_batches": ALL, "estimators": ESTIMATORS}
+            ),
             "evaluate": EvaluateSettings(),
         }
     )

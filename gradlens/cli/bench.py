@@ -79,21 +79,34 @@ def attribution(
 
 
 def _print(merged: list[dict]) -> None:
+    """One table per hookpoint and truth: rank correlation for each window, and for the longest the share of the top 20 found."""
     from rich.table import Table
 
-    concepts = sorted({name for entry in merged for name in entry.get("concept_auc", {})})
-    names = ["hookpoint", "truth", "steps", "estimator", "Spearman", "(seeds)", "Pearson", "top 20", *(f"AUC {name}" for name in concepts)]
-    shown = Table(*names)
-    last = None
-    for entry in merged:
-        group = (entry["hookpoint"], entry["truth"], entry["window"])
-        if last is not None and group != last:
-            shown.add_section()
-        aucs = [entry.get("concept_auc", {}).get(name) for name in concepts]
-        shown.add_row(
-            *(map(str, group) if group != last else ("", "", "")), entry["estimator"], f"{entry['spearman']:.2f}",
-            f"{entry['spearman_min']:.2f} to {entry['spearman_max']:.2f}", f"{entry['pearson']:.2f}", f"{entry['precision']:.0%}",
-            *("" if value is None else f"{value:.2f}" for value in aucs),
-        )  # fmt: skip
-        last = group
-    out.print(shown)
+    from gradlens.faithfulness import TRUTHS
+
+    words = {"drift": "drift of feature activations", "drift_direction": "drift along directions"}
+    for hookpoint in dict.fromkeys(entry["hookpoint"] for entry in merged):
+        for truth in TRUTHS:
+            rows = [entry for entry in merged if entry["hookpoint"] == hookpoint and entry["truth"] == truth]
+            windows = sorted({entry["window"] for entry in rows})
+            concepts = sorted({name for entry in rows for name in entry.get("concept_auc", {})})
+            names = [*(f"{window} step{'s' if window > 1 else ''}" for window in windows), "top 20", *(f"AUC {name}" for name in concepts)]
+            shown = Table("estimator", *names, title=f"{hookpoint}, {words[truth]} (rank correlation)", title_justify="left", box=None)
+            longest = [entry["estimator"] for entry in rows if entry["window"] == windows[-1]]  # best first
+            for estimator in longest:
+                cells = {entry["window"]: entry for entry in rows if entry["estimator"] == estimator}
+                last = cells[windows[-1]]
+                aucs = [last.get("concept_auc", {}).get(name) for name in concepts]
+                shown.add_row(
+                    estimator, *(_with_range(cells.get(window)) for window in windows), f"{last['precision']:.0%}",
+                    *("-" if value is None else f"{value:.2f}" for value in aucs),
+                )  # fmt: skip
+            out.print(shown)
+            out.print()
+
+
+def _with_range(entry: dict | None) -> str:
+    if entry is None:
+        return "-"
+    spread = f" ({entry['spearman_min']:.2f} to {entry['spearman_max']:.2f})" if entry["seeds"] > 1 else ""
+    return f"{entry['spearman']:.2f}{spread}"

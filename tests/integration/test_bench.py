@@ -1,0 +1,38 @@
+"""`gradlens bench attribution` on a job in miniature: what is exact scores high, what is noise does not, results are appended."""
+
+import json
+
+import yaml
+from tiny_job import write_inputs
+from typer.testing import CliRunner
+
+from gradlens.cli.app import app
+from gradlens.errors import ConfigError
+
+
+def test_exact_updates_predict_drift_and_noise_does_not(tmp_path):
+    inputs = write_inputs(tmp_path)
+    inputs["train"] |= {"lr": 0.003}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(inputs | {"rules": [{"concept": "some"}]}))
+    out = tmp_path / "results" / "attribution.jsonl"
+    command = ["bench", "attribution", str(tmp_path / "job.yaml"), "--seeds", "0,1", "--windows", "1,6", "--out", str(out)]
+    done = CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False)
+    rows = {(row["estimator"], row["truth"], row["window"]): row for row in json.loads(done.stdout)["rows"]}
+    for window in (1, 6):
+        assert rows["update_direction", "drift_direction", window]["spearman_min"] > 0.99
+        assert rows["update", "drift", window]["spearman_min"] > 0.95
+        assert abs(rows["random", "drift_direction", window]["spearman"]) < 0.3
+    assert {name for name, _, _ in rows} == {"push", "attribution", "energy", "activation", "update", "update_direction", "random"}
+    assert rows["update", "drift", 6]["concept_auc"].keys() == {"some"} and rows["push", "drift", 1]["seeds"] == 2
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {line["seed"] for line in lines} == {0, 1} and lines[0]["versions"]["torch"]
+    before = len(lines)
+    shown = CliRunner().invoke(app, [*command[:-6], "--seeds", "0", "--windows", "1", "--out", str(out)], catch_exceptions=False)
+    assert "update_direction" in shown.stdout and "layers.2, drift along directions" in shown.stdout
+    assert len(out.read_text().splitlines()) > before
+
+
+def test_wrong_numbers_are_one_clear_error(tmp_path):
+    for options in (["--windows", "1,x"], ["--windows", "0"], ["--seeds", ""]):
+        error = CliRunner().invoke(app, ["bench", "attribution", *options]).exception
+        assert isinstance(error, ConfigError), options
