@@ -133,7 +133,7 @@ class Projection:
     def finish(self, record: Record, world: World, emit: Callable[[Record], None]) -> None:
         """The readings of the step, summed over ranks, go into the record at once."""
         flat_sum_(world, [tensor for sums in self._sums.values() for tensor in sums.tensors()])
-        rows = self.take_examples()
+        rows = self.take_examples(world.size)
         examples = [row for part in world.gather(rows) for row in part] if world.size > 1 else rows
         part = self.take(world.size)
         record["scalars"] |= part["scalars"]
@@ -151,14 +151,14 @@ class Projection:
     def set_totals(self, totals: dict[str, dict[str, Tensor]]) -> None:
         self._totals = {name: {key: value.clone() for key, value in part.items()} for name, part in totals.items()}
 
-    def take_examples(self) -> list[dict[str, Any]]:
-        """The rows of the step in progress, one for each row, concept and hookpoint."""
+    def take_examples(self, ranks: int) -> list[dict[str, Any]]:
+        """The rows of the step in progress, one for each row, concept and hookpoint; a rank's loss is averaged with the others'."""
         entries, self._examples = self._examples, []
         found = []
         for entry in entries:
-            top = _top_tokens(entry["tokens"], len(entry["push"]))
+            top = _top_tokens(entry["tokens"], len(entry["push"]), ranks)
             about = {"concept": entry["concept"], "hookpoint": entry["hookpoint"]}
-            columns = (entry["row_ids"], entry["push"].tolist(), entry["activation"].tolist(), top)
+            columns = (entry["row_ids"], (entry["push"] / ranks).tolist(), entry["activation"].tolist(), top)
             for row, push, activation, tokens in zip(*columns, strict=False):
                 found.append(about | {"row_id": row, "push": push, "activation": activation} | tokens)
         return found
@@ -199,9 +199,10 @@ class Projection:
         return {"feature": np.array(chosen, dtype=np.int32), **{key: value[chosen].float().numpy() for key, value in values.items()}}
 
 
-def _top_tokens(tokens: dict[str, Tensor], rows: int) -> list[dict[str, list]]:
+def _top_tokens(tokens: dict[str, Tensor], rows: int, ranks: int) -> list[dict[str, list]]:
     """Of each row the `TOP_TOKENS` counted tokens with the largest positive push: `{"positions", "token_push"}`, largest first."""
     row, position, counted, push = (tokens[name].cpu().numpy() for name in ("row", "position", "counted", "push"))
+    push = push / ranks
     found = []
     for index in range(rows):
         mine = np.flatnonzero((row == index) & counted & (push > 0))

@@ -93,7 +93,7 @@ class LensService:
     def _read(self, batches: Batches) -> Record:
         for hookpoint, tokens in batches:
             self._projection.add(hookpoint, tokens)
-        return self._projection.take(self._task.ranks) | {"examples": self._projection.take_examples()}
+        return self._projection.take(self._task.ranks) | {"examples": self._projection.take_examples(self._task.ranks)}
 
 
 @dataclass

@@ -82,8 +82,10 @@ def test_two_ranks_give_the_curves_of_one(inputs, one_rank):
         (steps, first), (others, second) = curve(one, key), curve(two, key)
         assert list(steps) == list(others), key
         assert second == pytest.approx(first, rel=2e-3, abs=1e-6), key
-    rows = [sorted(RunReader(run["run_dir"]).examples("some")["row_id"].to_pylist()) for run in (one, two)]
-    assert rows[0] == rows[1]
+    columns = ("step", "row_id", "push")
+    tables = [RunReader(run["run_dir"]).examples("some") for run in (one, two)]
+    rows = [sorted(zip(*(table[name].to_pylist() for name in columns), strict=True)) for table in tables]
+    assert rows[0] and rows[1] == [(step, row, pytest.approx(push, rel=2e-3, abs=1e-6)) for step, row, push in rows[0]]
 
 
 @pytest.mark.parametrize("restart", [True, False], ids=["and come back", "for good"])
