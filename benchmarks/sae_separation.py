@@ -12,7 +12,6 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from gradlens.capture import counted_tokens, read_activations
@@ -20,14 +19,10 @@ from gradlens.data import collate, load_examples
 from gradlens.dictionary import Dictionary
 from gradlens.formats import load_dictionary, shipped
 from gradlens.models import load_model
+from gradlens.ranking import auc
 
 CONTRASTS = {"pirate": ("pirate", "plain"), "arithmetic": ("arithmetic", "plain")}
 SUM = 24
-
-
-def auc(scores: np.ndarray, others: np.ndarray) -> float:
-    """Probability that a score is above one of the others, ties counted half."""
-    return float(((scores[:, None] > others).sum() + 0.5 * (scores[:, None] == others).sum()) / (scores.size * others.size))
 
 
 def text_scores(model, tokenizer, dictionaries: dict[str, Dictionary], source: str, rows: int) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from gradlens.concept_files import CheckerSpec, Concept, Detection, load_concepts, save_concept
 from gradlens.errors import ConfigError
+from gradlens.ranking import auc
 
 if TYPE_CHECKING:
     import torch
@@ -157,17 +158,6 @@ def choose_features(
     return columns, thresholds
 
 
-def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """Probability that a positive scores above a negative, ties counting half (Mann-Whitney U / (n m)); nan without both."""
-    scores = np.concatenate([np.asarray(positive, dtype=np.float64), np.asarray(negative, dtype=np.float64)])
-    n, m = len(positive), len(negative)
-    if not n or not m:
-        return float("nan")
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # mean rank within a tie, from 1
-    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
-
-
 class _Statistics:
     """Of the choosing half at one hookpoint: where each feature fires, and each text's mean activation, both as sparse pairs."""
 
@@ -184,6 +174,12 @@ class _Statistics:
         np.add.at(self.fired[positive], feature, 1)
         self.pairs[positive].append((token + self.tokens[positive], feature, acts_TF[acts_TF > 0].float().cpu().numpy()))
         self.tokens[positive] += len(acts_TF)
+
+    def end_text(self, positive: bool, mean_F: torch.Tensor, tokens: int) -> None:
+        """All tokens of a text have been added: their number, and the text's mean activations."""
+        features = mean_F.nonzero().flatten()
+        self.texts[positive].append(tokens)
+        self.means.append((positive, features.numpy(), mean_F[features].numpy()))
 
     def choose(self, n: int) -> tuple[list[int], list[float]]:
         """`choose_features` among the features with the largest difference of firing rates: ids and thresholds."""
@@ -247,9 +243,7 @@ def _read_choosing_half(model, dictionaries, tokenizer, half, progress) -> dict[
             for acts in encode_chunks(dictionary, h[hook][counted]):
                 statistics[hook].add(positive, acts)
                 total_F += acts.sum(0).float().cpu()
-            statistics[hook].texts[positive].append(len(counted))
-            features = total_F.nonzero().flatten()
-            statistics[hook].means.append((positive, features.numpy(), (total_F[features] / len(counted)).numpy()))
+            statistics[hook].end_text(positive, total_F / len(counted), len(counted))
     return statistics
 
 

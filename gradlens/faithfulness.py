@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from gradlens.ranking import auc, ranks
+
 TRUTHS = ("drift", "drift_direction")
 TOP = 20
 
@@ -64,21 +66,6 @@ def scores(
     return found
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, equal values sharing their mean."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Spearman's, over pairs that are finite; None where either does not vary."""
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    both = np.isfinite(a) & np.isfinite(b)
-    if len(np.unique(a[both])) < 2 or len(np.unique(b[both])) < 2:
-        return None
-    return float(np.corrcoef(ranks(a[both]), ranks(b[both]))[0, 1])
-
-
 def precision_at(estimate_F: np.ndarray, truth_F: np.ndarray, top: int = TOP) -> float:
     """Share of the `top` features with the largest |estimate| that are among the `top` with the largest |truth|."""
     top = min(top, len(truth_F))
@@ -88,12 +75,10 @@ def precision_at(estimate_F: np.ndarray, truth_F: np.ndarray, top: int = TOP) ->
 
 def concept_auc(estimate_F: np.ndarray, members: Sequence[int], live_F: np.ndarray) -> float | None:
     """Probability that a live feature of the concept has a larger estimate than a live one outside it; None without both."""
-    inside = np.zeros(len(estimate_F), dtype=bool)
-    inside[list(members)] = True
-    ranked = ranks(estimate_F[live_F])
-    n = int((inside & live_F).sum())
-    m = int(live_F.sum()) - n
-    return float((ranked[inside[live_F]].sum() - n * (n + 1) / 2) / (n * m)) if n and m else None
+    inside_F = np.zeros(len(estimate_F), dtype=bool)
+    inside_F[list(members)] = True
+    found = auc(estimate_F[live_F & inside_F], estimate_F[live_F & ~inside_F])
+    return None if np.isnan(found) else found
 
 
 def _mean(values) -> float:

@@ -149,7 +149,9 @@ class Projection:
         return self._totals
 
     def set_totals(self, totals: dict[str, dict[str, Tensor]]) -> None:
-        self._totals = {name: {key: value.clone() for key, value in part.items()} for name, part in totals.items()}
+        """Go on from these sums. What they lack (an estimator that was not computed then) goes on from zero."""
+        for name, part in self._totals.items():
+            part.update({key: value.clone() for key, value in totals.get(name, {}).items() if key in part})
 
     def take_examples(self, ranks: int) -> list[dict[str, Any]]:
         """The rows of the step in progress, one for each row, concept and hookpoint; a rank's loss is averaged with the others'."""

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from gradlens.compare import ARMS, check_text, compare_runs, rule_text, scalars_by_key
-from gradlens.faithfulness import rank_correlation
+from gradlens.ranking import rank_correlation
 from gradlens.report_texts import MAX_EVENTS, answers, event_rows, teaching_rows
 from gradlens.summary import feature_labels
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gradlens.config import ObserveSettings
+from gradlens.errors import RunError
 from gradlens.projection import Members, Projection, Record, Tokens
 from gradlens.world import World
 
@@ -55,20 +56,21 @@ class LensService:
 
         dictionaries = {name: load_dictionary(source) for name, source in task.sources.items()}
         self._projection = Projection(dictionaries, task.members, task.observe)
-        self._sent: dict[int, list[Batches | None]] = {}  # step -> of each rank that is through with it
+        self._sent: dict[int, dict[int, Batches | None]] = {}  # step -> rank that is through with it -> what it saw
         self._results: dict[int, Record | None] = {}
         self._newest = -1  # last step that is complete
         self._task = task
 
-    def observe(self, session: str, step: int, batches: Batches | None) -> None:
+    def observe(self, session: str, step: int, rank: int, batches: Batches | None) -> None:
         """What a rank saw in a step; None: it left the step out. After the last rank the readings are there."""
         if self._task is None or self._task.session != session:
             return  # this process is new and has not been told yet; the step is lost
-        sent = self._sent.setdefault(step, [])
-        sent.append(batches)
+        sent = self._sent.setdefault(step, {})
+        sent[rank] = batches
         if len(sent) < self._task.ranks:
             return
-        self._results[step] = None if any(part is None for part in sent) else self._read([b for part in sent for b in part])
+        in_order = [sent[rank] for rank in sorted(sent)]  # not as they arrived: sums of floats depend on the order
+        self._results[step] = None if None in in_order else self._read([b for part in in_order for b in part])
         self._newest = step
         self._sent = {later: parts for later, parts in self._sent.items() if later > step}
 
@@ -123,8 +125,24 @@ class RemoteProjection:
         self._gap: tuple[int, int, int] | None = None  # first step, last step, count
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        for actor, task in self._tasks:
-            actor.begin.remote(task)
+        self._deadline: float | None = None  # from when on nobody waits for an actor any more
+        self._begin()
+
+    def _begin(self) -> None:
+        """Tell the actors what to work on. Raises `RunError` where one cannot; one that is slow or away is told of by a gap later."""
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        told = [(actor.begin.remote(task), task) for actor, task in self._tasks]
+        deadline = time.monotonic() + ANSWER_SECONDS
+        for reference, task in told:
+            try:
+                ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))
+            except RayTaskError as error:
+                hooks = ", ".join(task.sources)
+                raise RunError(f"the lens actor for {hooks}: {error.cause}; go on without: --set ray.lens_actors=0") from None
+            except RayError:
+                continue
 
     def add(self, hookpoint: str, tokens: Tokens, pairs: tuple[Tensor, Tensor] | None = None) -> None:
         self._captured.append((hookpoint, replace(tokens, h_TD=tokens.h_TD.detach(), g_TD=tokens.g_TD.detach())))
@@ -138,7 +156,7 @@ class RemoteProjection:
         behind = len(self._unanswered) >= STEPS_AHEAD * len(self._tasks)
         for actor, task in self._tasks:
             part = None if behind else [(name, _on_cpu(tokens)) for name, tokens in captured if name in task.sources]
-            self._unanswered.append(actor.observe.remote(task.session, self._step, part))
+            self._unanswered.append(actor.observe.remote(task.session, self._step, world.rank, part))
         if world.rank == 0:
             self._put(_Waiting(record, emit, self._step))
         self._step += 1
@@ -158,7 +176,8 @@ class RemoteProjection:
         found: dict[str, dict[str, Tensor]] = {name: {} for _, task in self._tasks for name in task.sources}
         for actor, _ in self._tasks:
             try:
-                found |= ray.get(actor.totals.remote(), timeout=ANSWER_SECONDS)
+                end = time.monotonic() + ANSWER_SECONDS
+                found |= ray.get(actor.totals.remote(), timeout=max(0.0, min(end, self._deadline or end) - time.monotonic()))
             except RayError:
                 continue  # its steps are told of by a gap
         return found
@@ -173,7 +192,9 @@ class RemoteProjection:
             self._changed.wait_for(lambda: not self._waiting, timeout)
 
     def close(self) -> None:
-        self.flush()
+        """Hand every record on: with its readings if they come soon, else without."""
+        self._deadline = time.monotonic() + ANSWER_SECONDS
+        self.flush(ANSWER_SECONDS + 10)  # beyond the deadline records go on without asking
         self._tell_gap()
 
     def _put(self, waiting: _Waiting) -> None:
@@ -203,10 +224,10 @@ class RemoteProjection:
         import ray
         from ray.exceptions import RayError
 
-        deadline = time.monotonic() + ANSWER_SECONDS
-        while time.monotonic() < deadline:
+        end = time.monotonic() + ANSWER_SECONDS
+        while (left := min(end, self._deadline or end) - time.monotonic()) > 0:
             try:
-                part = ray.get(actor.result.remote(task.session, step, dense), timeout=ANSWER_SECONDS)
+                part = ray.get(actor.result.remote(task.session, step, dense), timeout=left)
             except RayError:  # it died or hangs
                 part = None
             if part is None:

@@ -14,7 +14,6 @@ from gradlens.concepts import (
     QUORUMS,
     Concept,
     _Statistics,
-    auc,
     choose_features,
     fit_concept,
     load_concepts,
@@ -23,6 +22,7 @@ from gradlens.concepts import (
 )
 from gradlens.data import collate
 from gradlens.errors import ConfigError
+from gradlens.ranking import auc
 
 HOOK = "layers.2"
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from gradlens.faithfulness import concept_auc, precision_at, rank_correlation, ranks, scores
+from gradlens.faithfulness import concept_auc, precision_at, scores
+from gradlens.ranking import rank_correlation, ranks
 
 
 def test_rank_correlation_equals_the_textbook():
