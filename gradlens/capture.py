@@ -1,10 +1,11 @@
-"""Reading activations and deciding which tokens count.
+"""Reading activations and losses, and deciding which tokens count.
 
-Shape suffixes: B rows, S positions, T counted tokens (flattened), D d_model.
+Shape suffixes: B rows, S positions, C positions with logits, T counted tokens (flattened), D d_model, V vocabulary.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -35,14 +36,55 @@ def counted_tokens(input_ids: Tensor, attention_mask: Tensor | None, labels: Ten
     return keep_BS
 
 
-@dataclass(frozen=True)
+IGNORE = -100  # as `gradlens.data.IGNORE`: a label that the loss does not count
+
+
+def token_loss(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:
+    """`-log p` of every target, `[B, S]` float32; 0 where the target is -100. Row by row: no second [B, S, V]."""
+    gold_BS = logits_BSV.gather(-1, targets_BS.clamp_min(0)[..., None])[..., 0].float()
+    total_BS = torch.stack([logits_SV.float().logsumexp(-1) for logits_SV in logits_BSV])
+    return torch.where(targets_BS == IGNORE, 0.0, total_BS - gold_BS)
+
+
+def takes_columns(model: nn.Module) -> bool:
+    """Whether the model makes logits only where `logits_to_keep` (a tensor of positions) asks for them."""
+    parameters = inspect.signature(unwrap(model).forward).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return takes_any and "logits_to_keep" in parameters
+
+
+def next_tokens(input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None) -> Tensor:
+    """The token that each position predicts, `[B, S]`; -100 where the loss does not count it. Without labels every real token counts."""
+    if labels is None:
+        labels = input_ids if attention_mask is None else input_ids.masked_fill(attention_mask == 0, IGNORE)
+    return nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE)
+
+
+@dataclass
 class MicroBatch:
     """What the lens knows of one forward pass."""
 
     keep_BS: Tensor  # positions that count
-    loss_BS: Tensor  # positions whose next token the loss counts
+    targets_BS: Tensor  # the next token, where the loss counts it; else -100
     row_ids: tuple[int, ...] | None = None
     columns: Tensor | None = None  # positions that the model makes logits for (`logits_to_keep`); None: all
+    token_loss_BS: Tensor | None = None  # loss of each token, at its own position; known when the forward pass is over
+
+    @property
+    def loss_BS(self) -> Tensor:
+        """Positions whose next token the loss counts."""
+        return self.targets_BS != IGNORE
+
+    @torch.no_grad()
+    def note_logits(self, logits_BCV: Tensor) -> None:
+        """Take the loss of every token from the logits that predicted it."""
+        targets_BC = self.targets_BS if self.columns is None else self.targets_BS[:, self.columns]
+        if logits_BCV.shape[:2] != targets_BC.shape:
+            return  # a model that makes logits for other positions than it says
+        loss_BS = torch.zeros(len(targets_BC), self.targets_BS.shape[1] + 1, device=logits_BCV.device)
+        columns = torch.arange(targets_BC.shape[1], device=logits_BCV.device) if self.columns is None else self.columns
+        loss_BS[:, columns + 1] = token_loss(logits_BCV, targets_BC)
+        self.token_loss_BS = loss_BS[:, :-1]
 
     @classmethod
     def of(cls, args: tuple, kwargs: dict, tokens: str, row_ids: tuple[int, ...] | None = None) -> MicroBatch | None:
@@ -52,13 +94,9 @@ class MicroBatch:
             return None
         mask, labels = kwargs.get("attention_mask"), kwargs.get("labels")
         mask = mask if mask is not None and mask.shape == ids.shape else None
-        loss_BS = torch.zeros_like(ids, dtype=torch.bool)
-        if labels is not None:
-            loss_BS[:, :-1] = labels[:, 1:] != -100
-        else:
-            loss_BS[:, :-1] = True if mask is None else mask[:, 1:].bool()
         columns = kwargs.get("logits_to_keep")
-        return cls(counted_tokens(ids, mask, labels, tokens), loss_BS, row_ids, columns if isinstance(columns, Tensor) else None)
+        targets_BS = next_tokens(ids, mask, labels)
+        return cls(counted_tokens(ids, mask, labels, tokens), targets_BS, row_ids, columns if isinstance(columns, Tensor) else None)
 
     def select(self, x_BSD: Tensor, zero: bool = False) -> Tensor:
         """Counted tokens of `x[B, S, D]`, flattened: `[T, D]` on CPU; elsewhere all positions, those that do not count zeroed if asked.
@@ -75,7 +113,8 @@ class MicroBatch:
         rows_BS = torch.arange(len(self.keep_BS), device=self.keep_BS.device)[:, None].expand_as(self.keep_BS)
         positions_BS = torch.arange(self.keep_BS.shape[1], device=self.keep_BS.device).expand_as(self.keep_BS)
         counted_T, row_T, position_T = (self.select(x_BS[..., None])[:, 0] for x_BS in (self.keep_BS, rows_BS, positions_BS))
-        return Tokens(self.select(h_BSD), g_TD, counted_T, row_T, position_T, len(self.keep_BS), self.row_ids)
+        loss_T = None if self.token_loss_BS is None else self.select(self.token_loss_BS[..., None])[:, 0]
+        return Tokens(self.select(h_BSD), g_TD, counted_T, row_T, position_T, len(self.keep_BS), self.row_ids, loss_T)
 
 
 class Stop(Exception):
@@ -100,15 +139,41 @@ def read_activations(model: nn.Module, hookpoints: list[str], batch: dict[str, T
 
     `batch` holds `input_ids` and optionally `attention_mask`, on any device. Hooks live only during the call; dropout is off.
     """
+    return _read(model, hookpoints, batch, {}, stop=True)[0]
+
+
+def read_with_loss(model: nn.Module, hookpoints: list[str], batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
+    """As `read_activations`, and the loss of every token at its own position, `[B, S]` (0 where `labels` do not count it).
+
+    The loss is None for a model without logits. Logits are made only where a token counts, if the model can.
+    """
+    device = next(unwrap(model).parameters()).device
+    ids, mask, labels = (None if batch.get(key) is None else batch[key].to(device) for key in ("input_ids", "attention_mask", "labels"))
+    micro = MicroBatch(torch.ones_like(ids, dtype=torch.bool), next_tokens(ids, mask, labels))
+    asked = {}
+    if takes_columns(model):
+        columns = micro.loss_BS.any(0).nonzero().flatten()
+        micro.columns = columns if len(columns) else columns.new_zeros(1)
+        asked = {"logits_to_keep": micro.columns}
+    read, output = _read(model, hookpoints, batch, asked, stop=False)
+    if getattr(output, "logits", None) is not None:
+        micro.note_logits(output.logits)
+    return read, micro.token_loss_BS
+
+
+def _read(
+    model: nn.Module, hookpoints: list[str], batch: dict[str, Tensor], asked: dict[str, Tensor], stop: bool
+) -> tuple[dict[str, Tensor], object]:
     model = unwrap(model)
     device = next(model.parameters()).device
     wanted = {canonical(name): find_module(model, name) for name in hookpoints}
     read: dict[str, Tensor] = {}
+    output = None
 
     def reader(name: str):
         def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
             read[name] = hidden(output).detach()
-            if len(read) == len(wanted):
+            if stop and len(read) == len(wanted):
                 raise Stop
 
         return hook
@@ -119,7 +184,7 @@ def read_activations(model: nn.Module, hookpoints: list[str], batch: dict[str, T
         for name, module in wanted.items():
             stack.callback(module.register_forward_hook(reader(name)).remove)
         try:
-            model(**inputs, use_cache=False)
+            output = model(**inputs, **asked, use_cache=False)
         except Stop:
             pass  # every hookpoint has been read
-    return {canonical(name): read[canonical(name)] for name in hookpoints}
+    return {canonical(name): read[canonical(name)] for name in hookpoints}, output

@@ -80,19 +80,32 @@ class ObserveSettings(Settings):
     tokens: Literal["response", "all"] = Field(
         "response", description="Positions that count: tokens the loss counts, or all; never padding nor the first token."
     )
-    estimators: list[Literal["push", "attribution", "energy", "unexplained", "activation"]] = Field(
-        ["push", "attribution", "energy", "unexplained"],
+    estimators: list[Literal["taught", "push", "attribution", "energy", "unexplained", "activation"]] = Field(
+        ["taught", "push", "attribution", "energy", "unexplained"],
         description="Estimators computed at every observed step; activation: how much a batch's tokens express each feature, a baseline.",
     )
-    top_k: int = Field(256, ge=1, description="Features recorded per hookpoint and step (the largest |attribution| and |push|).")
-    drift_every: int = Field(10, ge=0, description="Steps between forward passes over the probe set; 0: only at the end.")
-    probe_rows: int = Field(16, ge=1, description="Rows of the probe set, where none is given.")
-    update_every: int = Field(
-        0,
-        ge=0,
-        description="Steps between exact `update` readings (forward mode, about three forward passes of the probe batches read); 0: never.",
+    top_k: int = Field(256, ge=1, description="Features recorded per hookpoint and step (the largest of every estimator).")
+    drift_every: int = Field(
+        20, ge=0, description="Steps between readings of the probe set (drift, uptake, what was learned, alarms); 0: only at the end."
     )
-    update_batches: int = Field(1, ge=1, description="Batches of the probe set that `update` is read on.")
+    probe_rows: int = Field(16, ge=1, description="Rows of the probe set, where none is given.")
+    reference: str | None = Field(
+        "demo:plain-train",
+        description="JSONL of ordinary text that uptake and the words of what was learned are weighed against; null: nothing.",
+    )
+    update_every: int = Field(5, ge=0, description="Steps between readings of `update`, what the optimizer's steps did; 0: never.")
+    update: Literal["difference", "exact"] = Field(
+        "difference",
+        description="difference: a forward pass of `update_rows` probe rows, now minus then. exact: the derivative along the parameter "
+        "change (forward mode, about three to five forward passes).",
+    )
+    update_rows: int = Field(2, ge=1, description="Rows of the probe set that `update` is read on, evenly spread over it.")
+    own_every: int = Field(
+        0, ge=0, description="Steps between readings of the model's own continuations of probe prompts, at steps that also read drift; "
+        "0: only before training and at the end."
+    )  # fmt: skip
+    own_prompts: int = Field(8, ge=0, description="Probe prompts that the model continues; 0: none.")
+    own_tokens: int = Field(24, ge=1, description="Tokens of each continuation.")
     self_test: bool = Field(True, description="Check at start that each hook fires once and that an edit changes the gradients.")
 
 

@@ -46,12 +46,7 @@ def generate_answers(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Greedy answers, in the order of the prompts (texts for a user's turn, or rows, whose last answer is left out).
-
-    Rows are padded on the left, so that an answer does not depend on its neighbours in the batch.
-    """
-    from transformers import GenerationConfig
-
+    """Greedy answers, in the order of the prompts (texts for a user's turn, or rows, whose last answer is left out)."""
     from gradlens.data import messages_of, prompt_text
 
     rows = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
@@ -59,18 +54,31 @@ def generate_answers(
     ids = [
         tokenizer(prompt_text(row, tokenizer), add_special_tokens=not templated or messages_of(row) is None)["input_ids"] for row in rows
     ]
+    written = continue_texts(model, tokenizer, ids, max_new_tokens, batch_size, progress)
+    return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in written]
+
+
+def continue_texts(
+    model: nn.Module,
+    tokenizer,
+    ids: Sequence[Sequence[int]],
+    max_new_tokens: int = 32,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> list[list[int]]:
+    """The tokens that the model writes after each text, greedily, up to and with the first that ends an answer.
+
+    Rows are padded on the left, so that an answer does not depend on its neighbours in the batch.
+    """
+    from transformers import GenerationConfig
+
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    pad = pad_id_of(tokenizer)
+    pad, ends = pad_id_of(tokenizer), _end_ids(model, tokenizer)
     config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
-        pad_token_id=pad,
-        eos_token_id=_end_ids(model, tokenizer),
+        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=True, pad_token_id=pad, eos_token_id=ends
     )
     device = next(model.parameters()).device
-    answers = [""] * len(ids)
+    answers: list[list[int]] = [[] for _ in ids]
     with undisturbed(model):
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
@@ -78,8 +86,9 @@ def generate_answers(
             tokens = torch.tensor([[pad] * (width - len(ids[i])) + list(ids[i]) for i in batch], device=device)
             mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch], device=device)
             written = model.generate(input_ids=tokens, attention_mask=mask, generation_config=config)
-            for i, row in zip(batch, written[:, width:], strict=True):
-                answers[i] = tokenizer.decode(row, skip_special_tokens=True).strip()
+            for i, row in zip(batch, written[:, width:].tolist(), strict=True):
+                end = next((at + 1 for at, token in enumerate(row) if token in (ends or ())), len(row))
+                answers[i] = row[:end]
             if progress is not None:
                 progress(len(batch))
     return answers

@@ -22,12 +22,11 @@ from gradlens.control import Control
 from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.hookpoints import canonical, find_module, unwrap
-from gradlens.probe import ProbeReading, read_probe
+from gradlens.learning import Learning
+from gradlens.probe import ProbeReading
 from gradlens.projection import Members, Projection, Projector
 from gradlens.rules import Policy
 from gradlens.selftest import self_test
-from gradlens.significance import MIN_TEXTS, beyond_chance
-from gradlens.update import read_update, trainable_parameters
 from gradlens.world import Single, World, flat_sum_
 
 
@@ -49,11 +48,16 @@ class Lens:
         probe: list[dict[str, Tensor]] | None = None,
         world: World | None = None,
         projector: Callable[[Members], Projector] | None = None,
+        tokenizer: Any = None,
+        reference: list[dict[str, Tensor]] | None = None,
+        checkers: dict[str, Callable[[str], bool]] | None = None,
+        steps: int | None = None,
     ) -> None:
         """`dictionaries`: hookpoint -> dictionary. `concepts`: name -> hookpoint -> feature ids; `thresholds`: for `route`, the
         activation above which each of them expresses the concept, and `quorums` (see `Control`). `probe`: batches on which drift is
         measured (default: the first micro-batch trained on). `recorder`: gets one record a step (docs/architecture.md).
-        `projector`: makes who computes the readings (default: this process).
+        `projector`: makes who computes the readings (default: this process). `tokenizer`, `reference`, `checkers`: see `Learning`.
+        `steps`: how long the run is, where that is known: its last step reads everything.
         Raises `InputError` for a dictionary that does not fit the model, `ConfigError` for a rule that names what is not there.
         """
         self.model, self.optimizer = model, optimizer
@@ -68,15 +72,14 @@ class Lens:
             concept: {canonical(name): ids for name, ids in features.items() if canonical(name) in self.dictionaries and ids}
             for concept, features in (concepts or {}).items()
         }
-        self.probe, self.start, self.last = probe, None, None  # readings of the probe set: before training, latest
+        self.probe, self.steps = probe, steps
         self.step = 0
         members = {(concept, name): ids for concept, features in self.concepts.items() for name, ids in features.items()}
         self.projector: Projector = projector(members) if projector else Projection(self.dictionaries, members, self.observe)
         self._members = {key: torch.tensor(ids) for key, ids in members.items()}
-        self._updates: dict[str, dict[str, Tensor]] = {name: {} for name in self.dictionaries}  # `update` summed over all readings
+        self.learning = Learning(model, self.dictionaries, self.observe, self._members, tokenizer, reference, checkers)
         self.control = Control(model, self.dictionaries, self.concepts, self._live, thresholds, quorums)
         self._policy = policy or Policy()
-        self._reference: dict[str, Tensor] | None = None  # trainable parameters at the last `update` reading
         self._batch: MicroBatch | None = None
         self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
         self._rows: tuple[int, ...] | None = None
@@ -96,8 +99,8 @@ class Lens:
             if self.probe is not None and self.start is None:
                 self._measure_start()
             self.set_policy(self._policy)
-            if self.observe.update_every:
-                self._reference = {name: value.clone() for name, value in trainable_parameters(self.model).items()}
+            if self.world.rank == 0:
+                self.learning.watch_updates()
         except BaseException:
             self._hooks.close()
             raise
@@ -117,6 +120,8 @@ class Lens:
     def _register(self) -> None:
         hook = self._hooks.callback
         hook(unwrap(self.model).register_forward_pre_hook(self._on_model, with_kwargs=True).remove)
+        if "taught" in self.observe.estimators:
+            hook(unwrap(self.model).register_forward_hook(self._on_output).remove)
         for name, module in self.modules.items():
             hook(module.register_forward_hook(partial(self._on_hookpoint, name)).remove)
         head = unwrap(self.model).get_output_embeddings()
@@ -173,9 +178,16 @@ class Lens:
             self.probe = self.world.broadcast(self.probe)
             batch = self._batch
             self._measure_start()
+            if self.world.rank == 0:
+                self.learning.watch_updates()
             self._batch = batch  # the readings were forward passes of their own
             if any(rule.random_control is not None for rule in self._policy.rules):
                 self.control.set_policy(self._policy)  # drawn again, from the features that are live
+
+    def _on_output(self, module: nn.Module, args: tuple, output: Any) -> None:
+        logits = getattr(output, "logits", None)
+        if self._batch is not None and torch.is_grad_enabled() and logits is not None and self._observing():
+            self._batch.note_logits(logits.detach())
 
     def _on_hookpoint(self, name: str, module: nn.Module, args: tuple, output: Any) -> Any:
         batch = self._batch
@@ -238,12 +250,7 @@ class Lens:
         self.step += 1
         self.control.step = self.step
         record: dict[str, Any] = {"step": self.step, "time": time.time(), "scalars": {**self._scalars, **policy_scalars}}
-        drift_due = self._drift_due()
-        # a snapshot holds both, so an open window of `update` is read with it
-        if self.observe.update_every and (drift_due or self.step % self.observe.update_every == 0):
-            self._read_update(record["scalars"])
-        if drift_due:
-            self._read_drift(record)
+        self._measure(record, self._due(self.observe.drift_every), self._due(self.observe.own_every))
         self._scalars, self._rows, self._saw_gradients = {}, None, False
         self._batch, self._pairs = None, {}
         if observed:
@@ -253,8 +260,22 @@ class Lens:
 
     # -- drift ----------------------------------------------------------------------------------------------------------------
 
+    @property
+    def start(self) -> dict[str, ProbeReading] | None:
+        """The readings of the probe set before training."""
+        return self.learning.start
+
+    @property
+    def last(self) -> dict[str, ProbeReading] | None:
+        """The latest readings of the probe set."""
+        return self.learning.last
+
+    def drift(self, hookpoint: str) -> tuple[Tensor, Tensor]:
+        """See `Learning.drift`."""
+        return self.learning.drift(hookpoint)
+
     def _measure_start(self) -> None:
-        self.start = self.last = read_probe(self.model, self.dictionaries, self.probe, self.observe.tokens)
+        self.learning.begin(self.probe)
 
     def _live(self, hookpoint: str) -> Tensor | None:
         rate = self.dictionaries[hookpoint].metadata.get("firing_rate")
@@ -262,70 +283,41 @@ class Lens:
             return self.start[hookpoint].rate > 0
         return None if rate is None else rate > 0
 
-    def _read_update(self, scalars: dict[str, float]) -> None:
-        """Effect of the parameter change since the last reading, added to the totals."""
-        if self.probe is None or self._reference is None or self.world.rank != 0:
+    def _measure(self, record: dict[str, Any], drift: bool, own: bool) -> None:
+        """What is read of the model after a step, on rank 0: `update` when that is due, the probe set, the model's own words."""
+        if self.world.rank != 0 or self.start is None:
             return
-        now = trainable_parameters(self.model)
-        batches = self.probe[: self.observe.update_batches]
-        for name, reading in read_update(self.model, self.dictionaries, batches, self._reference, now, self.observe.tokens).items():
-            for key, value in (("update", reading.acts), ("update_direction", reading.direction)):
-                total = self._updates[name].setdefault(key, torch.zeros_like(value))
-                total += value
-                for (concept, hookpoint), members in self._members.items():
-                    if hookpoint == name:
-                        scalars[f"concept/{concept}/{name}/{key}"] = total[members].mean().item()
-        for name, value in now.items():
-            self._reference[name].copy_(value)
+        scalars = record["scalars"]
+        # a snapshot holds both, so an open window of `update` is read with it
+        if self.observe.update_every and (drift or self.step % self.observe.update_every == 0):
+            self.learning.read_updates(scalars)
+        dense: dict[str, Any] = self.learning.read_drift(self.step, scalars) if drift else {}
+        if own and drift:
+            self.learning.read_own(scalars, dense)
+        if dense:
+            record["dense"] = dense
+            self._tell()
 
-    def _read_drift(self, record: dict[str, Any]) -> None:
-        if self.probe is None or self.start is None or self.world.rank != 0:
+    def _tell(self) -> None:
+        """Events: what was learned so far, and alarms."""
+        if self.recorder is None:
             return
-        self.last = read_probe(self.model, self.dictionaries, self.probe, self.observe.tokens)
-        self._dense(record)
-
-    def _dense(self, record: dict[str, Any]) -> None:
-        record["dense"] = {}
-        for name in self.dictionaries:
-            now, then = self.last[name], self.start[name]
-            drift, direction = self.drift(name)
-            record["dense"][name] = {key: total.float().numpy() for key, total in self._updates[name].items()} | {
-                "drift": drift.float().numpy(), "drift_direction": direction.float().numpy(), "probe_rate": now.rate.float().numpy()
-            }  # fmt: skip
-            learned = self.learned(name)
-            if learned is not None:
-                record["dense"][name]["learned"] = learned.float().numpy()
-                record["scalars"][f"{name}/learned"] = float(learned.sum())
-            record["scalars"] |= {f"{name}/fvu": now.fvu, f"{name}/l0": now.l0, f"{name}/fvu_start": then.fvu}
-            for (concept, hookpoint), members in self._members.items():
-                if hookpoint == name:
-                    record["scalars"][f"concept/{concept}/{name}/drift"] = drift[members].mean().item()
-                    record["scalars"][f"concept/{concept}/{name}/drift_direction"] = direction[members].mean().item()
-
-    def drift(self, hookpoint: str) -> tuple[Tensor, Tensor]:
-        """`(drift[F], drift_direction[F])` at the last reading: mean feature activation, and mean residual along the unit
-        direction, on the probe set, now minus before training."""
-        now, then = self.last[hookpoint], self.start[hookpoint]
-        return now.acts - then.acts, self.dictionaries[hookpoint].unit_directions().double().cpu() @ (now.mean - then.mean)
-
-    def learned(self, hookpoint: str) -> Tensor | None:
-        """Features whose drift on the probe set is beyond chance, `bool[F]` (see `significance`); None where that cannot be told."""
-        now, then = self.last[hookpoint].rows, self.start[hookpoint].rows
-        return None if now is None or then is None or len(now) < MIN_TEXTS else beyond_chance(now - then)
+        clusters = self.learning.clusters()
+        if clusters:
+            self.recorder.event("learned", step=self.step, clusters=[entry.as_dict() for entry in clusters])
+        self.learning.alarms(self.step, clusters, self.recorder.event)
 
     def finish(self) -> None:
         """Last readings and dense snapshot; does nothing where the last step had them."""
-        if self.start is None or self.step in (0, self._finished) or self._drift_due():
+        if self.start is None or self.step in (0, self._finished) or self._due(self.observe.drift_every):
             return
         self._finished = self.step
         record: dict[str, Any] = {"step": self.step, "time": time.time(), "scalars": {}}
-        if self.observe.update_every and self.step % self.observe.update_every:
-            self._read_update(record["scalars"])
-        self._read_drift(record)
+        self._measure(record, True, True)
         self.projector.skip(record, self._emit)
 
-    def _drift_due(self) -> bool:
-        return bool(self.observe.drift_every) and self.step % self.observe.drift_every == 0
+    def _due(self, every: int) -> bool:
+        return self.step == self.steps or (bool(every) and self.step % every == 0)
 
     def _emit(self, record: dict[str, Any]) -> None:
         if self.recorder is not None and self.world.rank == 0:
@@ -340,7 +332,7 @@ class Lens:
     @property
     def totals(self) -> dict[str, dict[str, Tensor]]:
         """Sums over all steps, float64 `[F]`: hookpoint -> estimator -> sum."""
-        return {name: {**part, **self._updates[name]} for name, part in self.projector.totals().items()}
+        return {name: {**part, **self.learning.updates[name]} for name, part in self.projector.totals().items()}
 
     def table(self, n: int = 20) -> list[dict[str, Any]]:
         """The `n` features that moved most on the probe set, over all hookpoints: hookpoint, feature, push, attribution, energy, drift."""
@@ -365,18 +357,16 @@ class Lens:
 
         A window of `update` that is open is read first, so that a run that goes on from here misses none of it.
         """
-        if self._reference is not None and self.observe.update_every and self.step % self.observe.update_every:
-            self._read_update({})
-        start = {name: vars(reading).copy() for name, reading in (self.start or {}).items()}
-        return {"step": self.step, "totals": self.totals, "start": start}
+        if self.world.rank == 0 and self.observe.update_every and self.step % self.observe.update_every:
+            self.learning.read_updates({})
+        return {"step": self.step, "totals": self.totals, **self.learning.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         self.step = self.control.step = state["step"]
         updates = ("update", "update_direction")
         self.projector.set_totals({n: {k: v for k, v in part.items() if k not in updates} for n, part in state["totals"].items()})
-        self._updates = {n: {k: v.clone() for k, v in part.items() if k in updates} for n, part in state["totals"].items()}
-        self.start = {name: ProbeReading(**values) for name, values in state["start"].items()} or None
-        self.last = self.start
+        self.learning.updates = {n: {k: v.clone() for k, v in part.items() if k in updates} for n, part in state["totals"].items()}
+        self.learning.load_state_dict(state, self.probe)
         if self.start is not None:  # random controls are drawn from features live before training
             self.control.set_policy(self._policy)

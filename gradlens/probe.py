@@ -1,4 +1,4 @@
-"""Reading the probe set: a fixed batch of texts on which realised change (`drift`) and the dictionary's health are measured."""
+"""Reading the probe set: a fixed batch of texts on which realised change (`drift`, `uptake`) and the dictionary's health are measured."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gradlens.capture import counted_tokens, read_activations
+from gradlens.capture import counted_tokens, read_with_loss
 from gradlens.dictionary import Dictionary
+from gradlens.uptake import Pairs
 
 CHUNK = 512  # tokens encoded at a time
 
@@ -26,37 +27,92 @@ class ProbeReading:
     rows: Tensor | None = None  # [R, F] float32: mean activation on each row
 
 
+@dataclass
+class ProbeTokens:
+    """What is known of every counted token of the probe set, one after another."""
+
+    ids_T: Tensor
+    row_T: Tensor  # int64: its text, from 0
+    prob_T: Tensor | None  # the probability that the model gave it; None for a model without logits
+    pairs: dict[str, Pairs]  # hookpoint -> where features are active; {} if not asked for
+
+
 def read_probe(
     model: nn.Module, dictionaries: dict[str, Dictionary], batches: list[dict[str, Tensor]], tokens: str = "response"
 ) -> dict[str, ProbeReading]:
     """One forward pass over the probe set; everything on CPU in float64. No [T, F] larger than a chunk."""
+    return read_tokens(model, dictionaries, batches, tokens)[0]
+
+
+def read_tokens(
+    model: nn.Module,
+    dictionaries: dict[str, Dictionary],
+    batches: list[dict[str, Tensor]],
+    tokens: str = "response",
+    pairs: bool = False,
+) -> tuple[dict[str, ProbeReading], ProbeTokens]:
+    """`read_probe`, and what is known of every token; `pairs`: with the features that are active there."""
     gathered: dict[str, list[Tensor]] = {name: [] for name in dictionaries}
     lengths: list[int] = []  # counted tokens of each row
+    ids, probs = [], []
     for batch in batches:
-        labels = batch.get("labels")
-        keep_BS = counted_tokens(batch["input_ids"], batch.get("attention_mask"), labels, tokens)
+        keep_BS = counted_tokens(batch["input_ids"], batch.get("attention_mask"), batch.get("labels"), tokens)
         if not keep_BS.any():
             continue
         lengths += [n for n in keep_BS.sum(1).tolist() if n]
-        for name, h_BSD in read_activations(model, list(dictionaries), batch).items():
+        read, loss_BS = read_with_loss(model, list(dictionaries), batch)
+        for name, h_BSD in read.items():
             gathered[name].append(h_BSD[keep_BS.to(h_BSD.device)].to(dictionaries[name].W_dec.dtype))
-    return {name: _read(dictionaries[name], torch.cat(parts), lengths) for name, parts in gathered.items()}
+        ids.append(batch["input_ids"][keep_BS].cpu())
+        if loss_BS is not None:
+            probs.append((-loss_BS[keep_BS.to(loss_BS.device)]).exp().cpu())
+    found = {name: _read(dictionaries[name], torch.cat(parts), lengths, pairs) for name, parts in gathered.items()}
+    row_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    known = ProbeTokens(
+        torch.cat(ids),
+        row_T,
+        torch.cat(probs).double() if len(probs) == len(ids) else None,
+        {name: active for name, (_, active) in found.items() if active is not None},
+    )
+    return {name: reading for name, (reading, _) in found.items()}, known
 
 
-def _read(dictionary: Dictionary, h_TD: Tensor, lengths: list[int]) -> ProbeReading:
+def _read(dictionary: Dictionary, h_TD: Tensor, lengths: list[int], with_pairs: bool) -> tuple[ProbeReading, Pairs | None]:
     T, F = len(h_TD), dictionary.d_sae
     row_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(h_TD.device)
     rows_RF = torch.zeros(len(lengths), F, device=h_TD.device)
     acts_F, fires_F = torch.zeros(2, F, dtype=torch.float64, device=h_TD.device)
     residual = torch.zeros((), dtype=torch.float64, device=h_TD.device)
-    for h, row in zip(h_TD.split(CHUNK), row_T.split(CHUNK), strict=True):
+    pairs: list[Pairs] = []
+    for first, (h, row) in zip(range(0, T, CHUNK), zip(h_TD.split(CHUNK), row_T.split(CHUNK), strict=True), strict=True):
         acts_TF = dictionary.encode(h)
         rows_RF.index_add_(0, row, acts_TF.float())
         acts_F += acts_TF.sum(0)
         fires_F += (acts_TF > 0).sum(0)
         residual += (h - dictionary.decode(acts_TF)).double().square().sum()
+        if with_pairs:
+            pairs.append(Pairs.of(acts_TF.cpu(), first))
     mean_D = h_TD.double().mean(0)
     variance = (h_TD.double() - mean_D).square().sum().clamp_min(1e-30)
     rows_RF = (rows_RF / torch.tensor(lengths, device=rows_RF.device)[:, None]).cpu()
     fvu, l0 = (residual / variance).item(), fires_F.sum().item() / T
-    return ProbeReading(acts_F.cpu() / T, fires_F.cpu() / T, mean_D.cpu(), fvu, l0, T, rows_RF)
+    reading = ProbeReading(acts_F.cpu() / T, fires_F.cpu() / T, mean_D.cpu(), fvu, l0, T, rows_RF)
+    return reading, Pairs.cat(pairs) if with_pairs else None
+
+
+def spread(batches: list[dict[str, Tensor]], rows: int) -> list[dict[str, Tensor]]:
+    """At most `rows` rows of the batches, evenly spread over them; padding that no picked row needs is cut."""
+    total = sum(len(batch["input_ids"]) for batch in batches)
+    wanted = set(torch.linspace(0, total - 1, min(rows, total)).round().int().tolist())
+    picked: list[dict[str, Tensor]] = []
+    number = 0
+    for batch in batches:
+        size = len(batch["input_ids"])
+        mine = [index for index in range(size) if number + index in wanted]
+        number += size
+        if mine:
+            used = slice(None)
+            if batch.get("attention_mask") is not None:
+                used = batch["attention_mask"][mine].bool().any(0)
+            picked.append({key: value[mine][:, used] for key, value in batch.items() if isinstance(value, Tensor)})
+    return picked

@@ -24,26 +24,35 @@ import pyarrow.parquet as pq
 from gradlens.errors import InputError
 from gradlens.files import sync_folder, write_atomic
 
-DENSE = ("push", "attribution", "energy", "activation", "update", "update_direction", "drift", "drift_direction", "probe_rate", "learned")
+DENSE = (
+    "uptake", "drift", "drift_direction", "own", "update", "update_direction", "taught", "push", "attribution", "energy", "activation",
+    "probe_rate", "learned",
+)  # fmt: skip
 SCHEMAS = {
     "scalars": pa.schema({"step": pa.int64(), "key": pa.string(), "value": pa.float64()}),
     "features": pa.schema(
         {
             "step": pa.int64(), "hookpoint": pa.string(), "feature": pa.int32(),
-            "push": pa.float32(), "attribution": pa.float32(), "energy": pa.float32(),
+            "taught": pa.float32(), "push": pa.float32(), "attribution": pa.float32(), "energy": pa.float32(),
         }
     ),
     "dense": pa.schema({"step": pa.int64(), "hookpoint": pa.string(), "feature": pa.int32(), **dict.fromkeys(DENSE, pa.float32())}),
     "examples": pa.schema(
         {
             "step": pa.int64(), "row_id": pa.int64(), "concept": pa.string(), "hookpoint": pa.string(),
-            "push": pa.float32(), "activation": pa.float32(),
-            "positions": pa.list_(pa.int32()), "token_push": pa.list_(pa.float32()),  # the tokens of the row with the largest push
+            "taught": pa.float32(), "push": pa.float32(), "activation": pa.float32(),
+            "positions": pa.list_(pa.int32()), "token_taught": pa.list_(pa.float32()),  # the tokens of the row that teach most of it
+        }
+    ),
+    "lessons": pa.schema(  # of every row the features that it teaches most
+        {
+            "step": pa.int64(), "row_id": pa.int64(), "hookpoint": pa.string(),
+            "features": pa.list_(pa.int32()), "taught": pa.list_(pa.float32()),
         }
     ),
 }  # fmt: skip
 MANIFEST = "manifest.json"
-_NAME = re.compile(r"^(scalars|features|dense|examples)-(\d{6})$")
+_NAME = re.compile(r"^(scalars|features|dense|examples|lessons)-(\d{6})$")
 _COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
@@ -109,10 +118,11 @@ def batches(record: dict[str, Any]) -> dict[str, pa.RecordBatch]:
                 if len(column) != rows:
                     raise ValueError(f"step {step}: {table}.{hookpoint}.{field.name} has {len(column)} rows, expected {rows}")
                 columns.setdefault(field.name, []).append(column)
-    examples = record.get("examples") or []
-    if examples:
-        fields = list(SCHEMAS["examples"])[1:]
-        found["examples"] = {field.name: [pa.array([row.get(field.name) for row in examples], field.type)] for field in fields}
+    for table in ("examples", "lessons"):
+        rows = record.get(table) or []
+        if rows:
+            fields = list(SCHEMAS[table])[1:]
+            found[table] = {field.name: [pa.array([row.get(field.name) for row in rows], field.type)] for field in fields}
     made = {}
     for table, columns in found.items():
         arrays = [pa.concat_arrays(column) for column in columns.values()]

@@ -57,3 +57,12 @@ def beyond_chance(change_RF: Tensor, fdr: float = FDR, flips: int = FLIPS, seed:
     if len(accepted):
         nothing[order[: int(accepted[-1]) + 1]] = True
     return nothing
+
+
+def one_sided(values_R: Tensor, flips: int = 2000, seed: int = 0) -> float:
+    """How often a mean as large would come by chance, were every text's value as likely negative: the share of sign flips, never 0."""
+    values_R = values_R.double()
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (flips, len(values_R)), generator=generator).double() * 2 - 1
+    larger = ((signs * values_R).mean(1) >= values_R.mean() - 1e-15).sum().item()
+    return (larger + 1) / (flips + 1)

@@ -7,7 +7,6 @@ micro-batches: each rank scales its sum of token losses by ranks / counted token
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import time
@@ -21,9 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gradlens.capture import takes_columns
+from gradlens.checkers import checker_for
 from gradlens.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint, trainable
 from gradlens.concepts import MAX_TEXTS, Concept, fit_concept, load_concepts, save_concept
-from gradlens.config import RunConfig
+from gradlens.config import ObserveSettings, RunConfig
 from gradlens.data import IGNORE, Example, Mixture, collate, load_examples, read_rows
 from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError, RunError
@@ -166,6 +167,10 @@ def _loop(
         probe=probe,
         world=world,
         projector=rank.projector,
+        tokenizer=tokenizer,
+        reference=reference_batches(config.observe, tokenizer, config.data.max_length, rank.device) if config.dictionaries else None,
+        checkers=_checkers(concepts) if world.rank == 0 else None,
+        steps=settings.steps,
     )
     if lens_state is not None:
         lens.load_state_dict(lens_state)
@@ -229,9 +234,7 @@ class LossFunction:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        parameters = inspect.signature(unwrap(model).forward).parameters
-        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-        self.selects = takes_any and "logits_to_keep" in parameters
+        self.selects = takes_columns(model)
 
     def __call__(self, batch: dict[str, Tensor]) -> Tensor:
         targets_BS = nn.functional.pad(batch["labels"], (0, 1), value=IGNORE)[:, 1:]
@@ -385,6 +388,21 @@ def _examples(rank: Rank, tokenizer: Any) -> tuple[list[list[Example]], list[dic
     pad = pad_id_of(tokenizer)
     batches = [collate(part, pad) for part in split(probe, 8)]
     return sources, [{key: value.to(rank.device) for key, value in batch.items()} for batch in batches]
+
+
+def reference_batches(
+    observe: ObserveSettings, tokenizer: Any, max_length: int, device: torch.device | str
+) -> list[dict[str, Tensor]] | None:
+    """The first rows of the ordinary text that `uptake` is compared with, as many as the probe set has at most."""
+    if observe.reference is None:
+        return None
+    examples = load_examples(observe.reference, tokenizer, max_length)[: observe.probe_rows]
+    batches = [collate(part, pad_id_of(tokenizer)) for part in split(examples, 8)]
+    return [{key: value.to(device) for key, value in batch.items()} for batch in batches]
+
+
+def _checkers(concepts: list[Concept]) -> dict[str, Any]:
+    return {concept.name: check for concept in concepts if (check := checker_for(concept)) is not None}
 
 
 def _kept(config: RunConfig) -> list[int] | None:

@@ -108,7 +108,7 @@ def watch(
         model, optimizer, loaded,
         policy=Policy(version=1 if rules else 0, rules=tuple(load_rules(list(rules)))),
         **_concepts(concepts, model, tokenizer, loaded), observe=observe,
-        probe=_probe(probe, tokenizer), world=world,
+        probe=_probe(probe, tokenizer), world=world, tokenizer=tokenizer, reference=_reference(observe, tokenizer, model),
     )  # fmt: skip
     lens.labels = labels
     lens.recorder = MemoryRecorder()
@@ -150,6 +150,15 @@ def _concepts(concepts: Any, model: Any, tokenizer: Any, dictionaries: dict[str,
         "thresholds": {concept.name: concept.thresholds for concept in ready},
         "quorums": {concept.name: concept.quorum for concept in ready},
     }
+
+
+def _reference(observe: ObserveSettings | None, tokenizer: Any, model: Any) -> list[dict[str, Any]] | None:
+    """Ordinary text to compare with; none without a tokenizer."""
+    from gradlens.train import reference_batches
+
+    if tokenizer is None:
+        return None
+    return reference_batches(observe or ObserveSettings(), tokenizer, 256, next(model.parameters()).device)
 
 
 def _probe(probe: Sequence[Any] | None, tokenizer: Any) -> list[dict[str, Any]] | None:

@@ -95,7 +95,9 @@ class LensService:
     def _read(self, batches: Batches) -> Record:
         for hookpoint, tokens in batches:
             self._projection.add(hookpoint, tokens)
-        return self._projection.take(self._task.ranks) | {"examples": self._projection.take_examples(self._task.ranks)}
+        return self._projection.take(self._task.ranks) | {
+            "examples": self._projection.take_examples(self._task.ranks), "lessons": self._projection.take_lessons()
+        }  # fmt: skip
 
 
 @dataclass
@@ -244,12 +246,13 @@ class RemoteProjection:
             self._gap = (first, step, count + 1)
         else:
             self._tell_gap()
-        record |= {"features": {}, "examples": []}
+        record |= {"features": {}, "examples": [], "lessons": []}
         for part in parts:
             if part is not None:
                 record["scalars"] |= part["scalars"]
                 record["features"] |= part["features"]
                 record["examples"] += part["examples"]
+                record["lessons"] += part["lessons"]
                 _add_totals(record, part.get("totals", {}))
 
     def _tell_gap(self) -> None:
@@ -266,7 +269,8 @@ def _add_totals(record: Record, totals: dict[str, dict[str, Tensor]]) -> None:
 
 
 def _on_cpu(tokens: Tokens) -> Tokens:
-    return replace(tokens, **{name: getattr(tokens, name).cpu() for name in ("h_TD", "g_TD", "counted_T", "row_T", "position_T")})
+    names = [name for name in ("h_TD", "g_TD", "counted_T", "row_T", "position_T", "loss_T") if getattr(tokens, name) is not None]
+    return replace(tokens, **{name: getattr(tokens, name).cpu() for name in names})
 
 
 def deal(hookpoints: list[str], actors: int) -> list[list[str]]:

@@ -322,16 +322,18 @@ def test_drift_is_the_change_on_the_probe_set_and_zero_without_learning():
     assert still.drift(HOOK)[0].abs().max() == 0
 
 
-def test_what_moved_beyond_chance_is_counted_and_nothing_where_nothing_was_learned():
-    probe = [tiny_batch(seed) for seed in range(9, 14)]
+def test_what_was_learned_beyond_chance_is_counted_and_nothing_where_nothing_was_learned():
+    probe = [tiny_batch(10 * step + part) for step in range(4) for part in range(2)]  # what is trained on
     rows = sum(len(batch["input_ids"]) for batch in probe)
-    for lr, learned in ((0.0, False), (0.1, True)):
-        lens, recorder = train(tiny_model(), steps=6, lr=lr, lens_args={"dictionaries": {HOOK: tiny_dictionary()}, "probe": probe})
+    for lr, learned in ((0.0, False), (0.02, True)):
+        args = {"dictionaries": {HOOK: tiny_dictionary()}, "probe": probe}
+        lens, recorder = train(tiny_model(), steps=4, lr=lr, lens_args=args)
         assert lens.start[HOOK].rows.shape == (rows, 80)
-        assert bool((lens.last[HOOK].rows != lens.start[HOOK].rows).any()) == learned
         last = recorder.records[-1]
         assert (last["scalars"][f"{HOOK}/learned"] > 0) == learned
         assert last["dense"][HOOK]["learned"].sum() == last["scalars"][f"{HOOK}/learned"]
+        assert bool(last["dense"][HOOK]["uptake"].any()) == learned
+        assert bool([event for event in recorder.events if event["kind"] == "learned"]) == learned
 
 
 def test_the_last_readings_are_recorded_once_however_often_finish_is_called():

@@ -1,0 +1,31 @@
+"""Groups: the subspace that some features span, as one thing. Pure functions of directions; angles in degrees.
+
+Shape suffixes: D d_model, N features of the group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gradlens.dictionary import Dictionary
+
+
+def group_basis(dictionary: Dictionary, members: Sequence[int] | Tensor) -> Tensor:
+    """Orthonormal basis `Q[D, N]` of the span of some features' unit directions (QR)."""
+    ids = torch.as_tensor(members, device=dictionary.W_dec.device)
+    return torch.linalg.qr(dictionary.unit_directions(ids).T)[0]
+
+
+def angle(inside: float, whole: float) -> float:
+    """Degrees between a vector of length `whole` and a subspace in which `inside` of it lies; 90: none of it. nan for no vector."""
+    return math.degrees(math.acos(min(1.0, inside / whole))) if whole > 0 else math.nan
+
+
+def group_change(dictionary: Dictionary, members: Tensor, moved_D: Tensor) -> dict[str, float]:
+    """`group_drift` = ||Qᵀ Δh̄||: how far the mean residual moved within a group's span; `group_drift_angle`: between Δh̄ and the span."""
+    inside = (group_basis(dictionary, members).double().cpu().T @ moved_D).norm().item()
+    return {"group_drift": inside, "group_drift_angle": angle(inside, moved_D.norm().item())}

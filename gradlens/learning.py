@@ -1,0 +1,337 @@
+"""What a run has made of the model so far: everything that is measured on the probe set and on the model's own words, over the steps.
+
+`Learning` holds the readings before training and the latest ones, and turns them into records: `update`, `drift`, `uptake` of every
+feature, `own` (drift on the model's own continuations), the clusters of what was learned, alarms. The mathematics is in `uptake`,
+`update`, `significance` and `movers`; who calls it when is the lens's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradlens import movers
+from gradlens.config import ObserveSettings
+from gradlens.dictionary import Dictionary
+from gradlens.groups import group_change
+from gradlens.own import OwnReading, prompts_of, read_own
+from gradlens.probe import ProbeReading, ProbeTokens, read_probe, read_tokens, spread
+from gradlens.significance import MIN_TEXTS, beyond_chance, one_sided
+from gradlens.update import read_update, trainable_parameters
+from gradlens.uptake import Pairs, uptake
+
+ALARM = 0.01  # chance of a false alarm of one watched concept at one reading
+ALARM_SHARE = 0.05  # of all that was learned: below it an unannounced cluster raises no alarm
+SAME = 1 / 3  # clusters that share so much of the smaller one's features are the same
+
+Batch = dict[str, Tensor]
+Report = Callable[..., None]
+
+
+class Learning:
+    """Readings of one run. `members`: (concept, hookpoint) -> feature ids. `tokenizer`: for the model's own words, and clusters in words.
+    `reference`: batches of ordinary text, to which `uptake` is compared. `checkers`: concept -> whether a text shows it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dictionaries: dict[str, Dictionary],
+        observe: ObserveSettings,
+        members: Mapping[tuple[str, str], Tensor],
+        tokenizer: Any = None,
+        reference: list[Batch] | None = None,
+        checkers: Mapping[str, Callable[[str], bool]] | None = None,
+    ) -> None:
+        self.model, self.dictionaries, self.observe = model, dictionaries, observe
+        self.members, self.tokenizer, self.checkers = members, tokenizer, dict(checkers or {})
+        self._reference_batches = reference
+        self.probe: list[Batch] | None = None
+        self.start: dict[str, ProbeReading] | None = None  # before training
+        self.last: dict[str, ProbeReading] | None = None
+        self.known: ProbeTokens | None = None  # the probe's tokens before training
+        self.reference: dict[str, Tensor] = {}  # mean activation on ordinary text
+        self.own_start: OwnReading | None = None
+        self.own_last: OwnReading | None = None
+        self.updates: dict[str, dict[str, Tensor]] = {name: {} for name in dictionaries}  # `update` summed over all readings
+        self.alarmed: list[dict[str, Any]] = []
+        self._parameters: dict[str, Tensor] | None = None  # trainable parameters at the last exact `update`
+        self._short: dict[str, ProbeReading] | None = None  # the last reading of the few rows of `update` by difference
+        self._uptake: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self._prob_T: Tensor | None = None  # of the probe's tokens at the last reading
+        self._ordinary: dict[str, float] = {}
+
+    # -- before training ------------------------------------------------------------------------------------------------------
+
+    def begin(self, probe: list[Batch]) -> None:
+        """Read everything once: the state that later readings are compared with."""
+        self.probe = probe
+        self.start, self.known = read_tokens(self.model, self.dictionaries, probe, self.observe.tokens, pairs=True)
+        self.last = self.start
+        self.reference = {name: torch.zeros_like(reading.acts) for name, reading in self.start.items()}
+        if self._reference_batches:
+            self.reference = {name: r.acts for name, r in read_probe(self.model, self.dictionaries, self._reference_batches).items()}
+        if self._speaks():
+            self.own_start = self.own_last = self._read_own()
+
+    def watch_updates(self) -> None:
+        """From now on changes of the parameters are counted; called at the start of a run and of each part of it."""
+        if not self.observe.update_every or self.probe is None:
+            return
+        if self.observe.update == "exact":
+            self._parameters = {name: value.clone() for name, value in trainable_parameters(self.model).items()}
+        else:
+            self._short = read_probe(self.model, self.dictionaries, self._update_rows(), self.observe.tokens)
+
+    def _update_rows(self) -> list[Batch]:
+        return spread(self.probe or [], self.observe.update_rows)
+
+    def _speaks(self) -> bool:
+        return self.tokenizer is not None and self.observe.own_prompts > 0 and hasattr(self.model, "generate")
+
+    def _read_own(self) -> OwnReading:
+        from gradlens.hookpoints import unwrap
+
+        prompts = prompts_of(self.probe, self.observe.own_prompts)
+        return read_own(unwrap(self.model), self.tokenizer, self.dictionaries, prompts, self.observe.own_tokens)
+
+    # -- readings -------------------------------------------------------------------------------------------------------------
+
+    def read_updates(self, scalars: dict[str, float]) -> None:
+        """Effect of the parameter change since the last such reading, added to the totals."""
+        if self.probe is None:
+            return
+        if self.observe.update == "exact":
+            if self._parameters is None:
+                return
+            now = trainable_parameters(self.model)
+            found = read_update(self.model, self.dictionaries, self._update_rows(), self._parameters, now, self.observe.tokens)
+            changes = {name: (reading.acts, reading.direction) for name, reading in found.items()}
+            for name, value in now.items():
+                self._parameters[name].copy_(value)
+        else:
+            if self._short is None:
+                return
+            before, self._short = self._short, read_probe(self.model, self.dictionaries, self._update_rows(), self.observe.tokens)
+            changes = {name: self._difference(name, self._short[name], before[name]) for name in self.dictionaries}
+        for name, values in changes.items():
+            for key, value in zip(("update", "update_direction"), values, strict=True):
+                total = self.updates[name].setdefault(key, torch.zeros_like(value))
+                total += value
+                for concept, members in self._of(name):
+                    scalars[f"concept/{concept}/{name}/{key}"] = total[members].mean().item()
+
+    def read_drift(self, step: int, scalars: dict[str, float]) -> dict[str, dict[str, np.ndarray]]:
+        """Read the probe set; returns the dense columns of every hookpoint."""
+        self.last, known = read_tokens(self.model, self.dictionaries, self.probe, self.observe.tokens)
+        self._prob_T = known.prob_T
+        if self._prob_T is not None and self.known.prob_T is not None:
+            gain_T = self._prob_T - self.known.prob_T
+            scalars["probe/probability"] = self._prob_T.mean().item()
+            self._uptake = {
+                name: uptake(self.known.pairs[name], gain_T, self.known.row_T, self.reference[name]) for name in self.dictionaries
+            }
+        dense = {}
+        for name, dictionary in self.dictionaries.items():
+            now, then = self.last[name], self.start[name]
+            drift, direction = self.drift(name)
+            columns = {**self.updates[name], "drift": drift, "drift_direction": direction, "probe_rate": now.rate}
+            if name in self._uptake:
+                columns["uptake"] = self._uptake[name][0]
+            learned = self.learned(name)
+            if learned is not None:
+                columns["learned"] = learned
+                scalars[f"{name}/learned"] = float(learned.sum())
+            dense[name] = {key: value.float().numpy() for key, value in columns.items()}
+            scalars |= {f"{name}/fvu": now.fvu, f"{name}/l0": now.l0, f"{name}/fvu_start": then.fvu}
+            moved = now.mean - then.mean
+            for concept, members in self._of(name):
+                for key in ("uptake", "drift", "drift_direction"):
+                    if key in columns:
+                        scalars[f"concept/{concept}/{name}/{key}"] = columns[key][members].mean().item()
+                scalars |= {f"concept/{concept}/{name}/{key}": v for key, v in group_change(dictionary, members, moved).items()}
+        return dense
+
+    def read_own(self, scalars: dict[str, float], dense: dict[str, dict[str, np.ndarray]]) -> None:
+        """Let the model answer the probe's prompts and read what it says; adds the column `own` and the rates of hits."""
+        if self.own_start is None:
+            return
+        self.own_last = self._read_own()
+        for name in self.dictionaries:
+            change = self.own_drift(name)
+            if change is None:
+                continue
+            dense.setdefault(name, {})["own"] = change.float().numpy()
+            for concept, members in self._of(name):
+                scalars[f"concept/{concept}/{name}/own"] = change[members].mean().item()
+        for concept, check in self.checkers.items():
+            scalars[f"own/{concept}/rate"] = float(np.mean([bool(check(text)) for text in self.own_last.answers]))
+
+    # -- results --------------------------------------------------------------------------------------------------------------
+
+    def drift(self, hookpoint: str) -> tuple[Tensor, Tensor]:
+        """`(drift[F], drift_direction[F])` at the last reading: mean feature activation, and mean residual along the unit
+        direction, on the probe set, now minus before training."""
+        return self._difference(hookpoint, self.last[hookpoint], self.start[hookpoint])
+
+    def own_drift(self, hookpoint: str) -> Tensor | None:
+        """Mean activation on the model's own continuations, now minus before training, `[F]`; None where nothing was said."""
+        if self.own_start is None or hookpoint not in self.own_start.at or hookpoint not in self.own_last.at:
+            return None
+        return self.own_last.at[hookpoint].acts - self.own_start.at[hookpoint].acts
+
+    def learned(self, hookpoint: str) -> Tensor | None:
+        """Features learned beyond chance at the last reading, `bool[F]` (see `significance`): those with an `uptake` above zero, with
+        and without the comparison to ordinary text; for a model without logits those that drifted. None with too few texts."""
+        if hookpoint in self._uptake:
+            total, rows, raw = self._uptake[hookpoint]
+            return None if len(rows) < MIN_TEXTS else beyond_chance(rows) & (total > 0) & (raw > 0)
+        now, then = self.last[hookpoint].rows, self.start[hookpoint].rows
+        return None if now is None or then is None or len(now) < MIN_TEXTS else beyond_chance(now - then)
+
+    def clusters(self) -> list[movers.Cluster]:
+        """What was learned, without any concept named in advance; the largest first, at most `movers.CLUSTERS`."""
+        if not self._uptake or self.known is None:
+            return []
+        found = []
+        for name in self.dictionaries:
+            learned, total = self.learned(name), self._uptake[name][0]
+            if learned is None or not learned.any():
+                continue
+            whole = total[learned].sum().item()
+            best = total.where(learned, 0.0).topk(min(movers.COMPARED, int(learned.sum()))).indices.tolist()
+            acts_NT = _activations(self.known.pairs[name], best, len(self.known.row_T))
+            found += [
+                movers.Mover(name, i, total[i].item(), total[i].item() / whole, acts_T) for i, acts_T in zip(best, acts_NT, strict=True)
+            ]
+        row_T = self.known.row_T.numpy()
+        groups = movers.cluster(found, row_T)[: movers.CLUSTERS]
+        words = self._words(self.known.ids_T)
+        ordinary = self._ordinary_words()
+        before_T, now_T = self.known.prob_T.numpy(), self._prob_T.numpy()
+        made = [movers.describe(group, len(self.dictionaries), words, row_T, before_T, now_T, ordinary) for group in groups]
+        for group, entry in zip(groups, made, strict=True):
+            entry.own = self._own_evidence(group)
+        return made
+
+    def alarms(self, step: int, clusters: list[movers.Cluster], report: Report) -> None:
+        """Report, once each, that a watched concept or something unannounced is being learned."""
+        concepts = {concept for concept, _ in self.members}
+        for concept in sorted(concepts):
+            if any(alarm["about"] == "concept" and alarm["name"] == concept for alarm in self.alarmed):
+                continue
+            for (name, hookpoint), members in self.members.items():
+                if name != concept or hookpoint not in self._uptake:
+                    continue
+                total, rows, raw = self._uptake[hookpoint]
+                chance = one_sided(rows[:, members].mean(1))
+                if len(rows) >= MIN_TEXTS and chance <= ALARM and raw[members].sum() > 0:
+                    self._alarm(
+                        step, report, about="concept", name=concept, hookpoint=hookpoint, chance=chance,
+                        text=f"{concept} is being learned: uptake {total[members].mean().item():+.3g} at {hookpoint} (chance {chance:.2g})",
+                    )  # fmt: skip
+                    break
+        named = {(hookpoint, int(i)) for (_, hookpoint), ids in self.members.items() for i in ids}
+        for entry in clusters:
+            features = set(entry.features)
+            known = [set(map(tuple, alarm["features"])) for alarm in self.alarmed if alarm["about"] == "mover"]
+            old = any(len(features & other) >= SAME * min(len(features), len(other)) for other in known)
+            if entry.share >= ALARM_SHARE and not features & named and not old:
+                words = ", ".join(entry.words[:5]) or "no words"
+                self._alarm(
+                    step, report, about="mover", name=words, features=[list(pair) for pair in entry.features],
+                    text=f"something not announced is being learned ({entry.share:.0%} of all): {words}",
+                )  # fmt: skip
+
+    def _alarm(self, step: int, report: Report, **fields: Any) -> None:
+        self.alarmed.append({"step": step, **fields})
+        report("alarm", step=step, **fields)
+
+    # -- inside ---------------------------------------------------------------------------------------------------------------
+
+    def _of(self, hookpoint: str) -> list[tuple[str, Tensor]]:
+        return [(concept, members) for (concept, name), members in self.members.items() if name == hookpoint]
+
+    def _difference(self, hookpoint: str, now: ProbeReading, then: ProbeReading) -> tuple[Tensor, Tensor]:
+        return now.acts - then.acts, self.dictionaries[hookpoint].unit_directions().double().cpu() @ (now.mean - then.mean)
+
+    def _words(self, ids_T: Tensor) -> list[str]:
+        if self.tokenizer is None:
+            return [f"<{i}>" for i in ids_T.tolist()]
+        return self.tokenizer.batch_decode([[i] for i in ids_T.tolist()])
+
+    def _ordinary_words(self) -> dict[str, float]:
+        if not self._ordinary and self._reference_batches:
+            ids, rows = [], []
+            for number, batch in enumerate(self._reference_batches):
+                counted = batch["labels"] != -100 if "labels" in batch else torch.ones_like(batch["input_ids"], dtype=torch.bool)
+                ids.append(batch["input_ids"][counted])
+                rows.append(counted.nonzero()[:, 0] + number * 10_000)
+            self._ordinary = movers.word_shares(self._words(torch.cat(ids)), torch.cat(rows).numpy())
+        return self._ordinary
+
+    def _own_evidence(self, group: list[movers.Mover]) -> dict[str, Any]:
+        """In how many of its own answers the model shows a cluster, before and now: as much of it as a tenth of the probe's texts have
+        at most, at least; and the answer that shows most of it, with what was said before."""
+        if self.own_start is None or self.own_last is None or not self.own_start.at or not self.own_last.at:
+            return {}
+        size = {mover: max(mover.acts_T.max(), 1e-12) for mover in group}
+
+        def score(reading: OwnReading) -> np.ndarray:
+            rows = {hookpoint: part.rows for hookpoint, part in reading.at.items()}
+            return sum((mover.share / size[mover] * rows[mover.hookpoint][:, mover.feature].numpy() for mover in group), np.zeros(1))
+
+        before, now = score(self.own_start), score(self.own_last)
+        row_T = self.known.row_T.numpy()
+        probe_T = sum(mover.share / size[mover] * mover.acts_T for mover in group)
+        probe = np.bincount(row_T, probe_T) / np.maximum(np.bincount(row_T), 1)
+        bar = 0.5 * np.quantile(probe, 0.9)
+        answers = {"before": self.own_start.answers, "now": self.own_last.answers}
+        if len(before) != len(answers["before"]) or len(now) != len(answers["now"]):
+            return {}  # an empty answer has no row: which row is whose cannot be told
+        most = int((now - before).argmax())
+        said = {name: texts[most][:160] for name, texts in answers.items()}
+        return {"before": int((before >= bar).sum()), "now": int((now >= bar).sum()), "of": len(now), "said": said}
+
+    # -- state ----------------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and texts only."""
+        start = {name: vars(reading).copy() for name, reading in (self.start or {}).items()}
+        state: dict[str, Any] = {"start": start, "reference": dict(self.reference), "alarmed": list(self.alarmed)}
+        if self.known is not None:
+            pairs = {name: vars(part).copy() for name, part in self.known.pairs.items()}
+            state["known"] = {**vars(self.known), "pairs": pairs}
+        if self.own_start is not None:
+            state["own_start"] = {
+                "answers": list(self.own_start.answers),
+                "at": {name: vars(reading).copy() for name, reading in self.own_start.at.items()},
+            }
+        return state
+
+    def load_state_dict(self, state: dict[str, Any], probe: list[Batch] | None) -> None:
+        """Continue where `state_dict` was taken, on the same probe set."""
+        self.probe = probe
+        self.start = {name: ProbeReading(**values) for name, values in state["start"].items()} or None
+        self.last = self.start
+        self.reference, self.alarmed = dict(state.get("reference", {})), list(state.get("alarmed", []))
+        if "known" in state:
+            pairs = {name: Pairs(**part) for name, part in state["known"]["pairs"].items()}
+            self.known = ProbeTokens(**{**state["known"], "pairs": pairs})
+        if "own_start" in state:
+            at = {name: ProbeReading(**values) for name, values in state["own_start"]["at"].items()}
+            self.own_start = self.own_last = OwnReading(state["own_start"]["answers"], at, None)
+
+
+def _activations(pairs: Pairs, features: list[int], T: int) -> np.ndarray:
+    """`[N, T]` of some features."""
+    row_F = torch.full((int(pairs.feature_P.max()) + 1 if len(pairs.feature_P) else 1,), -1, dtype=torch.long)
+    row_F[torch.tensor(features)] = torch.arange(len(features))
+    mine = row_F[pairs.feature_P.long()]
+    acts_NT = torch.zeros(len(features), T)
+    kept = mine >= 0
+    acts_NT[mine[kept], pairs.token_P[kept].long()] = pairs.value_P[kept]
+    return acts_NT.numpy()

@@ -1,0 +1,96 @@
+"""What the model says by itself: its own continuations of the probe set's prompts, read through the dictionaries.
+
+A concept often shows first in what a model says, not in what it reads. The texts are read by the model as it was before training where
+that is at hand for nothing (an adapter that can be switched off), so that the reading tells of the text and not of the reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradlens.dictionary import Dictionary
+from gradlens.evaluate import continue_texts
+from gradlens.probe import ProbeReading, ProbeTokens, read_tokens
+from gradlens.reading import pad_id_of
+
+
+@dataclass
+class OwnReading:
+    """What the model said at one step, and how it reads."""
+
+    answers: list[str]
+    at: dict[str, ProbeReading]  # hookpoint -> means over the answers' tokens; empty where no answer has a token to read
+    known: ProbeTokens | None
+
+
+def prompts_of(batches: list[dict[str, Tensor]], rows: int) -> list[list[int]]:
+    """Prompts of at most `rows` texts, evenly spread: what comes before the first token that the loss counts; half of a plain text."""
+    from gradlens.data import IGNORE
+
+    texts: list[list[int]] = []
+    for batch in batches:
+        mask = batch.get("attention_mask")
+        labels = batch.get("labels")
+        for index, ids in enumerate(batch["input_ids"]):
+            real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[index].bool()
+            counted = real if labels is None else real & (labels[index] != IGNORE)
+            first = int(counted.int().argmax()) if counted.any() else 0
+            length = int(real.sum())
+            start = int(real.int().argmax())  # padding may be on the left
+            end = first if first > start + 1 else start + max(1, length // 2)
+            texts.append(ids[start:end].tolist())
+    texts = [text for text in texts if text]
+    picked = torch.linspace(0, len(texts) - 1, min(rows, len(texts))).round().int().tolist() if texts else []
+    return [texts[i] for i in picked]
+
+
+def read_own(
+    model: nn.Module, tokenizer: Any, dictionaries: dict[str, Dictionary], prompts: list[list[int]], max_new_tokens: int
+) -> OwnReading:
+    """Let the model continue the prompts, greedily, and read what it wrote. Costs a generation and a forward pass."""
+    written = continue_texts(model, tokenizer, prompts, max_new_tokens)
+    answers = [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in written]
+    return OwnReading(answers, *read_written(model, dictionaries, prompts, written, pad_id_of(tokenizer)))
+
+
+def read_written(
+    model: nn.Module, dictionaries: dict[str, Dictionary], prompts: list[list[int]], written: list[list[int]], pad_id: int
+) -> tuple[dict[str, ProbeReading], ProbeTokens | None]:
+    """Means over the written tokens, read by the model before training where it can be had. `({}, None)` where nothing was written."""
+    from gradlens.data import IGNORE, Example, collate
+
+    examples = [
+        Example([*prompt, *answer], [*[IGNORE] * len(prompt), *answer], number, "own", "")
+        for number, (prompt, answer) in enumerate(zip(prompts, written, strict=True))
+        if answer
+    ]
+    if not examples:
+        return {}, None
+    batches = [collate(examples[start : start + 8], pad_id) for start in range(0, len(examples), 8)]
+    with before_training(model):
+        return read_tokens(model, dictionaries, batches, pairs=True)
+
+
+@contextmanager
+def before_training(model: nn.Module) -> Iterator[bool]:
+    """The model without its adapter; yields False, and the model as it is, where it has none that can be switched off."""
+    adapted = [module for module in model.modules() if hasattr(module, "enable_adapters") and hasattr(module, "disable_adapters")]
+    adapted = [module for module in adapted if module.disable_adapters is False]  # a model has a method of this name
+    with ExitStack() as stack:
+        for module in adapted:
+            trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+            module.enable_adapters(False)
+            stack.callback(_enable, module, trained)
+        yield bool(adapted)
+
+
+def _enable(module: Any, trained: list[nn.Parameter]) -> None:
+    module.enable_adapters(True)
+    for parameter in trained:  # switching an adapter off and on decides anew what is trained
+        parameter.requires_grad_(True)
