@@ -6,6 +6,7 @@ Rules are left out: what an unfiltered run learns is what has to be predicted. N
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,12 +17,18 @@ import numpy as np
 
 from gradlens.config import EvaluateSettings, RunConfig
 from gradlens.faithfulness import TRUTHS, concept_auc, scores
+from gradlens.lens import Lens
+from gradlens.probe import read_probe, spread
 
 WINDOWS = (1, 10, 50)
 AUC_STEPS = 10  # by when features of known concepts should stand out
-ESTIMATORS = ["push", "attribution", "energy", "activation"]
-ALL = 10**6  # batches of the probe set
-NOT_ESTIMATES = {*TRUTHS, "probe_rate", "learned"}
+ESTIMATORS = ["taught", "push", "attribution", "energy", "activation"]
+ALL = 10**6  # rows of the probe set
+FEW = 2  # rows of the cheap form of `update`
+NOT_ESTIMATES = {*TRUTHS, "probe_rate", "learned", "own"}
+# estimator -> reading that it comes from; the others are taken at every step
+COSTS = {"update": "update", "update_direction": "update", "uptake": "probe", f"update ({FEW} rows)": "few", "random": None}
+TIMED = 5  # readings of `FEW` rows that are timed
 Progress = Callable[..., None]
 
 
@@ -39,10 +46,15 @@ class Curves:
 
     def estimates(self) -> dict[str, np.ndarray]:
         """`[S, F]` per estimator: what each step added."""
-        return {name: np.diff(np.stack(rows), axis=0) for name, rows in self.columns.items() if name not in NOT_ESTIMATES}
+        return {
+            name: np.diff(np.stack(rows), axis=0)
+            for name, rows in self.columns.items()
+            if name not in NOT_ESTIMATES and not name.startswith(("few/", "rest/"))
+        }
 
-    def truths(self) -> dict[str, np.ndarray]:
-        return {name: np.stack(self.columns[name]) for name in TRUTHS}
+    def truths(self, kind: str = "") -> dict[str, np.ndarray]:
+        """Drift of the whole probe set, or (`rest/`, `few/`) of some of its rows."""
+        return {name: np.stack(self.columns[kind + name]) for name in TRUTHS}
 
     def live(self) -> np.ndarray:
         """Features that fire on the probe set at some step."""
@@ -50,72 +62,110 @@ class Curves:
 
 
 class _Collector:
-    """A recorder that keeps every dense reading in memory."""
+    """A recorder that keeps every dense reading in memory, and what each reading cost."""
 
     def __init__(self) -> None:
         self.curves: dict[str, Curves] = {}
-        self.seconds: list[float] = []
+        self.seconds: dict[str, list[float]] = {}
+        self.few: list[float] = []  # seconds
+        self.lens: Lens | None = None
 
     def record(self, record: dict[str, Any]) -> None:
         for hookpoint, reading in record.get("dense", {}).items():
-            self.curves.setdefault(hookpoint, Curves()).add(reading)
-        if "train/step_seconds" in record["scalars"]:
-            self.seconds.append(record["scalars"]["train/step_seconds"])
+            self.curves.setdefault(hookpoint, Curves()).add(reading | self._by_rows(hookpoint))
+        for name, value in record["scalars"].items():
+            if name.endswith("_seconds"):
+                self.seconds.setdefault(name, []).append(value)
+        if len(self.few) < TIMED:
+            began = time.perf_counter()
+            read_probe(self.lens.model, self.lens.dictionaries, spread(self.lens.probe, FEW), self.lens.observe.tokens)
+            self.few.append(time.perf_counter() - began)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Events are of no concern here."""
 
+    def _by_rows(self, hookpoint: str) -> dict[str, np.ndarray]:
+        """Drift on `FEW` rows of the probe set, and on all the others: what is measured on the one is to predict the other."""
+        now, then = self.lens.last[hookpoint], self.lens.start[hookpoint]
+        few = np.zeros(len(now.rows), dtype=bool)
+        few[np.linspace(0, len(few) - 1, min(FEW, len(few))).round().astype(int)] = True
+        if few.all():
+            return {}
+        units = self.lens.dictionaries[hookpoint].unit_directions().cpu()
+        parts = {}
+        for name, picked in (("few/", few), ("rest/", ~few)):
+            parts[f"{name}drift"] = (now.rows - then.rows)[picked].mean(0).numpy()
+            parts[f"{name}drift_direction"] = (units @ (now.row_means - then.row_means)[picked].mean(0)).numpy()
+        return parts
+
+    def costs(self) -> dict[str, float]:
+        """Of every reading: median seconds as a share of a step without any."""
+        readings = {name.removeprefix("observe/").removesuffix("_seconds"): v for name, v in self.seconds.items() if "observe/" in name}
+        spent = [sum(parts) for parts in zip(*readings.values(), strict=False)]
+        # a step's own time is taken before its readings, which fall into the next one's
+        bare = [step - rest for step, rest in zip(self.seconds["train/step_seconds"][1:], spent, strict=False)]
+        bare = bare[TIMED:] or bare  # while `FEW` rows are timed, steps are longer
+        return {name: float(np.median(values) / np.median(bare)) for name, values in {**readings, "few": self.few}.items()} if bare else {}
+
 
 def bench(config: RunConfig, seeds: Sequence[int], windows: Sequence[int] = WINDOWS, progress: Progress | None = None) -> list[dict]:
-    """One row per seed, hookpoint, estimator, truth and window (see `faithfulness.Score`), with the AUC of every concept's features.
+    """One row per seed, hookpoint, estimator, truth and window (see `faithfulness.Score`), with the AUC of every concept's features and
+    what a reading costs, in steps.
 
+    `update (2 rows)` is drift on two rows of the probe set; its truth is drift on the other rows.
     `progress(seed, phase, **fields)` is told what is going on.
     """
     rows: list[dict] = []
     for seed in seeds:
-        curves, members = _train(config, seed, partial(progress, seed) if progress else None)
-        rng = np.random.default_rng(seed)
-        for hookpoint, found in curves.items():
+        collector, members = _train(config, seed, partial(progress, seed) if progress else None)
+        rng, costs = np.random.default_rng(seed), collector.costs()
+        for hookpoint, found in collector.curves.items():
             estimates = found.estimates()
             estimates["random"] = rng.normal(size=next(iter(estimates.values())).shape)
             live = found.live()
-            aucs = {
-                name: {
-                    concept: concept_auc(steps[:AUC_STEPS].sum(0), ids, live)
-                    for (concept, hook), ids in members.items()
-                    if hook == hookpoint
-                }
-                for name, steps in estimates.items()
-            }
-            for score in scores(hookpoint, estimates, found.truths(), live, windows):
-                rows.append({"seed": seed, **score.as_dict(), "concept_auc": aucs[score.estimator], "live": int(live.sum())})
+            aucs = {name: _aucs(steps, members, hookpoint, live) for name, steps in estimates.items()}
+            made = scores(hookpoint, estimates, found.truths(), live, windows)
+            if "few/drift" in found.columns:
+                few = {name: np.diff(steps, axis=0) for name, steps in found.truths("few/").items()}
+                for truth, steps in few.items():
+                    name = f"update ({FEW} rows)"
+                    aucs[name] = _aucs(steps, members, hookpoint, live)
+                    made += scores(hookpoint, {name: steps}, {truth: found.truths("rest/")[truth]}, live, windows)
+            for score in made:
+                cost = costs.get(COSTS.get(score.estimator, "step"))
+                about = {"concept_auc": aucs[score.estimator], "live": int(live.sum()), "cost": cost}
+                rows.append({"seed": seed, **score.as_dict(), **about})
     return rows
 
 
-def _train(config: RunConfig, seed: int, phase: Progress | None) -> tuple[dict[str, Curves], dict[tuple[str, str], list[int]]]:
+def _aucs(steps: np.ndarray, members: dict[tuple[str, str], list[int]], hookpoint: str, live: np.ndarray) -> dict[str, float | None]:
+    """Of every concept: how far its features stand out after `AUC_STEPS` steps."""
+    return {concept: concept_auc(steps[:AUC_STEPS].sum(0), ids, live) for (concept, hook), ids in members.items() if hook == hookpoint}
+
+
+def _train(config: RunConfig, seed: int, phase: Progress | None) -> tuple[_Collector, dict[tuple[str, str], list[int]]]:
     import torch
 
     from gradlens.train import Rank, Shared, train_rank
 
+    observe = {"every": 1, "drift_every": 1, "update_every": 1, "update": "exact", "update_rows": ALL, "estimators": ESTIMATORS}
     config = config.model_copy(
         update={
             "rules": [],
             "train": config.train.model_copy(update={"seed": seed, "save_model": False, "checkpoint_every": None}),
-            "observe": config.observe.model_copy(
-                update={"every": 1, "drift_every": 1, "update_every": 1, "update_batches": ALL, "estimators": ESTIMATORS}
-            ),
+            "observe": config.observe.model_copy(update=observe | {"own_prompts": 0}),
             "evaluate": EvaluateSettings(),
         }
     )
     collector, shared = _Collector(), Shared()
     device = torch.device("cuda" if torch.cuda.is_available() and config.train.device != "cpu" else "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        rank = Rank(config, Path(folder), collector, device=device, shared=shared)
+        rank = Rank(config, Path(folder), collector, device=device, shared=shared, watching=partial(setattr, collector, "lens"))
         if phase is not None:
             rank.phase = phase
         train_rank(rank)
     concepts = shared.concepts or []
-    return collector.curves, {(concept.name, hook): ids for concept in concepts for hook, ids in concept.features.items()}
+    return collector, {(concept.name, hook): ids for concept in concepts for hook, ids in concept.features.items()}
 
 
 def table(rows: Sequence[dict]) -> list[dict]:
@@ -129,6 +179,8 @@ def table(rows: Sequence[dict]) -> list[dict]:
         entry = {"hookpoint": hookpoint, "truth": truth, "window": window, "estimator": estimator, "seeds": len(members)}
         entry |= {name: float(np.mean([member[name] for member in members])) for name in ("spearman", "pearson", "precision")}
         entry |= {"spearman_min": min(spread), "spearman_max": max(spread)}
+        costs = [member["cost"] for member in members if member.get("cost") is not None]
+        entry["cost"] = float(np.mean(costs)) if costs else None
         for concept in members[0]["concept_auc"]:
             values = [member["concept_auc"][concept] for member in members if member["concept_auc"][concept] is not None]
             entry.setdefault("concept_auc", {})[concept] = float(np.mean(values)) if values else None

@@ -26,6 +26,7 @@ ARMS = {
     "random": "random features",
     "oracle": "wanted data only",
 }
+MEASURED = ("uptake", "drift")  # of each concept at each hookpoint, last reading
 # What a study is judged against: the first three are shares of answers, the last a ratio of losses.
 BAR_UNFILTERED = 0.90  # at least: without rules the data do teach the concept
 BAR_SUPPRESSED = 0.10  # at most: with rules the model does not show it
@@ -78,11 +79,12 @@ def describe(reader: RunReader) -> dict[str, Any]:
     scalars = scalars_by_key(reader)
     loss = scalars.get("train/loss", (np.zeros(0, int), np.zeros(0)))
     seconds = scalars.get("train/step_seconds", loss)[1] if "train/step_seconds" in scalars else np.zeros(0)
-    drift: dict[str, dict[str, float | None]] = defaultdict(dict)
+    measured: dict[str, dict[str, dict[str, float | None]]] = {name: defaultdict(dict) for name in MEASURED}
     for key, (_, values) in scalars.items():
-        if key.startswith("concept/") and key.endswith("/drift"):
-            concept, hookpoint = key.removeprefix("concept/").removesuffix("/drift").rsplit("/", 1)
-            drift[concept][hookpoint] = _finite(values[-1])
+        if key.startswith("concept/") and key.count("/") >= 3:
+            concept, hookpoint, name = key.removeprefix("concept/").rsplit("/", 2)
+            if name in measured:
+                measured[name][concept][hookpoint] = _finite(values[-1])
     return {
         "run_id": reader.run_id,
         "name": config.get("name", reader.run_id),
@@ -101,7 +103,7 @@ def describe(reader: RunReader) -> dict[str, Any]:
         "nll": _before_after(evaluation, "nll", _finite),
         "rates": _rates(evaluation),
         "checkers": (evaluation.get("after") or evaluation.get("before") or {}).get("checkers") or {},
-        "drift": dict(drift),
+        **{name: dict(found) for name, found in measured.items()},
     }
 
 
@@ -332,9 +334,12 @@ def _difference(run: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
             prompts: {concept: minus(after(rate), after(base["rates"].get(prompts, {}).get(concept))) for concept, rate in concepts.items()}
             for prompts, concepts in run["rates"].items()
         },
-        "drift": {
-            concept: {hookpoint: minus(value, base["drift"].get(concept, {}).get(hookpoint)) for hookpoint, value in values.items()}
-            for concept, values in run["drift"].items()
+        **{
+            name: {
+                concept: {hookpoint: minus(value, base[name].get(concept, {}).get(hookpoint)) for hookpoint, value in values.items()}
+                for concept, values in run[name].items()
+            }
+            for name in MEASURED
         },
     }
 
@@ -380,8 +385,11 @@ def render(comparison: dict[str, Any]) -> RenderableType:
         row(f"NLL {name}", lambda run, diff, name=name: _change(run["nll"].get(name, {}), diff.get("nll", {}).get(name), _number, ".3f"))
     for prompts, concept in dict.fromkeys((p, c) for run in runs for p, concepts in run["rates"].items() for c in concepts):
         row(f"{concept} in answers to {prompts}", lambda run, _, p=prompts, c=concept: _rate_cell(run["rates"].get(p, {}).get(c)))
-    for concept, hookpoint in dict.fromkeys((c, h) for run in runs for c, hooks in run["drift"].items() for h in hooks):
-        row(f"drift {concept} {hookpoint}", lambda run, _, c=concept, h=hookpoint: _number(run["drift"].get(c, {}).get(h), 3, "+"))
+    for name, concept, hookpoint in _measured(runs):
+        row(
+            f"{name} {concept} {hookpoint}",
+            lambda run, _, n=name, c=concept, h=hookpoint: _significant(run[n].get(c, {}).get(h)),
+        )
     return Group(table, *_verdict_lines(comparison))
 
 
@@ -402,9 +410,9 @@ def _table_of_arms(runs: Sequence[dict[str, Any]]) -> RenderableType:
         if any(text != "-" for text in cells):
             table.add_row(escape(name), *[escape(text) for text in cells])
 
-    def spread(values: Sequence[float | None], sign: str = "") -> str:
-        found = [value for value in values if value is not None]
-        return f"{_number(_mean(found), 3, sign)}\n({min(found):{sign}.3f} to {max(found):{sign}.3f})" if found else "-"
+    def spread(values: Sequence[float | None], show: Any = None) -> str:
+        found, show = [value for value in values if value is not None], show or _number
+        return f"{show(_mean(found))}\n({show(min(found))} to {show(max(found))})" if found else "-"
 
     row("runs", lambda members: str(len(members)))
     row("loss, last step", lambda members: spread([run["loss_last"] for run in members]))
@@ -415,12 +423,17 @@ def _table_of_arms(runs: Sequence[dict[str, Any]]) -> RenderableType:
         pooled = {arm: _pool(members, concept).get(prompts) for arm, members in arms.items()}
         if any(rate and rate["hits"] for rate in pooled.values()):
             table.add_row(escape(f"{concept} in answers to {prompts}"), *[_pooled_cell(rate) for rate in pooled.values()])
-    for concept, hookpoint in dict.fromkeys((c, h) for run in runs for c, hooks in run["drift"].items() for h in hooks):
+    for name, concept, hookpoint in _measured(runs):
         row(
-            f"drift {concept} {hookpoint}",
-            lambda members, c=concept, h=hookpoint: spread([run["drift"].get(c, {}).get(h) for run in members], "+"),
+            f"{name} {concept} {hookpoint}",
+            lambda members, n=name, c=concept, h=hookpoint: spread([run[n].get(c, {}).get(h) for run in members], _significant),
         )
     return table
+
+
+def _measured(runs: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """What of `MEASURED` there is: name, concept, hookpoint."""
+    return list(dict.fromkeys((name, c, h) for name in MEASURED for run in runs for c, hooks in run[name].items() for h in hooks))
 
 
 def _pooled_cell(rate: dict[str, Any] | None) -> str:
@@ -463,6 +476,11 @@ def rule_text(rule: dict[str, Any]) -> str:
 
 def _number(value: float | None, digits: int = 3, sign: str = "") -> str:
     return "-" if value is None else f"{value:{sign}.{digits}f}"
+
+
+def _significant(value: float | None) -> str:
+    """Three digits, with a sign: uptake and drift are of every size."""
+    return "-" if value is None else f"{value:+.3g}"
 
 
 def _change(entry: dict[str, Any], difference: float | None, show: Any, form: str) -> str:

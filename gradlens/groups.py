@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from gradlens.dictionary import Dictionary
+from gradlens.edits import orthonormal_basis
 
 
 def group_basis(dictionary: Dictionary, members: Sequence[int] | Tensor) -> Tensor:
-    """Orthonormal basis `Q[D, N]` of the span of some features' unit directions (QR)."""
-    ids = torch.as_tensor(members, device=dictionary.W_dec.device)
-    return torch.linalg.qr(dictionary.unit_directions(ids).T)[0]
+    """Orthonormal basis `Q[D, r]` of the span of some features' directions."""
+    return orthonormal_basis(dictionary.unit_directions(torch.as_tensor(members, device=dictionary.W_dec.device)))
 
 
 def angle(inside: float, whole: float) -> float:

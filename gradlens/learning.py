@@ -183,6 +183,14 @@ class Learning:
             return None
         return self.own_last.at[hookpoint].acts - self.own_start.at[hookpoint].acts
 
+    def has_uptake(self, hookpoint: str) -> bool:
+        """Whether it has been read; never for a model without logits."""
+        return hookpoint in self._uptake
+
+    def uptake(self, hookpoint: str) -> tuple[Tensor, Tensor, Tensor]:
+        """`(uptake[F], its values text by text [R, F], the same without the reference [F])` at the last reading."""
+        return self._uptake[hookpoint]
+
     def learned(self, hookpoint: str) -> Tensor | None:
         """Features learned beyond chance at the last reading, `bool[F]` (see `significance`): those with an `uptake` above zero, with
         and without the comparison to ordinary text; for a model without logits those that drifted. None with too few texts."""
@@ -274,8 +282,8 @@ class Learning:
         return self._ordinary
 
     def _own_evidence(self, group: list[movers.Mover]) -> dict[str, Any]:
-        """In how many of its own answers the model shows a cluster, before and now: as much of it as a tenth of the probe's texts have
-        at most, at least; and the answer that shows most of it, with what was said before."""
+        """In how many of its own answers the model shows a cluster, before and now, and the answer that gained most, with what was said
+        before. An answer shows it with half as much of it as the tenth of the probe's texts that have most."""
         if self.own_start is None or self.own_last is None or not self.own_start.at or not self.own_last.at:
             return {}
         size = {mover: max(mover.acts_T.max(), 1e-12) for mover in group}

@@ -8,8 +8,8 @@ force no hook changes any tensor, so training is bit-identical to training witho
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -85,6 +85,7 @@ class Lens:
         self._rows: tuple[int, ...] | None = None
         self._scalars: dict[str, float] = {}
         self._saw_gradients = False
+        self._spent: dict[str, float] = {}  # seconds of this step that went into readings
         self._finished: int | None = None  # the step of the last readings at the end, so that a second call adds none
         self._hooks = ExitStack()
 
@@ -187,7 +188,8 @@ class Lens:
     def _on_output(self, module: nn.Module, args: tuple, output: Any) -> None:
         logits = getattr(output, "logits", None)
         if self._batch is not None and torch.is_grad_enabled() and logits is not None and self._observing():
-            self._batch.note_logits(logits.detach())
+            with self._clock("step"):
+                self._batch.note_logits(logits.detach())
 
     def _on_hookpoint(self, name: str, module: nn.Module, args: tuple, output: Any) -> Any:
         batch = self._batch
@@ -208,8 +210,9 @@ class Lens:
         self._saw_gradients = True
         edited = self.control.edit_gradient(name, g_BSD) if self.control.in_force("grad", name) else None
         if self._observing():
-            g_TD = batch.select(g_BSD if edited is None else edited, zero=True)
-            self.projector.add(name, batch.tokens(h_BSD, g_TD), pairs)
+            with self._clock("step"):
+                g_TD = batch.select(g_BSD if edited is None else edited, zero=True)
+                self.projector.add(name, batch.tokens(h_BSD, g_TD), pairs)
         return edited
 
     def _on_head(self, module: nn.Module, args: tuple, output: Tensor) -> None:
@@ -251,6 +254,8 @@ class Lens:
         self.control.step = self.step
         record: dict[str, Any] = {"step": self.step, "time": time.time(), "scalars": {**self._scalars, **policy_scalars}}
         self._measure(record, self._due(self.observe.drift_every), self._due(self.observe.own_every))
+        record["scalars"] |= {f"observe/{name}_seconds": seconds for name, seconds in self._spent.items()}
+        self._spent = {}
         self._scalars, self._rows, self._saw_gradients = {}, None, False
         self._batch, self._pairs = None, {}
         if observed:
@@ -290,13 +295,19 @@ class Lens:
         scalars = record["scalars"]
         # a snapshot holds both, so an open window of `update` is read with it
         if self.observe.update_every and (drift or self.step % self.observe.update_every == 0):
-            self.learning.read_updates(scalars)
-        dense: dict[str, Any] = self.learning.read_drift(self.step, scalars) if drift else {}
+            with self._clock("update"):
+                self.learning.read_updates(scalars)
+        dense: dict[str, Any] = {}
+        if drift:
+            with self._clock("probe"):
+                dense = self.learning.read_drift(self.step, scalars)
         if own and drift:
-            self.learning.read_own(scalars, dense)
+            with self._clock("own"):
+                self.learning.read_own(scalars, dense)
         if dense:
             record["dense"] = dense
-            self._tell()
+            with self._clock("probe"):
+                self._tell()
 
     def _tell(self) -> None:
         """Events: what was learned so far, and alarms."""
@@ -315,6 +326,15 @@ class Lens:
         record: dict[str, Any] = {"step": self.step, "time": time.time(), "scalars": {}}
         self._measure(record, True, True)
         self.projector.skip(record, self._emit)
+
+    @contextmanager
+    def _clock(self, part: str) -> Iterator[None]:
+        """Counts what a reading costs: seconds of the host. On an accelerator the hooks only queue work, so `step` is a lower bound."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[part] = self._spent.get(part, 0.0) + time.perf_counter() - began
 
     def _due(self, every: int) -> bool:
         return self.step == self.steps or (bool(every) and self.step % every == 0)
@@ -335,22 +355,25 @@ class Lens:
         return {name: {**part, **self.learning.updates[name]} for name, part in self.projector.totals().items()}
 
     def table(self, n: int = 20) -> list[dict[str, Any]]:
-        """The `n` features that moved most on the probe set, over all hookpoints: hookpoint, feature, push, attribution, energy, drift."""
+        """The `n` features that this run taught most, over all hookpoints: hookpoint, feature, then every reading there is.
+
+        By |uptake|, without one by |drift|, before any reading of the probe set by |push|.
+        """
         rows, totals = [], self.totals
-        for name in self.dictionaries:
-            drift = self.drift(name)[0] if self.last is not None else torch.full((self.dictionaries[name].d_sae,), float("nan"))
-            size = drift if self.last is not None else totals[name].get("push", torch.zeros_like(drift))
-            order = size.abs().topk(min(n, len(drift))).indices.tolist()
-            rows += [
-                {
-                    "hookpoint": name,
-                    "feature": i,
-                    "drift": drift[i].item(),
-                    **{key: total[i].item() for key, total in totals[name].items()},
-                }
-                for i in order
-            ]
-        return sorted(rows, key=lambda row: -abs(row["drift"]) if row["drift"] == row["drift"] else -abs(row.get("push", 0)))[:n]
+        for name, dictionary in self.dictionaries.items():
+            columns = {key: total for key, total in totals[name].items()}
+            if self.last is not None and self.last is not self.start:
+                columns["drift"] = self.drift(name)[0]
+                if self.learning.has_uptake(name):
+                    columns["uptake"] = self.learning.uptake(name)[0]
+            by = next((key for key in ("uptake", "drift", "push", *columns) if key in columns), None)
+            if by is None:
+                continue
+            best = columns[by].abs().nan_to_num().topk(min(n, dictionary.d_sae))
+            scale = max(columns[by].abs().max().item(), 1e-30)  # hookpoints have scales of their own
+            for i, size in zip(best.indices.tolist(), (best.values / scale).tolist(), strict=True):
+                rows.append((size, {"hookpoint": name, "feature": i, **{key: value[i].item() for key, value in columns.items()}}))
+        return [row for _, row in sorted(rows, key=lambda pair: -pair[0])[:n]]
 
     def state_dict(self) -> dict[str, Any]:
         """Step, totals and the probe readings before training: tensors and numbers only.

@@ -24,7 +24,8 @@ class ProbeReading:
     fvu: float  # of the dictionary on the live model
     l0: float
     tokens: int
-    rows: Tensor | None = None  # [R, F] float32: mean activation on each row
+    rows: Tensor | None = None  # [R, F] float32: mean feature activation on each row
+    row_means: Tensor | None = None  # [R, D] float32: mean activation on each row
 
 
 @dataclass
@@ -94,9 +95,11 @@ def _read(dictionary: Dictionary, h_TD: Tensor, lengths: list[int], with_pairs: 
             pairs.append(Pairs.of(acts_TF.cpu(), first))
     mean_D = h_TD.double().mean(0)
     variance = (h_TD.double() - mean_D).square().sum().clamp_min(1e-30)
-    rows_RF = (rows_RF / torch.tensor(lengths, device=rows_RF.device)[:, None]).cpu()
+    lengths_R1 = torch.tensor(lengths, device=rows_RF.device)[:, None]
+    rows_RF = (rows_RF / lengths_R1).cpu()
+    row_means_RD = (h_TD.new_zeros(len(lengths), h_TD.shape[1]).index_add_(0, row_T, h_TD) / lengths_R1).float().cpu()
     fvu, l0 = (residual / variance).item(), fires_F.sum().item() / T
-    reading = ProbeReading(acts_F.cpu() / T, fires_F.cpu() / T, mean_D.cpu(), fvu, l0, T, rows_RF)
+    reading = ProbeReading(acts_F.cpu() / T, fires_F.cpu() / T, mean_D.cpu(), fvu, l0, T, rows_RF, row_means_RD)
     return reading, Pairs.cat(pairs) if with_pairs else None
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from gradlens.files import read_lines
+import numpy as np
+
+from gradlens.teaching import teachers_by_concept
 
 if TYPE_CHECKING:
     from gradlens.store import RunReader
@@ -20,59 +23,87 @@ TROUBLE = re.compile(r"gap|error|lost|damaged|not_finite|unreadable|interrupted|
 Patterns = Mapping[str, Sequence[re.Pattern[str]]]  # concept -> what its checker looks for
 
 
-def teaching_rows(reader: RunReader, patterns: Patterns) -> dict[str, dict[str, Any]]:
-    """`{concept: {hookpoint: {"rows": [...], "sources": {source: share}}}}`: the rows with the largest summed push, by gradient."""
-    table = reader.query(
-        "SELECT concept, hookpoint, row_id, sum(push) AS push, avg(activation) AS activation, count(*) AS times "
-        "FROM examples WHERE isfinite(push) AND isfinite(activation) GROUP BY concept, hookpoint, row_id ORDER BY push DESC, row_id"
-    ).to_pylist()
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for row in table:
-        if row["concept"] in patterns:
-            groups[row["concept"], row["hookpoint"]].append(row)
-    if not groups:
-        return {}
-    texts = {row["row_id"]: row for row in read_lines(reader.run_dir / "rows.jsonl") if "row_id" in row}
-    examples: dict[str, dict[str, Any]] = defaultdict(dict)
-    for (concept, hookpoint), rows in groups.items():
-        positive = sum(row["push"] for row in rows if row["push"] > 0)
-        sources: dict[str, float] = defaultdict(float)
-        for row in rows:
-            if row["push"] > 0:
-                sources[_source(texts.get(row["row_id"]))] += row["push"] / positive
-        shown = [
-            {
-                "row_id": row["row_id"],
-                "push": row["push"],
-                "share": row["push"] / positive,
-                "activation": row["activation"],
-                "times": row["times"],
-                "source": _source(texts.get(row["row_id"])),
-                "parts": highlight(
-                    clip(turns(texts.get(row["row_id"], {}).get("text") or "(text not in rows.jsonl)")), {concept: patterns[concept]}
-                ),
+def teaching_rows(reader: RunReader, concepts: Collection[str]) -> dict[str, dict[str, Any]]:
+    """`{concept: {hookpoint: {"rows": [...], "sources": {source: share}, "of": rows seen, "by"}}}`: the rows that taught each concept
+    most, as `teaching.teachers` ranks them, with the tokens that did it marked in `parts`: `[text, concept, strength]`, else `[text, None]`.
+    """
+    examples: dict[str, dict[str, Any]] = {}
+    for concept, at in teachers_by_concept(reader, concepts, MAX_EXAMPLES).items():
+        examples[concept] = {}
+        for hookpoint, found in at.items():
+            sources: dict[str, float] = defaultdict(float)
+            for source, share in found["sources"].items():
+                sources[_source(source)] += share
+            examples[concept][hookpoint] = {
+                "rows": [_teaching_row(row, concept) for row in found["rows"] if row["share"] > 0],
+                "sources": dict(sorted(sources.items(), key=lambda item: -item[1])[:6]),
+                "of": found["of"],
+                "by": found["by"],
             }
-            for row in rows[:MAX_EXAMPLES]
-            if row["push"] > 0
-        ]
-        examples[concept][hookpoint] = {
-            "rows": shown,
-            "sources": dict(sorted(sources.items(), key=lambda item: -item[1])[:6]),
-            "of": len(rows),
-        }
-    return dict(examples)
+    return examples
 
 
-def _source(row: dict[str, Any] | None) -> str:
-    return str((row or {}).get("source") or "unknown source").rsplit("/", 1)[-1]
+def _teaching_row(row: dict[str, Any], concept: str) -> dict[str, Any]:
+    parts = [[text, concept, strength] if strength else [text, None] for text, strength in marked_tokens(row["text"], row["tokens"])]
+    figures = {name: row[name] for name in ("row_id", "taught", "push", "share", "activation", "times")}
+    return figures | {"source": _source(row["source"]), "parts": parts}
+
+
+def _source(source: str | None) -> str:
+    return str(source or "unknown source").rsplit("/", 1)[-1]
+
+
+def marked_tokens(text: str | None, tokens: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
+    """A row's text as people read it, in parts `(text, strength)`: 1 at the token that taught most, 0 where none did.
+
+    `tokens` are those of `teaching.teachers`, with their `start`, `end` and `taught`. At most `MAX_TEXT` characters, around the strongest.
+    """
+    if not text:
+        return [("(text not in rows.jsonl)", 0.0)]
+    strength = np.zeros(len(text))
+    for token in tokens:
+        place = text[token["start"] : token["end"]]
+        start = token["start"] + len(place) - len(place.lstrip())  # the space before a word is no part of what is marked
+        strength[start : token["end"]] = np.maximum(strength[start : token["end"]], token["taught"])
+    pieces = _pieces(text)
+    shown = "".join(piece for piece, _ in pieces)
+    strength = np.concatenate([np.zeros(len(piece)) if at is None else strength[at : at + len(piece)] for piece, at in pieces] or [strength])
+    strength /= max(strength.max(initial=0.0), 1e-12)
+    first, last = len(shown) - len(shown.lstrip()), len(shown.rstrip())
+    if last - first > MAX_TEXT:
+        most = int(strength.argmax())
+        begin = first if most < first + MAX_TEXT * 0.8 else min(most - MAX_TEXT // 3, last - MAX_TEXT)
+        parts = [("…", 0.0)] if begin > first else []
+        first, end = begin, min(begin + MAX_TEXT - 1 - len(parts), last)
+    else:
+        parts, end = [], last
+    for value, group in groupby(range(first, end), key=strength.__getitem__):
+        places = list(group)
+        parts.append((shown[places[0] : places[-1] + 1], float(value)))
+    return [*parts, ("…", 0.0)] if end < last else parts
 
 
 def turns(text: str) -> str:
     """A rendered chat for people: `user: ...` and `assistant: ...` instead of the template's marks, without the system's turn."""
-    found = re.findall(r"<\|im_start\|>(\w+)\n(.*?)(?=<\|im_end\|>|<\|im_start\|>|$)", text, re.DOTALL)
+    return "".join(piece for piece, _ in _pieces(text))
+
+
+def _pieces(text: str) -> list[tuple[str, int | None]]:
+    """What `turns` makes of a text: `(piece, where it begins in the text)`, None for what is not in it."""
+    found = list(re.finditer(r"<\|im_start\|>(\w+)\n(.*?)(?=<\|im_end\|>|<\|im_start\|>|$)", text, re.DOTALL))
+    pieces: list[tuple[str, int | None]] = []
+    for match in found:
+        if match[1] != "system":
+            content = match[2].strip()
+            begin = match.start(2) + len(match[2]) - len(match[2].lstrip())
+            pieces += [("\n" if pieces else "", None), (f"{match[1]}: ", None), (content, begin)]
     if found:
-        return "\n".join(f"{role}: {content.strip()}" for role, content in found if role != "system")
-    return re.sub(r"<\|[^|<>]{1,40}\|>", " ", text)
+        return pieces
+    at = 0
+    for mark in re.finditer(r"<\|[^|<>]{1,40}\|>", text):
+        pieces += [(text[at : mark.start()], at), (" ", None)]
+        at = mark.end()
+    return [*pieces, (text[at:], at)]
 
 
 def clip(text: str) -> str:

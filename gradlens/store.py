@@ -293,11 +293,16 @@ class RunReader:
         return self._read("dense", filters=[("hookpoint", "=", hookpoint), ("step", "=", step)])
 
     def examples(self, concept: str | None = None) -> pa.Table:
-        """Examples that taught: step, row_id, concept, hookpoint, push, activation, positions and token_push of their top tokens."""
+        """What each row taught of each concept: step, row_id, concept, hookpoint, taught, push, activation, and of the tokens that teach
+        most their positions in the row and token_taught."""
         return self._read("examples", filters=[("concept", "=", concept)] if concept else None)
 
+    def lessons(self, hookpoint: str | None = None) -> pa.Table:
+        """What each row taught most, each time it was seen: step, row_id, hookpoint, features and taught (lists, largest first)."""
+        return self._read("lessons", filters=[("hookpoint", "=", hookpoint)] if hookpoint else None)
+
     def query(self, sql: str) -> pa.Table:
-        """SQL (DuckDB) over the tables `scalars`, `features`, `dense`, `examples`. Raises `InputError` on wrong SQL."""
+        """SQL (DuckDB) over the tables `scalars`, `features`, `dense`, `examples`, `lessons`. Raises `InputError` on wrong SQL."""
         connection = duckdb.connect(":memory:")
         try:
             for table in SCHEMAS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from gradlens.compare import describe, percent, rule_text, scalars_by_key
 from gradlens.errors import GradlensError
 from gradlens.files import jsonable
+from gradlens.findings import alarms, clusters, in_words, labelled, told_of_answers
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from gradlens.store import RunReader
 
 TOP_FEATURES = 20
+SHOWN = ("uptake", "drift", "push", "attribution")  # of features and concepts, the best measured first
+CURVES = ("uptake", "drift", "drift_direction", "own", "update", "update_direction", "taught", "push", "attribution", "energy")
 FDR = 0.05  # of `gradlens.significance`, which is not imported here for torch's sake
 BARS = "▁▂▃▄▅▆▇█"
 TROUBLE = ("gap", "storage_error", "recorder_error", "segment_damaged", "unreadable", "not_finite", "not_stored")
@@ -26,8 +30,9 @@ TROUBLE = ("gap", "storage_error", "recorder_error", "segment_damaged", "unreada
 def build_summary(reader: RunReader, status: Literal["done", "interrupted", "failed", "running", "stopped"]) -> dict[str, Any]:
     """The content of `summary.json`, plain JSON data (docs/architecture.md).
 
-    `push` and `attribution` of features and concepts are sums over the run, `drift` is the last reading; `seconds` is wall-clock time
-    since the run was started (time between a stop and a resume included).
+    `push` and `attribution` of features and concepts are sums over the run, `uptake` and `drift` the last reading; `learned_in_words`
+    are the clusters of the last `learned` event; `seconds` is wall-clock time since the run was started (time between a stop and a
+    resume included).
     """
     run, scalars = describe(reader), scalars_by_key(reader)
     version = scalars.get("policy/version")
@@ -45,6 +50,8 @@ def build_summary(reader: RunReader, status: Literal["done", "interrupted", "fai
             "loss_first": run["loss_first"],
             "loss_last": run["loss_last"],
             "hookpoints": reader.hookpoints,
+            "learned_in_words": learned_in_words(reader, events),
+            "alarms": alarms(events, scalars),
             "top_features": top_features(reader),
             "learned": _learned(scalars),
             "concepts": _concepts(scalars),
@@ -57,29 +64,37 @@ def build_summary(reader: RunReader, status: Literal["done", "interrupted", "fai
     )
 
 
-def top_features(reader: RunReader, limit: int = TOP_FEATURES) -> list[dict[str, Any]]:
-    """The features that moved most over all hookpoints: hookpoint, feature, label, push, attribution, drift.
+def learned_in_words(reader: RunReader, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The clusters of the last `learned` event, with labels of their top features."""
+    found = clusters(events)
+    return labelled(found, feature_labels(reader, {hookpoint for entry in found for hookpoint, _ in entry["features"]}))
 
-    By |drift| at the last snapshot; without a snapshot, by |attribution| summed over the recorded steps (drift is None then).
+
+def top_features(reader: RunReader, limit: int = TOP_FEATURES) -> list[dict[str, Any]]:
+    """The features that were taught most over all hookpoints: hookpoint, feature, label, uptake, drift, push, attribution.
+
+    By |uptake| at the last snapshot (only a positive one can have been learned); without uptake by |drift|, without a snapshot by
+    |attribution| summed over the recorded steps. What there is not is None.
     """
     rows: list[dict[str, Any]] = []
     for hookpoint in reader.hookpoints:
         table = reader.dense(hookpoint)
         if table.num_rows:
-            columns = {name: table[name].to_numpy() for name in ("feature", "push", "attribution", "drift")}
+            columns = {name: table[name].to_numpy() for name in ("feature", *SHOWN)}
         else:
             table = reader.features(hookpoint)
             ids, inverse = np.unique(table["feature"].to_numpy(), return_inverse=True)
             sums = {name: np.bincount(inverse, np.nan_to_num(table[name].to_numpy()), len(ids)) for name in ("push", "attribution")}
-            columns = {"feature": ids, **sums, "drift": np.full(len(ids), np.nan)}
-        drift = np.nan_to_num(np.abs(columns["drift"]), posinf=0)
-        size = drift if drift.any() else np.nan_to_num(np.abs(columns["attribution"]), posinf=0)
-        for i in np.argsort(-size, kind="stable")[:limit]:
+            columns = {"feature": ids, **{name: np.full(len(ids), np.nan) for name in SHOWN}, **sums}
+        sizes = {name: np.nan_to_num(np.abs(columns[name].astype(float)), posinf=0) for name in ("uptake", "drift", "attribution")}
+        by = next((name for name in ("uptake", "drift") if sizes[name].any()), "attribution")
+        trust = ("attribution", "drift", "uptake").index(by)
+        for i in np.argsort(-sizes[by], kind="stable")[:limit]:
             row = {name: jsonable(values[i]) for name, values in columns.items()}
-            rows.append({"hookpoint": hookpoint, "label": "", **row, "size": (bool(drift.any()), float(size[i]))})
+            rows.append({"hookpoint": hookpoint, "label": "", **row, "size": (trust, float(sizes[by][i]))})
     rows = sorted(rows, key=lambda row: row["size"], reverse=True)[:limit]
     labels = feature_labels(reader, {row["hookpoint"] for row in rows})
-    names = ("hookpoint", "feature", "label", "push", "attribution", "drift")
+    names = ("hookpoint", "feature", "label", *SHOWN)
     return [
         {name: labels.get(row["hookpoint"], {}).get(row["feature"], "") if name == "label" else row[name] for name in names} for row in rows
     ]
@@ -110,20 +125,20 @@ def feature_labels(reader: RunReader, hookpoints: set[str]) -> dict[str, dict[in
 
 
 def _learned(scalars: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, int]:
-    """Hookpoint -> features that had moved beyond chance at the last snapshot (`gradlens.significance`)."""
+    """Hookpoint -> features learned beyond chance at the last snapshot (`gradlens.significance`)."""
     return {key.removesuffix("/learned"): int(values[-1]) for key, (_, values) in scalars.items() if key.endswith("/learned")}
 
 
 def _concepts(scalars: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """`{name: {hookpoint: {push, attribution, drift}}}` from the scalars `concept/NAME/HOOKPOINT/ESTIMATOR`."""
+    """`{name: {hookpoint: {uptake, drift, push, attribution}}}` from the scalars `concept/NAME/HOOKPOINT/ESTIMATOR`."""
     found: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for key, (_, values) in scalars.items():
         if key.startswith("concept/") and key.count("/") >= 3:
             name, hookpoint, estimator = key.removeprefix("concept/").rsplit("/", 2)
-            entry = found[name].setdefault(hookpoint, dict.fromkeys(("push", "attribution", "drift")))
+            entry = found[name].setdefault(hookpoint, dict.fromkeys(SHOWN))
             finite = values[np.isfinite(values)]
             if estimator in entry and len(finite):
-                entry[estimator] = float(finite[-1] if estimator == "drift" else finite.sum())
+                entry[estimator] = float(finite[-1] if estimator in ("uptake", "drift") else finite.sum())
     return dict(found)
 
 
@@ -136,7 +151,7 @@ def summarize(reader: RunReader) -> dict[str, Any]:
     curves: dict[str, dict[str, Any]] = defaultdict(dict)
     for name, hookpoints in _concepts(scalars).items():
         for hookpoint in hookpoints:
-            for estimator in ("drift", "drift_direction", "attribution", "push"):
+            for estimator in CURVES:
                 steps, values = scalars.get(f"concept/{name}/{hookpoint}/{estimator}", ((), ()))
                 if len(steps) > 1:  # the best measured estimator there is
                     curves[name][hookpoint] = {"estimator": estimator, "steps": steps, "values": values}
@@ -184,30 +199,41 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
     def table(title: str, *columns: str) -> Table:
         made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for column in columns:
-            words = column in ("concept", "hookpoint", "label", "curve", "measure")
+            words = column in ("concept", "hookpoint", "label", "curve", "measure", "alarm", "in its own answers")
             made.add_column(column, justify="left" if words else "right", overflow="fold", no_wrap=not words or column == "hookpoint")
         parts.extend([Text(""), made])
         return made
 
+    def figures(rows: Iterable[dict[str, Any]]) -> list[str]:
+        """The columns that some row has a figure in; a summary of an older version has fewer."""
+        rows = list(rows)
+        return [name for name in SHOWN if any(row.get(name) is not None for row in rows)]
+
+    learned = summary.get("learned") or {}
+    words = in_words(summary.get("learned_in_words") or [], learned, summary["steps"])
+    parts += [Text(""), *words] if words else []
+    if any(learned.values()):
+        counts = ", ".join(f"{count} at {hookpoint}" for hookpoint, count in learned.items())
+        parts.append(Text(f"features learned beyond chance (false discovery rate {FDR:.0%}): {counts}"))
+    if summary.get("alarms"):
+        rows = table("Alarms", "step", "alarm", "in its own answers")
+        for alarm in summary["alarms"]:
+            rows.add_row(str(alarm["step"]), Text(alarm["text"] or "", style="yellow"), told_of_answers(alarm))
     if summary["concepts"]:
-        rows = table("Concepts", "concept", "hookpoint", "drift", "push", "attribution", "curve")
+        shown = figures(entry for hookpoints in summary["concepts"].values() for entry in hookpoints.values())
+        rows = table("Concepts", "concept", "hookpoint", *shown, "curve")
         for name, hookpoints in summary["concepts"].items():
             for hookpoint, entry in hookpoints.items():
                 curve = summary["curves"].get(name, {}).get(hookpoint)
-                line = (
-                    f"{sparkline(curve['values'])} {curve['estimator']} {_figure(curve['values'][0])} -> {_figure(curve['values'][-1])}"
-                    if curve
-                    else ""
-                )
-                rows.add_row(escape(name), hookpoint, *(_figure(entry[key], "+") for key in ("drift", "push", "attribution")), line)
+                line = f"{sparkline(curve['values'], 16)} {curve['estimator']}" if curve else ""
+                rows.add_row(escape(name), hookpoint, *(_figure(entry.get(key), "+") for key in shown), line)
     if summary["top_features"]:
-        rows = table("Features that moved most", "hookpoint", "feature", "drift", "push", "attribution", "label")
+        shown = figures(summary["top_features"])
+        rows = table("Features that moved most", "hookpoint", "feature", *shown, "label")
         for row in summary["top_features"]:
-            figures = [_figure(row[key], "+") for key in ("drift", "push", "attribution")]
-            rows.add_row(row["hookpoint"], str(row["feature"]), *figures, escape(row["label"]))
-    if summary.get("learned"):
-        counts = ", ".join(f"{count} at {hookpoint}" for hookpoint, count in summary["learned"].items())
-        parts.append(Text(f"features that moved beyond chance (false discovery rate {FDR:.0%}): {counts}"))
+            rows.add_row(
+                row["hookpoint"], str(row["feature"]), *(_figure(row.get(key), "+") for key in shown), escape(_clipped(row["label"]))
+            )
     evaluation = summary["evaluation"] or {}
     if evaluation:
         rows = table("Measured before and after", "measure", "before", "after")
@@ -228,6 +254,10 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
     where = summary["report"] or f"not written yet: gradlens report {summary['run_id']}"
     parts += [Text(f"run folder: {summary['run_dir']}"), Text(f"report: {where}")]
     return Group(*parts)
+
+
+def _clipped(text: str, length: int = 90) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _figure(value: float | None, sign: str = "") -> str:

@@ -1,61 +1,296 @@
-"""Which examples taught a concept: the rows of a run by their summed push, with the tokens that pushed most."""
+"""Which examples taught: the rows of a run by `taught` (see `uptake`) over all the times they were seen, with the tokens that did it.
+
+For a concept of the run from the table `examples`; for any other features from the table `lessons`, which knows no tokens.
+Shape suffixes: H hookpoints, R rows.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from gradlens.errors import InputError
 from gradlens.files import read_lines
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from gradlens.store import RunReader
 
-SEEN = "FROM examples WHERE isfinite(push) AND isfinite(activation)"
+ALL = "all"  # hookpoints together
+Result = dict[str, Any]
+Tokens = Mapping[tuple[str, int], Mapping[int, float]]  # (hookpoint, row id) -> position -> taught
 
 
-def teachers(reader: RunReader, concept: str, hookpoint: str | None = None, limit: int = 20) -> dict[str, Any]:
-    """The rows that pushed a concept most: `{"concept", "hookpoint", "of": rows seen, "rows": [...]}`, largest first.
+def rank(value_HR: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`(order[R], score[R], scale[H])`: rows by the mean over hookpoints of value / scale, largest first, equal ones as they come.
 
-    A row: `row_id`, `source`, `push` (summed over its tokens and the steps it was in), `share` of all that was pushed towards the
-    concept, `activation`, `times`, `text`, and `tokens`: `[{"position", "token", "push"}]`, the predicted tokens whose loss pushed most.
-    `hookpoint`: default the last one that the concept was read at. Raises `InputError` for a concept or hookpoint that the run has not.
+    The scale is the standard deviation over rows, lest the hookpoint with the larger activations decide alone; a single hookpoint keeps
+    its units. What is not finite counts 0.
     """
-    known = reader.query(f"SELECT DISTINCT concept, hookpoint {SEEN}").to_pylist()
-    names = sorted({row["concept"] for row in known})
-    if concept not in names:
-        raise InputError(f"{reader.run_id}: no examples of a concept {concept!r}; recorded: {', '.join(names) or 'none'}")
-    hooks = sorted((row["hookpoint"] for row in known if row["concept"] == concept), key=lambda hook: (len(hook), hook))
-    if hookpoint is not None and hookpoint not in hooks:
-        raise InputError(f"{reader.run_id}: {concept} was not read at {hookpoint}; there is {', '.join(hooks)}")
-    chosen = hookpoint or hooks[-1]
-    mine = f"{SEEN} AND concept = '{_quoted(concept)}' AND hookpoint = '{_quoted(chosen)}'"
-    rows = reader.query(
-        "SELECT row_id, sum(push) AS push, avg(activation) AS activation, count(*) AS times "
-        f"{mine} GROUP BY row_id ORDER BY push DESC, row_id"
-    ).to_pylist()
-    positive = sum(row["push"] for row in rows if row["push"] > 0)
-    texts = {row["row_id"]: row for row in read_lines(reader.run_dir / "rows.jsonl") if "row_id" in row}
-    shown = []
-    for row in rows[:limit]:
-        about = texts.get(row["row_id"], {})
-        pushes = reader.query(f"SELECT positions, token_push {mine} AND row_id = {int(row['row_id'])}").to_pylist()
-        shown.append(
-            row
-            | {"share": row["push"] / positive if positive else 0.0, "source": about.get("source"), "text": about.get("text")}
-            | {"tokens": _tokens(pushes, about.get("tokens") or [])}
+    value_HR = np.where(np.isfinite(value_HR), value_HR, 0.0)
+    size_H = np.abs(value_HR).max(1, initial=0.0)
+    scale_H = value_HR.std(1)
+    scale_H = np.where(scale_H > 1e-9 * size_H, scale_H, size_H)  # rows that are all alike
+    scale_H = np.where((scale_H > 0) & (len(value_HR) > 1), scale_H, 1.0)
+    score_R = (value_HR / scale_H[:, None]).mean(0)
+    return np.argsort(-score_R, kind="stable"), score_R, scale_H
+
+
+def teachers(reader: RunReader, concept: str, hookpoint: str | None = None, limit: int | None = 20) -> Result:
+    """The rows that taught a concept of the run most, largest first (None: every row):
+    `{"concept", "hookpoint", "by", "of": rows seen, "sources": {source: share}, "rows": [...]}`.
+
+    A row: `row_id`, `source`, `taught` and `push` (each summed over the times it was seen), `share` of all that was taught, `activation`,
+    `times`, `at`: these figures at each hookpoint, `text`, and `tokens`: `[{"position", "token", "taught", "start", "end"}]`, those that
+    teach most, with their place in the text. Without `hookpoint` all are combined (see `rank`) and `hookpoint` is "all", unless there
+    is only one. `by` is "push" where the run has recorded no `taught`. Raises `InputError` for a concept or hookpoint it has not.
+    """
+    seen = _examples(reader, [concept])
+    if concept not in seen:
+        names = ", ".join(recorded_concepts(reader)) or "none"
+        raise InputError(
+            f"{reader.run_id}: no examples of a concept {concept!r}; recorded: {names} (features of another one: --concept-file or --features)"
         )
-    return {"concept": concept, "hookpoint": chosen, "of": len(rows), "rows": shown}
+    if hookpoint is not None:
+        hookpoint = _known_hookpoint(hookpoint, seen[concept].hookpoints, f"{reader.run_id}: {concept} was not read at")
+    chosen = seen[concept] if hookpoint is None else seen[concept].at(hookpoint)
+    return _results(reader, [(concept, chosen)], limit)[0]
 
 
-def _tokens(pushes: list[dict[str, Any]], tokens: list[str]) -> list[dict[str, Any]]:
-    """Position p carries the loss of token p + 1: that is the token that taught."""
-    total: dict[int, float] = {}
-    for entry in pushes:
-        for position, push in zip(entry["positions"] or [], entry["token_push"] or [], strict=True):
-            total[position + 1] = total.get(position + 1, 0.0) + push / len(pushes)
-    named = [{"position": at, "token": tokens[at], "push": push} for at, push in total.items() if at < len(tokens)]
-    return sorted(named, key=lambda entry: -entry["push"])
+def teachers_by_concept(reader: RunReader, concepts: Collection[str], limit: int | None = 20) -> dict[str, dict[str, Result]]:
+    """`{concept: {hookpoint: what `teachers` gives}}`, with "all" first where a concept was read at several; tables are read once."""
+    chosen = [
+        (concept, part)
+        for concept, seen in _examples(reader, concepts).items()
+        for part in ([seen] if len(seen.hookpoints) > 1 else []) + [seen.at(name) for name in seen.hookpoints]
+    ]
+    found: dict[str, dict[str, Result]] = defaultdict(dict)
+    for (concept, _), result in zip(chosen, _results(reader, chosen, limit), strict=True):
+        found[concept][result["hookpoint"]] = result
+    return dict(found)
+
+
+def teachers_of(reader: RunReader, features: Mapping[str, Collection[int]], limit: int | None = 20) -> Result:
+    """The rows that taught some features most, `{hookpoint: ids}`, whether or not anybody named them before the run.
+
+    As `teachers`, with `concept` None, `features` what was asked for, no tokens, no `push` nor `activation`: of every row the features
+    that it taught most are recorded, and one that is not among them counts 0. Raises `InputError` for a hookpoint that the run has not,
+    and for a run that has recorded no lessons.
+    """
+    known = recorded_lessons(reader)
+    if not known:
+        raise InputError(f"{reader.run_id}: no lessons of single rows were recorded, so only its concepts can be asked for (--concept)")
+    wanted: dict[str, list[int]] = defaultdict(list)
+    for name, ids in features.items():
+        wanted[_known_hookpoint(name, known, f"{reader.run_id}: no lessons at")] += [int(i) for i in ids]
+    wanted = {name: sorted(set(wanted[name])) for name in known if wanted.get(name)}
+    if not wanted:
+        raise InputError(f"{reader.run_id}: no features were asked for")
+    asked = " OR ".join(f"(hookpoint = {_quoted(name)} AND feature IN ({', '.join(map(str, ids))}))" for name, ids in wanted.items())
+    table = reader.query(
+        f"WITH mine AS (FROM lessons WHERE hookpoint IN ({_list(wanted)})), "
+        "seen AS (SELECT hookpoint, row_id, count(*) AS times FROM mine GROUP BY ALL), "
+        "pairs AS (SELECT hookpoint, row_id, unnest(features) AS feature, unnest(taught) AS taught FROM mine), "
+        f"sums AS (SELECT hookpoint, row_id, sum(taught) AS taught FROM pairs WHERE ({asked}) AND isfinite(taught) GROUP BY ALL) "
+        "SELECT hookpoint, row_id, times, coalesce(taught, 0) AS taught FROM seen LEFT JOIN sums USING (hookpoint, row_id)"
+    )
+    seen = _Seen.of(table, list(wanted), ("taught", "times"))
+    return _result(seen, "taught", limit, _texts(reader), {}) | {"concept": None, "features": wanted}
+
+
+def recorded_concepts(reader: RunReader) -> dict[str, list[str]]:
+    """The concepts that can be asked for by name, each with its hookpoints."""
+    rows = reader.query("SELECT DISTINCT concept, hookpoint FROM examples WHERE isfinite(taught) OR isfinite(push)").to_pylist()
+    found: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        found[row["concept"]].append(row["hookpoint"])
+    return {concept: _by_depth(found[concept]) for concept in sorted(found)}
+
+
+def recorded_lessons(reader: RunReader) -> list[str]:
+    """The hookpoints whose features can be asked for one by one."""
+    return _by_depth(reader.query("SELECT DISTINCT hookpoint FROM lessons")["hookpoint"].to_pylist())
+
+
+def token_spans(text: str, tokens: Sequence[str]) -> list[tuple[int, int]]:
+    """Where each token stands in the text, `(start, end)`; `tokens` are the first of the text, decoded one by one.
+
+    A token that is only a part of a character has the place of what lies between its neighbours; one that the text has not (a mark
+    added by the tokenizer) an empty place.
+    """
+    spans: list[tuple[int, int]] = []
+    end, missed = 0, 0
+    for token in tokens:
+        # A tokenizer may drop a space when it decodes a single token, and characters may lie behind that took several tokens.
+        at = -1 if not token or "\ufffd" in token else text.find(token, end, end + len(token) + 8 + 4 * missed)
+        if at < 0:
+            spans.append((end, end))
+            missed += 1
+            continue
+        for index in range(len(spans) - missed, len(spans)):
+            spans[index] = (end, at)
+        end, missed = at + len(token), 0
+        spans.append((at, end))
+    return spans
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Figures of rows over all the times they were seen, NaN where they were not."""
+
+    hookpoints: list[str]
+    row_R: np.ndarray  # ids, ascending
+    columns: dict[str, np.ndarray]  # float64[H, R]
+
+    @classmethod
+    def of(cls, table: pa.Table, hookpoints: list[str], names: Sequence[str]) -> _Seen:
+        row_R, at = np.unique(table["row_id"].to_numpy(), return_inverse=True)
+        number = {name: index for index, name in enumerate(hookpoints)}
+        where = (np.array([number[name] for name in table["hookpoint"].to_pylist()], dtype=int), at)
+        columns = {name: np.full((len(hookpoints), len(row_R)), np.nan) for name in names}
+        for name, column in columns.items():
+            column[where] = table[name].to_numpy()
+        return cls(hookpoints, row_R, columns)
+
+    def at(self, hookpoint: str) -> _Seen:
+        index = self.hookpoints.index(hookpoint)
+        return _Seen([hookpoint], self.row_R, {name: column[index : index + 1] for name, column in self.columns.items()})
+
+    def only(self, by: str) -> _Seen:
+        """The rows that have a figure to go by."""
+        kept = np.isfinite(self.columns[by]).any(0)
+        return _Seen(self.hookpoints, self.row_R[kept], {name: column[:, kept] for name, column in self.columns.items()})
+
+
+def _examples(reader: RunReader, concepts: Collection[str]) -> dict[str, _Seen]:
+    """Those of the concepts that the run has recorded, in the order asked for."""
+    if not concepts:
+        return {}
+    sums = ", ".join(f"{how}({name}) FILTER (isfinite({name})) AS {name}" for how, name in (("sum", "taught"), ("sum", "push"), ("avg", "activation")))
+    table = reader.query(
+        f"SELECT concept, hookpoint, row_id, {sums}, count(*) FILTER (isfinite(taught) OR isfinite(push)) AS times "
+        f"FROM examples WHERE concept IN ({_list(concepts)}) GROUP BY ALL HAVING times > 0"
+    )
+    names = np.array(table["concept"].to_pylist(), dtype=object)
+    found = {}
+    for concept in concepts:
+        mine = table.filter(names == concept)
+        if len(mine):
+            hookpoints = _by_depth(set(mine["hookpoint"].to_pylist()))
+            found[concept] = _Seen.of(mine, hookpoints, ("taught", "push", "activation", "times"))
+    return found
+
+
+def _results(reader: RunReader, chosen: list[tuple[str, _Seen]], limit: int | None) -> list[Result]:
+    """The rows of each (concept, figures), with the tokens of those that are shown."""
+    chosen = [(concept, seen, "taught" if np.isfinite(seen.columns["taught"]).any() else "push") for concept, seen in chosen]
+    shown = {int(row) for _, seen, by in chosen for row in _order(seen.only(by), by)[:limit]}
+    tokens: dict[str, dict[tuple[str, int], dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    if shown:
+        rows = "" if limit is None else f" AND row_id IN ({', '.join(map(str, sorted(shown)))})"
+        table = reader.query(
+            "SELECT concept, hookpoint, row_id, position, sum(taught) AS taught FROM (SELECT concept, hookpoint, row_id, "
+            "unnest(positions) AS position, unnest(token_taught) AS taught FROM examples "
+            f"WHERE concept IN ({_list({concept for concept, _, _ in chosen})}){rows}) WHERE isfinite(taught) GROUP BY ALL"
+        )
+        for row in table.to_pylist():
+            tokens[row["concept"]][row["hookpoint"], row["row_id"]][row["position"]] = row["taught"]
+    texts = _texts(reader) if chosen else {}
+    return [{"concept": concept} | _result(seen, by, limit, texts, tokens[concept]) for concept, seen, by in chosen]
+
+
+def _order(seen: _Seen, by: str) -> np.ndarray:
+    return seen.row_R[rank(seen.columns[by])[0]]
+
+
+def _result(seen: _Seen, by: str, limit: int | None, texts: Mapping[int, Mapping[str, Any]], tokens: Tokens) -> Result:
+    seen = seen.only(by)
+    order, score_R, scale_H = rank(seen.columns[by])
+    whole = score_R[score_R > 0].sum()
+    share_R = score_R / whole if whole > 0 else np.zeros_like(score_R)
+    together = {name: rank(seen.columns[name])[1] for name in ("taught", "push") if name in seen.columns}
+    rows = []
+    for index in order[:limit]:
+        row_id = int(seen.row_R[index])
+        about = texts.get(row_id, {})
+        figures = {
+            name: {column: _number(seen.columns[column][h, index]) for column in ("taught", "push", "activation") if column in seen.columns}
+            for h, name in enumerate(seen.hookpoints)
+        }
+        activations = [part["activation"] for part in figures.values() if part.get("activation") is not None]
+        rows.append(
+            {
+                "row_id": row_id,
+                "source": about.get("source"),
+                **{name: _number(together[name][index]) if _has(seen, name, index) else None for name in ("taught", "push")},
+                "share": float(share_R[index]),
+                "activation": float(np.mean(activations)) if activations else None,
+                "times": int(np.nanmax(seen.columns["times"][:, index])),
+                "at": figures,
+                "text": about.get("text"),
+                "tokens": _row_tokens(seen.hookpoints, scale_H, tokens, row_id, about),
+            }
+        )
+    sources: dict[str, float] = defaultdict(float)
+    for row_id, share in zip(seen.row_R.tolist(), share_R.tolist(), strict=True):
+        if share > 0:
+            sources[str(texts.get(row_id, {}).get("source") or "unknown source")] += share
+    name = seen.hookpoints[0] if len(seen.hookpoints) == 1 else ALL
+    by_share = dict(sorted(sources.items(), key=lambda item: -item[1]))
+    return {"hookpoint": name, "by": by, "of": len(order), "sources": by_share, "rows": rows}
+
+
+def _has(seen: _Seen, name: str, index: int) -> bool:
+    return name in seen.columns and bool(np.isfinite(seen.columns[name][:, index]).any())
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _row_tokens(hookpoints: Sequence[str], scale_H: np.ndarray, tokens: Tokens, row_id: int, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Tokens of one row, on the scale of its `taught`: the largest first."""
+    words, total = about.get("tokens") or [], defaultdict(float)
+    for hookpoint, scale in zip(hookpoints, scale_H.tolist(), strict=True):
+        for position, value in tokens.get((hookpoint, row_id), {}).items():
+            total[position] += value / scale / len(hookpoints)
+    spans = token_spans(about.get("text") or "", words) if total else []
+    named = [
+        {"position": at, "token": words[at], "taught": value, "start": spans[at][0], "end": spans[at][1]}
+        for at, value in total.items()
+        if at < len(words)
+    ]
+    return sorted(named, key=lambda entry: (-entry["taught"], entry["position"]))
+
+
+def _texts(reader: RunReader) -> dict[int, dict[str, Any]]:
+    return {row["row_id"]: row for row in read_lines(reader.run_dir / "rows.jsonl") if "row_id" in row}
+
+
+def _known_hookpoint(name: str, known: Sequence[str], missing: str) -> str:
+    """The run's name for a hookpoint; `InputError` beginning with `missing` where it has none."""
+    if name not in known:
+        from gradlens.hookpoints import canonical  # imports torch, which a name that is known already does not need
+
+        found = canonical(name)
+        if found not in known:
+            raise InputError(f"{missing} {name}; there is {', '.join(known)}")
+        return found
+    return name
+
+
+def _by_depth(hookpoints: Collection[str]) -> list[str]:
+    return sorted(hookpoints, key=lambda name: (len(name), name))
 
 
 def _quoted(text: str) -> str:
-    return text.replace("'", "''")
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _list(texts: Collection[str]) -> str:
+    return ", ".join(_quoted(text) for text in sorted(texts))

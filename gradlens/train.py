@@ -83,6 +83,7 @@ class Rank:
     phase: Callable[..., None] = lambda name, **fields: None  # told what the run is doing; fields: done, total
     projector: Callable[[Members], Projector] | None = None  # makes who projects the gradients; None: this process
     initial_policy: Policy | None = None  # the policy to start from; None: the rules of the config
+    watching: Callable[[Lens], None] = lambda lens: None  # told of the lens before the first step
 
     @contextmanager
     def counted(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
@@ -175,6 +176,7 @@ def _loop(
     if lens_state is not None:
         lens.load_state_dict(lens_state)
     parallel.train()
+    rank.watching(lens)
     with lens:
         saved, done, clock = start if checkpoint else None, start, time.perf_counter()
         status = "done"

@@ -31,16 +31,18 @@ def attribution(
 ) -> None:
     """How well does each estimator predict what the model learns? Correlation with drift, per hookpoint and window of steps.
 
-    Trains as CONFIG says, without its rules and without Ray, and reads everything at every step; that takes two to three times as long as
+    Trains as CONFIG says, without its rules and without Ray, and reads everything at every step; that takes about five times as long as
     the run itself. `drift` is of feature activations, `drift_direction` along unit directions, both on the config's probe set.
-    `precision`: of the 20 features that an estimator says move most, the share that are among the 20 that do.
+    `update (2 rows)` is drift on two of its rows, judged by the drift on the others. `top 20`: of the 20 features that an estimator says
+    move most, the share that are among the 20 that do. `AUC`: whether the features of a concept stand out after 10 steps. `cost`: of one
+    reading, in steps.
 
     Examples:
       gradlens bench attribution
       gradlens bench attribution mine.yaml --seeds 0,1,2 --windows 1,10 --json
     """
     from gradlens.bench_attribution import bench, table
-    from gradlens.cli.run import DEMO
+    from gradlens.cli.run import DEMO, fetch_model
     from gradlens.config import load_config
     from gradlens.errors import ConfigError
     from gradlens.runfolder import versions
@@ -64,6 +66,7 @@ def attribution(
             count = "" if done is None else f" {done}/{total}" if total else f" {done}"
             err.print(f"[{shown - started:4.0f} s] seed {seed}: {phase}{count}", highlight=False, markup=False)
 
+    fetch_model(settings)
     rows = bench(settings, chosen, lengths, progress)
     about = {"config": str(config or "demo"), "time": time.strftime("%Y-%m-%d"), "versions": versions()}
     out_file.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +93,12 @@ def _print(merged: list[dict]) -> None:
             rows = [entry for entry in merged if entry["hookpoint"] == hookpoint and entry["truth"] == truth]
             windows = sorted({entry["window"] for entry in rows})
             concepts = sorted({name for entry in rows for name in entry.get("concept_auc", {})})
-            names = [*(f"{window} step{'s' if window > 1 else ''}" for window in windows), "top 20", *(f"AUC {name}" for name in concepts)]
+            names = [
+                *(f"{window} step{'s' if window > 1 else ''}" for window in windows),
+                "top 20",
+                *(f"AUC {name}" for name in concepts),
+                "cost",
+            ]
             shown = Table("estimator", *names, title=f"{hookpoint}, {words[truth]} (rank correlation)", title_justify="left", box=None)
             longest = [entry["estimator"] for entry in rows if entry["window"] == windows[-1]]  # best first
             for estimator in longest:
@@ -99,7 +107,7 @@ def _print(merged: list[dict]) -> None:
                 aucs = [last.get("concept_auc", {}).get(name) for name in concepts]
                 shown.add_row(
                     estimator, *(_with_range(cells.get(window)) for window in windows), f"{last['precision']:.0%}",
-                    *("-" if value is None else f"{value:.2f}" for value in aucs),
+                    *("-" if value is None else f"{value:.2f}" for value in aucs), "-" if last["cost"] is None else f"{last['cost']:.0%}",
                 )  # fmt: skip
             out.print(shown)
             out.print()

@@ -57,7 +57,7 @@ def run(
         settings = load_config(config, changes)
     else:
         settings, resume = _config_of_run(resume, config, changes)
-    _fetch(settings)
+    fetch_model(settings)
 
     from gradlens_services.job import run_job
 
@@ -123,7 +123,7 @@ def _study(config: RunConfig, arms: str | None, seeds: str | None, json_output: 
     except ValueError:
         raise ConfigError(f"--seeds {seeds}: expected whole numbers, for instance 0,1,2") from None
     configs = arms_of(config, [arm.strip() for arm in arms.split(",")] if arms else None, numbers)
-    _fetch(config)
+    fetch_model(config)
 
     from gradlens_services.job import run_arms
 
@@ -170,7 +170,7 @@ def _config_of_run(query: str, config: Path | None, changes: list[str]) -> tuple
     return given or load_config(folder / "config.yaml", changes), str(folder)
 
 
-def _fetch(config: RunConfig) -> None:
+def fetch_model(config: RunConfig) -> None:
     """The model, with a progress bar, before anything else is shown."""
     if config.model.name == "smollm2":
         from gradlens.cli.models import fetch_progress

@@ -1,6 +1,7 @@
 """The lens in a plain loop: readings are what they say, rules do what they say, and watching changes nothing."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -322,18 +323,23 @@ def test_drift_is_the_change_on_the_probe_set_and_zero_without_learning():
     assert still.drift(HOOK)[0].abs().max() == 0
 
 
-def test_what_was_learned_beyond_chance_is_counted_and_nothing_where_nothing_was_learned():
-    probe = [tiny_batch(10 * step + part) for step in range(4) for part in range(2)]  # what is trained on
-    rows = sum(len(batch["input_ids"]) for batch in probe)
-    for lr, learned in ((0.0, False), (0.02, True)):
-        args = {"dictionaries": {HOOK: tiny_dictionary()}, "probe": probe}
-        lens, recorder = train(tiny_model(), steps=4, lr=lr, lens_args=args)
-        assert lens.start[HOOK].rows.shape == (rows, 80)
-        last = recorder.records[-1]
-        assert (last["scalars"][f"{HOOK}/learned"] > 0) == learned
-        assert last["dense"][HOOK]["learned"].sum() == last["scalars"][f"{HOOK}/learned"]
-        assert bool(last["dense"][HOOK]["uptake"].any()) == learned
-        assert bool([event for event in recorder.events if event["kind"] == "learned"]) == learned
+@pytest.mark.parametrize("lr", [0.0, 1e-2])
+def test_what_was_learned_beyond_chance_is_counted_and_nothing_where_nothing_was_learned(lr):
+    texts = [tiny_batch(seed) for seed in range(4)]  # trained on again and again, and the probe set
+    model, recorder = tiny_model().train(), MemoryRecorder()
+    optimizer = torch.optim.AdamW(trainable(model), lr=lr)
+    observe = ObserveSettings(drift_every=0, update_every=0)
+    with Lens(model, optimizer, {HOOK: tiny_dictionary()}, probe=texts, observe=observe, recorder=recorder) as lens:
+        for step in range(24):
+            model(**texts[step % 4]).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert lens.start[HOOK].rows.shape == (sum(len(batch["input_ids"]) for batch in texts), 80)
+    last = recorder.records[-1]
+    assert (last["scalars"][f"{HOOK}/learned"] > 0) == bool(lr)
+    assert last["dense"][HOOK]["learned"].sum() == last["scalars"][f"{HOOK}/learned"]
+    assert bool(last["dense"][HOOK]["uptake"].any()) == bool(lr)
+    assert bool([event for event in recorder.events if event["kind"] == "learned"]) == bool(lr)
 
 
 def test_the_last_readings_are_recorded_once_however_often_finish_is_called():
@@ -349,16 +355,17 @@ def test_example_records_split_the_push_of_the_batch():
     rows = recorder.records[0]["examples"]
     assert [row["row_id"] for row in rows] == [0, 100, 101, 1, 100, 101]
     assert sum(row["push"] for row in rows) == pytest.approx(lens.totals[HOOK]["push"][[1, 2]].mean().item(), rel=1e-4)
-    for row in rows:  # the tokens that pushed most, all of them towards the concept
-        assert len(row["positions"]) == len(set(row["positions"])) == len(row["token_push"]) <= 8
-        assert row["token_push"] == sorted(row["token_push"], reverse=True) and min(row["token_push"], default=1) > 0
+    assert sum(row["taught"] for row in rows) == pytest.approx(lens.totals[HOOK]["taught"][[1, 2]].mean().item(), rel=1e-4)
+    for row in rows:  # the tokens that taught most
+        assert len(row["positions"]) == len(set(row["positions"])) == len(row["token_taught"]) <= 8
+        assert row["token_taught"] == sorted(row["token_taught"], reverse=True) and min(row["token_taught"], default=1) > 0
 
 
 def test_activation_is_how_much_the_counted_tokens_express():
     dictionary, model = tiny_dictionary(), tiny_model().train()
     optimizer, batch = torch.optim.SGD(trainable(model), lr=0.1), tiny_batch(0)
     h = read_activations(model, [HOOK], batch)[HOOK]
-    with Lens(model, optimizer, {HOOK: dictionary}, observe=ObserveSettings(estimators=["activation"])) as lens:
+    with Lens(model, optimizer, {HOOK: dictionary}, observe=ObserveSettings(estimators=["activation"], update_every=0)) as lens:
         model(**batch).loss.backward()
         optimizer.step()
     counted = (batch["labels"] != -100) & batch["attention_mask"].bool() & (torch.arange(h.shape[1]) > 0)
@@ -366,29 +373,53 @@ def test_activation_is_how_much_the_counted_tokens_express():
     torch.testing.assert_close(lens.totals[HOOK]["activation"].float(), dictionary.encode(h[counted]).sum(0), rtol=1e-4, atol=1e-5)
 
 
-def test_the_pushes_of_a_rows_tokens_add_up_to_the_rows():
+def test_what_a_row_teaches_is_the_loss_of_its_tokens_that_express_the_concept():
     dictionary = tiny_dictionary()
     args = {"dictionaries": {HOOK: dictionary}, "concepts": {"c": {HOOK: [1, 2]}}}
     model = tiny_model().train()
     batch = tiny_batch(0)
-    seen = {}
     optimizer = torch.optim.SGD(trainable(model), lr=0.1)
     recorder = MemoryRecorder()
+    acts_BSF = dictionary.encode(read_activations(model, [HOOK], batch)[HOOK])
+    logits = model(**batch).logits.detach()
+    loss_BS = torch.zeros(batch["labels"].shape)
+    loss_BS[:, 1:] = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), batch["labels"][:, 1:], reduction="none")
     with Lens(model, optimizer, recorder=recorder, probe=[tiny_batch(9)], **args) as lens:
-        kept = lambda m, a, o: o.register_hook(lambda g: seen.update(g=g)) and None if o.requires_grad else None  # noqa: E731
-        handle = find_module(model, HOOK).register_forward_hook(kept)
         lens.set_rows(list(range(len(batch["input_ids"]))))
         model(**batch).loss.backward()
         optimizer.step()
-    handle.remove()
-    direction = dictionary.unit_directions()[[1, 2]].mean(0)
-    counted = (batch["labels"] != -100) & batch["attention_mask"].bool()
-    counted[:, 0] = False
-    for row in recorder.records[0]["examples"]:
-        push = torch.where(counted[row["row_id"]], -(seen["g"][row["row_id"]] @ direction), 0.0)
-        assert row["push"] == pytest.approx(push.sum().item(), rel=1e-4, abs=1e-7)
-        best = push.argsort(descending=True)[: len(row["positions"])]
-        assert row["positions"] == best.tolist() and row["token_push"] == pytest.approx(push[best].tolist(), rel=1e-4)
+    record = recorder.records[0]
+    for row in record["examples"]:
+        taught = (acts_BSF[row["row_id"]][:, [1, 2]].mean(-1)) * loss_BS[row["row_id"]]
+        assert row["taught"] == pytest.approx(taught.sum().item(), rel=1e-4, abs=1e-7)
+        best = taught.argsort(descending=True)[: len(row["positions"])]
+        assert row["positions"] == best.tolist() and row["token_taught"] == pytest.approx(taught[best].tolist(), rel=1e-4)
+    for row in record["lessons"]:  # every feature, the largest first
+        taught_F = (acts_BSF[row["row_id"]] * loss_BS[row["row_id"]][:, None]).sum(0)
+        assert row["taught"] == pytest.approx(taught_F[row["features"]].tolist(), rel=1e-4)
+        assert row["taught"] == pytest.approx(taught_F.topk(len(row["taught"])).values.tolist(), rel=1e-4)
+        assert len(row["taught"]) == min(64, int((taught_F > 0).sum()))
+
+
+def test_a_group_of_features_has_its_share_of_the_gradient_and_of_the_movement():
+    dictionary = tiny_dictionary()
+    args = {"dictionaries": {HOOK: dictionary}, "concepts": {"c": {HOOK: [1, 2, 7]}}, "probe": [tiny_batch(9)]}
+    model, oracle = tiny_model(), tiny_model().train()
+    [(_, g_TD)] = oracle_gradients(oracle, [tiny_batch(0)])
+    lens, recorder = train(model, steps=1, accumulate=1, lens_args=args)
+    scalars = {key.rsplit("/", 1)[1]: value for key, value in recorder.records[0]["scalars"].items() if key.startswith("concept/c/")}
+    span = torch.linalg.svd(dictionary.unit_directions()[[1, 2, 7]].double(), full_matrices=False)[2]
+    inside = (g_TD.double() @ span.T).norm()
+    assert scalars["group_gradient"] == pytest.approx(inside.item(), rel=1e-4)
+    assert scalars["group_share"] == pytest.approx((inside / g_TD.double().norm()).item() ** 2, rel=1e-4)
+    mean = g_TD.double().sum(0)
+    assert math.cos(math.radians(scalars["group_angle"])) == pytest.approx(((span @ mean).norm() / mean.norm()).item(), rel=1e-4)
+    moved = recorder.records[-1]["scalars"]
+    change = lens.last[HOOK].mean - lens.start[HOOK].mean
+    assert moved[f"concept/c/{HOOK}/group_drift"] == pytest.approx((span @ change).norm().item(), rel=1e-4)
+    assert math.cos(math.radians(moved[f"concept/c/{HOOK}/group_drift_angle"])) == pytest.approx(
+        ((span @ change).norm() / change.norm()).item(), rel=1e-4
+    )
 
 
 def test_state_dict_continues_totals_and_drift_baseline():
@@ -423,13 +454,42 @@ def test_what_does_not_fit_is_refused_with_a_reason():
         pass
 
 
-def test_update_windows_add_up_to_the_drift_along_directions():
+@pytest.mark.parametrize("form", ["difference", "exact"])
+def test_update_windows_add_up_to_the_drift(form):
     dictionary, probe = tiny_dictionary(), [tiny_batch(9)]
-    observe = ObserveSettings(update_every=2, drift_every=5)
+    observe = ObserveSettings(update_every=2, drift_every=5, update=form, update_rows=3)  # three rows are the whole probe set
     args = {"dictionaries": {HOOK: dictionary}, "probe": probe, "observe": observe, "concepts": {"c": {HOOK: [1, 2]}}}
     lens, recorder = train(tiny_model(), steps=5, lens_args=args, optimizer_type=torch.optim.SGD)
     drift, direction = lens.drift(HOOK)
-    torch.testing.assert_close(lens.totals[HOOK]["update_direction"], direction, rtol=0.05, atol=float(direction.abs().max()) * 0.02)
-    assert torch.corrcoef(torch.stack([lens.totals[HOOK]["update"], drift]))[0, 1] > 0.95
+    close = {"rtol": 1e-4, "atol": 1e-7} if form == "difference" else {"rtol": 0.05, "atol": float(direction.abs().max()) * 0.02}
+    torch.testing.assert_close(lens.totals[HOOK]["update_direction"], direction, **close)
+    assert torch.corrcoef(torch.stack([lens.totals[HOOK]["update"], drift]))[0, 1] > (0.95 if form == "exact" else 0.9999)
     assert [r["step"] for r in recorder.records if "concept/c/layers.2/update" in r["scalars"]] == [2, 4, 5]
     assert recorder.records[-1]["dense"][HOOK]["update"].any()
+
+
+def test_a_run_of_known_length_reads_everything_at_its_last_step():
+    args = {"dictionaries": {HOOK: tiny_dictionary()}, "probe": [tiny_batch(9)], "observe": ObserveSettings(drift_every=2), "steps": 3}
+    _, recorder = train(tiny_model(), steps=3, lens_args=args)
+    assert [record["step"] for record in recorder.records] == [1, 2, 3]  # no record after the last step's
+    assert [record["step"] for record in recorder.records if "dense" in record] == [2, 3]
+
+
+def test_a_run_that_goes_on_measures_from_where_the_first_part_began():
+    args = {"dictionaries": {HOOK: tiny_dictionary()}, "probe": [tiny_batch(9)], "observe": ObserveSettings(drift_every=2)}
+    whole_model = tiny_model()
+    whole, _ = train(whole_model, steps=4, lens_args=args, optimizer_type=torch.optim.SGD)
+    model = tiny_model().train()
+    lens, _ = train(model, steps=2, lens_args=args, optimizer_type=torch.optim.SGD)
+    optimizer = torch.optim.SGD(trainable(model), lr=1e-2)
+    second = Lens(model, optimizer, **args)
+    second.load_state_dict(lens.state_dict())
+    with second:
+        for step in (2, 3):
+            for part in range(2):
+                (model(**tiny_batch(10 * step + part)).loss / 2).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for mine, other in zip(second.learning.uptake(HOOK), whole.learning.uptake(HOOK), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-9)
+    assert second.learning.uptake(HOOK)[0].abs().max() > 0

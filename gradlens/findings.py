@@ -1,0 +1,125 @@
+"""What a run has found, from its events: what it learned in words, its alarms, and when its own answers would have told as much.
+
+`learned` and `alarm` events come from `learning`; here they become plain data for `summary.json`, the report and the last screen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+LABELS = 3  # of each cluster
+RISE = 0.1  # of the share of own answers that show a concept: from here on they tell of it
+MINOR = 0.05  # a cluster with less of what was learned is one line on the screen
+MARKED = re.compile(r"\[([^\[\]]*)\]")  # tokens of a passage that its features mark
+
+Scalars = Mapping[str, tuple[np.ndarray, np.ndarray]]  # key -> steps, values
+Labels = Mapping[str, Mapping[int, str]]  # hookpoint -> feature -> text
+
+
+def current(events: Iterable[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
+    """Events of a kind that still hold: what lies past the step at which a run was resumed was undone with its rows."""
+    found: list[Mapping[str, Any]] = []
+    for event in events:
+        if event.get("kind") == "resumed":
+            found = [earlier for earlier in found if (earlier.get("step") or 0) <= (event.get("step") or 0)]
+        elif event.get("kind") == kind:
+            found.append(event)
+    return found
+
+
+def clusters(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The clusters of the last reading that told of any (`movers.Cluster`), each with the `step` of that reading."""
+    told = current(events, "learned")
+    return [{"step": told[-1].get("step"), **entry} for entry in told[-1].get("clusters") or []] if told else []
+
+
+def labelled(found: Iterable[Mapping[str, Any]], labels: Labels) -> list[dict[str, Any]]:
+    """The same clusters with `labels`: those of their features, the first ones first, none twice, at most `LABELS`."""
+    texts = [dict.fromkeys(labels.get(hookpoint, {}).get(feature, "") for hookpoint, feature in entry["features"]) for entry in found]
+    return [{**entry, "labels": [text for text in mine if text][:LABELS]} for entry, mine in zip(found, texts, strict=True)]
+
+
+def alarms(events: Iterable[Mapping[str, Any]], scalars: Scalars) -> list[dict[str, Any]]:
+    """`{"step", "about", "name", "text", "behaviour_step"}` of each alarm.
+
+    `behaviour_step`: for a concept the step at which the model's own answers showed it, see `behaviour_step`; else None.
+    """
+    return [
+        {
+            **{key: event.get(key) for key in ("step", "about", "name", "text")},
+            "behaviour_step": behaviour_step(scalars, str(event.get("name"))) if event.get("about") == "concept" else None,
+        }
+        for event in current(events, "alarm")
+    ]
+
+
+def behaviour_step(scalars: Scalars, concept: str) -> int | None:
+    """The first step at which the share of own answers that show a concept is `RISE` above its first value; None: not so far, or unread."""
+    steps, rates = scalars.get(f"own/{concept}/rate", (np.zeros(0, int), np.zeros(0)))
+    told = steps[rates >= rates[0] + RISE - 1e-9] if len(rates) else steps
+    return int(told[0]) if len(told) else None
+
+
+def chance(value: float) -> str:
+    """A probability in percent, with two digits where it is small."""
+    return f"{value:.0%}" if value >= 0.1 else f"{100 * value:.2g}%"
+
+
+def marked(passage: str) -> list[tuple[str, bool]]:
+    """A passage in parts: text, and whether it is marked (without its brackets)."""
+    parts = [(text, bool(number % 2)) for number, text in enumerate(MARKED.split(passage))]
+    return [(text, mark) for text, mark in parts if text]
+
+
+def told_of_answers(alarm: Mapping[str, Any]) -> str:
+    """When the model's own answers would have told what an alarm says, in words."""
+    step = alarm["behaviour_step"]
+    if alarm["about"] != "concept":
+        return "-"
+    if step is None:
+        return "not so far"
+    later = step - (alarm["step"] or 0)
+    return f"from step {step} on" + (f", {later} steps later" if later > 0 else "")
+
+
+def in_words(learned: Sequence[Mapping[str, Any]], counts: Mapping[str, int], steps: int) -> list[RenderableType]:
+    """What was learned, for a terminal; each line is cut to the width there is. `counts`: features beyond chance at each hookpoint."""
+    from rich.text import Text
+
+    def line(*parts: tuple[str, str] | str, indent: int = 5) -> Text:
+        text = Text(" " * indent, no_wrap=True, overflow="ellipsis")
+        return text.append_text(Text.assemble(*((_flat(part), "") if isinstance(part, str) else part for part in parts)))
+
+    shown: list[RenderableType] = []
+    if learned:
+        late = f" (at step {learned[0]['step']})" if learned[0].get("step") not in (None, steps) else ""
+        shown.append(line(("What this run learned, in words" + late, "bold"), indent=0))
+    elif counts:
+        shown.append(line(("What this run learned", "bold"), ": nothing beyond chance" if not any(counts.values()) else "", indent=0))
+    for entry in learned:
+        shown.append(line((f"{entry['share']:4.0%}", "bold cyan"), "  ", (", ".join(entry["words"]) or "(no words)", "bold"), indent=0))
+        if entry["share"] < MINOR:
+            continue
+        before, now = entry["probability"]
+        passage = [(f"[{_flat(text)}]", "bold") if mark else (_flat(text), "") for text, mark in marked(entry["passage"])]
+        shown.append(line(f"said with probability {chance(before)} -> {chance(now)}: ", *passage))
+        own = entry.get("own") or {}
+        if own:
+            shown.append(line(f"in {own['before']} of {own['of']} of its own answers before, in {own['now']} now"))
+            if own["now"] > own["before"]:
+                shown += [line((f"  {when:8}", "dim"), own["said"][when]) for when in ("before", "now")]
+        if entry.get("labels"):
+            shown.append(line(("labels: ", "dim"), " | ".join(entry["labels"])))
+    return shown
+
+
+def _flat(text: str) -> str:
+    """On one line; a space at an end stays one."""
+    return re.sub(r"\s+", " ", text)
