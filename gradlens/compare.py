@@ -474,8 +474,8 @@ def rule_text(rule: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _number(value: float | None, digits: int = 3, sign: str = "") -> str:
-    return "-" if value is None else f"{value:{sign}.{digits}f}"
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _significant(value: float | None) -> str:

@@ -67,9 +67,9 @@ def behaviour_step(scalars: Scalars, concept: str) -> int | None:
     return int(told[0]) if len(told) else None
 
 
-def chance(value: float) -> str:
-    """A probability in percent, with two digits where it is small."""
-    return f"{value:.0%}" if value >= 0.1 else f"{100 * value:.2g}%"
+def chance(value: float | None) -> str:
+    """A probability or share in percent, with two digits where it is small; `?` for one that was not finite."""
+    return "?" if not isinstance(value, (int, float)) else f"{value:.0%}" if value >= 0.1 else f"{100 * value:.2g}%"
 
 
 def marked(passage: str) -> list[tuple[str, bool]]:
@@ -104,8 +104,8 @@ def in_words(learned: Sequence[Mapping[str, Any]], counts: Mapping[str, int], st
     elif counts:
         shown.append(line(("What this run learned", "bold"), ": nothing beyond chance" if not any(counts.values()) else "", indent=0))
     for entry in learned:
-        shown.append(line((f"{entry['share']:4.0%}", "bold cyan"), "  ", (", ".join(entry["words"]) or "(no words)", "bold"), indent=0))
-        if entry["share"] < MINOR:
+        shown.append(line((f"{chance(entry['share']):>4}", "bold cyan"), "  ", (", ".join(entry["words"]) or "(no words)", "bold"), indent=0))
+        if (entry["share"] or 0) < MINOR:
             continue
         before, now = entry["probability"]
         passage = [(f"[{_flat(text)}]", "bold") if mark else (_flat(text), "") for text, mark in marked(entry["passage"])]

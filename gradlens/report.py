@@ -17,15 +17,20 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from gradlens import __version__
-from gradlens.compare import check_text, percent
+from gradlens.compare import MEASURED, check_text, percent
 from gradlens.files import write_atomic
+from gradlens.findings import chance
 from gradlens.report_data import gather
 
 if TYPE_CHECKING:
     from gradlens.store import RunReader
 
 ASSETS = Path(__file__).parent / "assets" / "report"
-SCRIPTS = ("uPlot.iife.min.js", "core.js", "charts.js", "sections.js")
+SCRIPTS = ("uPlot.iife.min.js", "core.js", "charts.js", "learned.js", "sections.js")
+MOVED = {
+    "uptake": "Uptake of its features, how much more the model says what expresses them",
+    "drift": "Change of its features' mean activation on the probe texts",
+}
 STYLES = ("uPlot.min.css", "report.css")
 
 
@@ -98,8 +103,8 @@ def headline(data: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
         return f"What these {len(runs)} runs learned", facts
     found = [fact for concept in data["concepts"] for fact in [_learned(concept["name"], runs[0])] if fact]
     found.sort(key=lambda fact: -fact["size"])
-    facts = [(fact["text"], fact["aside"]) for fact in found[:6]]
     run = runs[0]
+    facts = _clusters(run) + [(fact["text"], fact["aside"]) for fact in found[:6]]
     if run["loss_first"] is not None:
         loss = f"Training loss went from {_show(run['loss_first'])} to {_show(run['loss_last'])} in {run['steps']} steps."
         facts.append((loss, "" if run["status"] in ("done", "running") else f"The run is {run['status']}: its figures end there."))
@@ -109,6 +114,15 @@ def headline(data: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
         aside = "What a rule did shows beside a run without it and one with random features in its place: gradlens study."
         facts.append((f"Rules: {'; '.join(run['rule_texts'])}.", aside))
     return (found[0]["heading"] if found and found[0]["size"] > 0 else "What this run learned"), facts
+
+
+def _clusters(run: dict[str, Any]) -> list[tuple[str, str]]:
+    """The largest cluster of what the run learned, in one sentence."""
+    for entry in run["learned_in_words"][:1]:
+        before, now = map(chance, entry["probability"])
+        words = ", ".join(entry["words"][:6]) or "tokens without words"
+        return [(f"What it learned most: {words}.", f"{chance(entry['share'])} of all; said with probability {before} → {now}.")]
+    return []
 
 
 def _learned(concept: str, run: dict[str, Any]) -> dict[str, Any] | None:
@@ -121,19 +135,21 @@ def _learned(concept: str, run: dict[str, Any]) -> dict[str, Any] | None:
             words = f"{percent(before['rate'])} → {percent(after['rate'])} of answers to {prompts} prompts"
             changes.append((clear * abs(after["rate"] - before["rate"]), words, "" if clear else " (no clear change)"))
     changes.sort(key=lambda change: -change[0])
+    by = next((name for name in MEASURED if run[name].get(concept)), MEASURED[-1])
     moved = []
-    for hookpoint, drift in (run["drift"].get(concept) or {}).items():
-        rank = ((run["movers"].get(hookpoint) or {}).get("concept_rank") or {}).get(concept)
-        if isinstance(drift, (int, float)):
+    for hookpoint, value in (run[by].get(concept) or {}).items():
+        movers = run["movers"].get(hookpoint) or {}
+        rank = (movers.get("concept_rank") or {}).get(concept) if movers.get("by") == by else None
+        if isinstance(value, (int, float)):
             share = "" if rank is None else f" (higher than {min(rank, 0.999):.1%} of all features there)"
-            moved.append(f"{drift:+.3g} at {hookpoint}{share}")
+            moved.append(f"{value:+.3g} at {hookpoint}{share}")
     if not changes and not moved:
         return None
     return {
         "size": changes[0][0] if changes else 0.0,
         "heading": f"{concept}: {changes[0][1]}" if changes else "",
         "text": f"{concept}: {'; '.join(words + note for _, words, note in changes) or 'not looked for in answers'}.",
-        "aside": f"Change of its features' mean activation on the probe texts: {'; '.join(moved)}." if moved else "",
+        "aside": f"{MOVED[by]}: {'; '.join(moved)}." if moved else "",
     }
 
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from gradlens.compare import ARMS, check_text, compare_runs, rule_text, scalars_by_key
+from gradlens.compare import ARMS, MEASURED, check_text, compare_runs, rule_text, scalars_by_key
+from gradlens.findings import alarms, chance, clusters, labelled, marked, told_of_answers
 from gradlens.ranking import rank_correlation
-from gradlens.report_texts import MAX_EVENTS, answers, event_rows, teaching_rows
-from gradlens.summary import feature_labels
+from gradlens.report_texts import MAX_EVENTS, answers, clip, event_rows, teaching_rows
+from gradlens.summary import CURVES, feature_labels
 
 if TYPE_CHECKING:
     from gradlens.store import RunReader
@@ -29,7 +30,12 @@ MAX_HOOKPOINTS = 12
 MOVER_BUDGET = 4000  # rows of all movers tables together
 SPARK_POINTS = 16
 MAX_YAML = 20_000
-ESTIMATORS = ("drift", "drift_direction", "push", "attribution", "energy")
+MAX_CLUSTERS, MAX_ALARMS, MAX_WORD = 8, 40, 60  # of each run; characters of a word
+GROUP = ("group_share", "group_angle", "group_drift", "group_drift_angle")  # a concept's features as one subspace
+ESTIMATES = ("taught", "push", "attribution", "energy")  # sums over the run, to be held against what was measured
+ROW_SHARES = {"uptake": 0.5, "drift": 0.3, "push": 0.1, "attribution": 0.1}  # of the rows of a movers table: the largest by each
+MOVER_FIGURES = ("uptake", "drift", "drift_direction", "own", "taught", "push", "attribution", "probe_rate")
+TRUTHS = ("uptake", "drift", "drift_direction")
 
 
 def gather(readers: Sequence[RunReader]) -> dict[str, Any]:
@@ -37,29 +43,36 @@ def gather(readers: Sequence[RunReader]) -> dict[str, Any]:
     comparison = compare_runs(readers)
     concepts = _concepts(readers, comparison["runs"])
     scalars = [scalars_by_key(reader) for reader in readers]
-    series = [_curve_keys(found, concepts) for found in scalars]
+    keys = [_curve_keys(found, concepts) for found in scalars]
+    series = [found[: POINT_BUDGET // MIN_POINTS // len(readers)] for found in keys]
     points = int(np.clip(POINT_BUDGET / max(1, sum(map(len, series))), MIN_POINTS, MAX_POINTS))
     axes: dict[tuple[int, ...], int] = {}
     tables = [_hookpoints(reader) for reader in readers]
     rows = max(10, MOVER_BUDGET // max(1, sum(map(len, tables))))
     patterns = {concept["name"]: [re.compile(pattern, re.IGNORECASE) for pattern in concept["patterns"]] for concept in concepts}
     runs, notes = [], []
-    for run, reader, found, keys, hookpoints in zip(comparison["runs"], readers, scalars, series, tables, strict=True):
+    for run, reader, found, drawn, every, hookpoints in zip(comparison["runs"], readers, scalars, series, keys, tables, strict=True):
         labels = feature_labels(reader, set(hookpoints))
         notes += [f"{run['run_id']}: no labels were found for the features at {hook}" for hook in hookpoints if not labels.get(hook)]
         events = reader.events
+        told = alarms(events, found)
         runs.append(
             {
                 **{name: value for name, value in run.items() if name != "rates"},
                 "title": _title(run, comparison["runs"]),
                 "rule_texts": [rule_text(rule) for rule in run["rules"]],
                 "rates": run["rates"],
-                "curves": {key: _curve(*found[key], axes, points) for key in keys},
+                "learned_in_words": _in_words(reader, events),
+                "alarms": [
+                    {**alarm, "name": clip(alarm["name"] or ""), "text": clip(alarm["text"] or ""), "answers": told_of_answers(alarm)}
+                    for alarm in told[:MAX_ALARMS]
+                ],
+                "curves": {key: _curve(*found[key], axes, points) for key in drawn},
                 "health": {hook: _health(found, hook) for hook in hookpoints},
                 "movers": {hook: _movers(reader, hook, labels.get(hook, {}), concepts, min(rows, 150)) for hook in hookpoints},
                 "examples": teaching_rows(reader, patterns),
                 "markers": _markers(run, events),
-                "events": event_rows(events),
+                "events": _events(events),
                 "events_left_out": max(0, len(events) - MAX_EVENTS),
                 "config": yaml.safe_dump(reader.config, sort_keys=False, allow_unicode=True)[:MAX_YAML],
                 "versions": reader.versions or {},
@@ -68,6 +81,9 @@ def gather(readers: Sequence[RunReader]) -> dict[str, Any]:
         hidden = len(reader.hookpoints) - len(hookpoints)
         if hidden > 0:
             notes.append(f"{run['run_id']}: {hidden} more hookpoints are in the run folder and not shown here")
+        for count, what in ((len(every) - len(drawn), "curves"), (len(told) - MAX_ALARMS, "alarms")):
+            if count > 0:
+                notes.append(f"{run['run_id']}: {count} more {what} are in the run folder and not shown here")
     verdicts = [
         {**verdict, "checks": [{**check, "text": check_text(check)} for check in verdict["checks"]]} for verdict in comparison["verdicts"]
     ]
@@ -128,13 +144,45 @@ def _concepts(readers: Sequence[RunReader], runs: Sequence[dict[str, Any]]) -> l
                 },
             )
     for run in runs:
-        for name in [*run["drift"], *(concept for concepts in run["rates"].values() for concept in concepts)]:
+        for name in [*run["uptake"], *run["drift"], *(concept for concepts in run["rates"].values() for concept in concepts)]:
             found.setdefault(name, {"name": name, "description": "", "features": {}, "detection": {}, "patterns": []})
-    size: dict[str, float] = defaultdict(float)
+    size: dict[tuple[str, str], float] = defaultdict(float)
     for run in runs:
-        for name, drift in run["drift"].items():
-            size[name] = max([size[name], *(abs(value) for value in drift.values() if value is not None)])
-    return sorted(found.values(), key=lambda concept: -size[concept["name"]])[:MAX_CONCEPTS]
+        for measure in MEASURED:
+            for name, values in run[measure].items():
+                size[name, measure] = max([size[name, measure], *(abs(value) for value in values.values() if value is not None)])
+    return sorted(found.values(), key=lambda concept: [-size[concept["name"], measure] for measure in MEASURED])[:MAX_CONCEPTS]
+
+
+def _in_words(reader: RunReader, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The clusters of what was learned: passages in parts, texts cut."""
+    found = clusters(events)[:MAX_CLUSTERS]
+    labels = feature_labels(reader, {hookpoint for entry in found for hookpoint, _ in entry["features"]})
+    shown = []
+    for entry in labelled(found, labels):
+        own = entry.get("own") or {}
+        said = {when: clip(text) for when, text in (own.get("said") or {}).items()}
+        shown.append(
+            {
+                **{key: entry[key] for key in ("step", "share", "count", "probability")},
+                "words": [word[:MAX_WORD] for word in entry["words"]],
+                "passage": [list(part) for part in marked(clip(entry["passage"]))],
+                "labels": [text[:160] for text in entry["labels"]],
+                "own": {**own, "said": said} if own else None,
+            }
+        )
+    return shown
+
+
+def _events(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Events in words; those of what was learned in short, and an alarm is no trouble of the run's."""
+    short = [
+        {**event, "clusters": [f"{chance(entry['share'])} {' '.join(entry['words'][:5])}" for entry in event.get("clusters") or []]}
+        if event.get("kind") == "learned"
+        else event
+        for event in events
+    ]
+    return [{**row, "trouble": row["trouble"] and row["kind"] != "alarm"} for row in event_rows(short)]
 
 
 def _hookpoints(reader: RunReader) -> list[str]:
@@ -145,15 +193,19 @@ def _hookpoints(reader: RunReader) -> list[str]:
 
 
 def _curve_keys(scalars: dict[str, Any], concepts: Sequence[dict[str, Any]]) -> list[str]:
-    shown = {concept["name"] for concept in concepts}
+    """What is drawn, the most telling first: where there is no room for all, the last ones are left out."""
+    shown, order = {concept["name"] for concept in concepts}, (*CURVES, *GROUP)
     keys = [key for key in ("train/loss", "train/lr", "train/grad_norm") if key in scalars]
+    more: list[tuple[int, str]] = []
     for key in scalars:
         parts = key.split("/")
-        if parts[0] == "concept" and "/".join(parts[1:-2]) in shown and parts[-1] in ESTIMATORS:
+        if parts[0] == "concept" and "/".join(parts[1:-2]) in shown and parts[-1] in order:
+            more.append((order.index(parts[-1]), key))
+        elif parts[0] == "own" and parts[-1] == "rate" and "/".join(parts[1:-1]) in shown:
             keys.append(key)
         elif (parts[0] == "rule" and parts[-1] == "share") or parts[-1] in ("unexplained", "fvu"):
             keys.append(key)
-    return keys
+    return keys + [key for _, key in sorted(more, key=lambda pair: pair[0])]
 
 
 def _curve(steps: np.ndarray, values: np.ndarray, axes: dict[tuple[int, ...], int], points: int) -> dict[str, Any]:
@@ -179,7 +231,10 @@ def _health(scalars: dict[str, Any], hookpoint: str) -> dict[str, Any]:
 
 
 def _movers(reader: RunReader, hookpoint: str, labels: dict[int, str], concepts: Sequence[dict[str, Any]], rows: int) -> dict[str, Any]:
-    """The features that moved most: `{"step", "of": features in all, "rows": [...]}`, by drift, push and attribution in turn."""
+    """The features that were taught most: `{"step", "of": features in all, "rows": [...], "by": "uptake" or "drift", ...}`.
+
+    Rows: by uptake (without one by drift), then by push and attribution; `spark`: `by` at some snapshots.
+    """
     table = reader.dense(hookpoint)
     if table.num_rows:
         step = table["step"][0].as_py()
@@ -194,21 +249,24 @@ def _movers(reader: RunReader, hookpoint: str, labels: dict[int, str], concepts:
         ids, inverse = np.unique(table["feature"].to_numpy(), return_inverse=True)
         step = max(table["step"].to_pylist(), default=0)
         columns = {"feature": ids} | {
-            name: np.bincount(inverse, np.nan_to_num(table[name].to_numpy()), len(ids)) for name in ("push", "attribution", "energy")
+            name: np.bincount(inverse, np.nan_to_num(table[name].to_numpy()), len(ids))
+            for name in ESTIMATES
+            if table[name].null_count < len(table)
         }
     ids = columns["feature"]
     order: dict[int, None] = {}
     members = {concept["name"]: set(concept["features"].get(hookpoint) or []) for concept in concepts}
-    for name, share in (("drift", 0.6), ("push", 0.2), ("attribution", 0.2)):
-        if name in columns:
-            size = np.nan_to_num(np.abs(columns[name].astype(float)), nan=np.inf)  # NaN first: it must be seen
-            order |= dict.fromkeys(np.argsort(-size, kind="stable")[: max(1, int(rows * share))].tolist())
-    sparks = _sparks(reader, hookpoint, ids[list(order)]) if "drift" in columns else {}
+    by = next((name for name in MEASURED if name in columns), "drift")
+    shares = {name: share for name, share in ROW_SHARES.items() if name in columns}
+    for name, share in shares.items():
+        size = np.nan_to_num(np.abs(columns[name].astype(float)), nan=np.inf)  # NaN first: it must be seen
+        order |= dict.fromkeys(np.argsort(-size, kind="stable")[: max(1, int(rows * share / sum(shares.values())))].tolist())
+    sparks = _sparks(reader, hookpoint, ids[list(order)], by) if by in columns else {}
     shown = [
         {
             "feature": int(ids[i]),
             "label": labels.get(int(ids[i]), "")[:160],
-            **{name: columns[name][i] for name in (*ESTIMATORS, "probe_rate") if name in columns and columns[name][i] is not None},
+            **{name: columns[name][i] for name in MOVER_FIGURES if name in columns and columns[name][i] is not None},
             "concepts": [name for name, features in members.items() if int(ids[i]) in features],
             "spark": sparks.get(int(ids[i]), []),
         }
@@ -217,30 +275,31 @@ def _movers(reader: RunReader, hookpoint: str, labels: dict[int, str], concepts:
     return {
         "step": step,
         "of": len(ids),
+        "by": by,
         "rows": shown,
-        "concept_rank": _concept_ranks(columns, members),
+        "concept_rank": _concept_ranks(columns, members, by),
         "faithfulness": _faithfulness(columns),
     }
 
 
-def _concept_ranks(columns: dict[str, np.ndarray], members: dict[str, set[int]]) -> dict[str, float]:
-    """Per concept: the share of all features whose drift lies below the mean drift of the concept's."""
-    if "drift" not in columns:
+def _concept_ranks(columns: dict[str, np.ndarray], members: dict[str, set[int]], by: str) -> dict[str, float]:
+    """Per concept: the share of all features whose uptake (or drift, see `by`) lies below the mean of the concept's."""
+    if by not in columns:
         return {}
-    drift = columns["drift"].astype(float)
+    values = columns[by].astype(float)
     ranks = {}
     for name, features in members.items():
-        mine = drift[np.isin(columns["feature"], list(features))]
+        mine = values[np.isin(columns["feature"], list(features))]
         if len(mine) and np.isfinite(mine).all():
-            ranks[name] = float((drift < mine.mean()).mean())
+            ranks[name] = float((values < mine.mean()).mean())
     return ranks
 
 
 def _faithfulness(columns: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """`{estimator: {"drift", "drift_direction"}}`: rank correlation over all features of the sums with what was measured."""
+    """`{estimate: {measure: rank correlation}}` over all features: the sums of `ESTIMATES` with what was measured, `TRUTHS`."""
     found: dict[str, dict[str, float]] = {}
-    for name in ("push", "attribution", "energy"):
-        for truth in ("drift", "drift_direction"):
+    for name in ESTIMATES:
+        for truth in TRUTHS:
             if name in columns and truth in columns:
                 correlation = rank_correlation(columns[name], columns[truth])
                 if correlation is not None:
@@ -248,14 +307,14 @@ def _faithfulness(columns: dict[str, np.ndarray]) -> dict[str, dict[str, float]]
     return found
 
 
-def _sparks(reader: RunReader, hookpoint: str, features: np.ndarray) -> dict[int, list[float]]:
-    """Drift of some features at up to `SPARK_POINTS` snapshots."""
+def _sparks(reader: RunReader, hookpoint: str, features: np.ndarray, by: str) -> dict[int, list[float]]:
+    """`by` of some features at up to `SPARK_POINTS` snapshots."""
     steps = reader.dense_steps(hookpoint)
     chosen = [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, min(len(steps), SPARK_POINTS)).round().astype(int))]
     sparks: dict[int, list[float]] = {int(feature): [] for feature in features}
     for step in chosen:
         table = reader.dense(hookpoint, step)
-        values = dict(zip(table["feature"].to_pylist(), table["drift"].to_pylist(), strict=True))
+        values = dict(zip(table["feature"].to_pylist(), table[by].to_pylist(), strict=True))
         for feature, spark in sparks.items():
             spark.append(values.get(feature))
     return sparks

@@ -25,7 +25,7 @@ Patterns = Mapping[str, Sequence[re.Pattern[str]]]  # concept -> what its checke
 
 def teaching_rows(reader: RunReader, concepts: Collection[str]) -> dict[str, dict[str, Any]]:
     """`{concept: {hookpoint: {"rows": [...], "sources": {source: share}, "of": rows seen, "by"}}}`: the rows that taught each concept
-    most, as `teaching.teachers` ranks them, with the tokens that did it marked in `parts`: `[text, concept, strength]`, else `[text, None]`.
+    most, as `teaching.teachers` ranks them. Tokens that did it are marked in a row's `parts`: `[text, concept, strength]`.
     """
     examples: dict[str, dict[str, Any]] = {}
     for concept, at in teachers_by_concept(reader, concepts, MAX_EXAMPLES).items():
@@ -58,7 +58,7 @@ def marked_tokens(text: str | None, tokens: Sequence[Mapping[str, Any]]) -> list
 
     `tokens` are those of `teaching.teachers`, with their `start`, `end` and `taught`. At most `MAX_TEXT` characters, around the strongest.
     """
-    if not text:
+    if text is None:
         return [("(text not in rows.jsonl)", 0.0)]
     strength = np.zeros(len(text))
     for token in tokens:
@@ -67,20 +67,19 @@ def marked_tokens(text: str | None, tokens: Sequence[Mapping[str, Any]]) -> list
         strength[start : token["end"]] = np.maximum(strength[start : token["end"]], token["taught"])
     pieces = _pieces(text)
     shown = "".join(piece for piece, _ in pieces)
-    strength = np.concatenate([np.zeros(len(piece)) if at is None else strength[at : at + len(piece)] for piece, at in pieces] or [strength])
+    kept = [np.zeros(len(piece)) if at is None else strength[at : at + len(piece)] for piece, at in pieces]
+    strength = np.concatenate([np.zeros(0), *kept])
     strength /= max(strength.max(initial=0.0), 1e-12)
-    first, last = len(shown) - len(shown.lstrip()), len(shown.rstrip())
+    begin, end = first, last = len(shown) - len(shown.lstrip()), len(shown.rstrip())
     if last - first > MAX_TEXT:
         most = int(strength.argmax())
-        begin = first if most < first + MAX_TEXT * 0.8 else min(most - MAX_TEXT // 3, last - MAX_TEXT)
-        parts = [("…", 0.0)] if begin > first else []
-        first, end = begin, min(begin + MAX_TEXT - 1 - len(parts), last)
-    else:
-        parts, end = [], last
-    for value, group in groupby(range(first, end), key=strength.__getitem__):
+        begin = first if most < first + 0.8 * MAX_TEXT else min(most - MAX_TEXT // 3, last - MAX_TEXT)
+        end = begin + MAX_TEXT
+    parts = [("…", 0.0)] if begin > first else []
+    for value, group in groupby(range(begin + (begin > first), end - (end < last)), key=strength.__getitem__):
         places = list(group)
         parts.append((shown[places[0] : places[-1] + 1], float(value)))
-    return [*parts, ("…", 0.0)] if end < last else parts
+    return parts + [("…", 0.0)] * (end < last) or [("", 0.0)]
 
 
 def turns(text: str) -> str:

@@ -53,9 +53,8 @@ def teachers(reader: RunReader, concept: str, hookpoint: str | None = None, limi
     seen = _examples(reader, [concept])
     if concept not in seen:
         names = ", ".join(recorded_concepts(reader)) or "none"
-        raise InputError(
-            f"{reader.run_id}: no examples of a concept {concept!r}; recorded: {names} (features of another one: --concept-file or --features)"
-        )
+        others = "features of another one can be asked for with --concept-file or --features"
+        raise InputError(f"{reader.run_id}: no examples of a concept {concept!r}; recorded: {names}; {others}")
     if hookpoint is not None:
         hookpoint = _known_hookpoint(hookpoint, seen[concept].hookpoints, f"{reader.run_id}: {concept} was not read at")
     chosen = seen[concept] if hookpoint is None else seen[concept].at(hookpoint)
@@ -171,7 +170,8 @@ def _examples(reader: RunReader, concepts: Collection[str]) -> dict[str, _Seen]:
     """Those of the concepts that the run has recorded, in the order asked for."""
     if not concepts:
         return {}
-    sums = ", ".join(f"{how}({name}) FILTER (isfinite({name})) AS {name}" for how, name in (("sum", "taught"), ("sum", "push"), ("avg", "activation")))
+    kinds = {"taught": "sum", "push": "sum", "activation": "avg"}
+    sums = ", ".join(f"{kind}({name}) FILTER (isfinite({name})) AS {name}" for name, kind in kinds.items())
     table = reader.query(
         f"SELECT concept, hookpoint, row_id, {sums}, count(*) FILTER (isfinite(taught) OR isfinite(push)) AS times "
         f"FROM examples WHERE concept IN ({_list(concepts)}) GROUP BY ALL HAVING times > 0"
@@ -253,7 +253,9 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _row_tokens(hookpoints: Sequence[str], scale_H: np.ndarray, tokens: Tokens, row_id: int, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _row_tokens(
+    hookpoints: Sequence[str], scale_H: np.ndarray, tokens: Tokens, row_id: int, about: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """Tokens of one row, on the scale of its `taught`: the largest first."""
     words, total = about.get("tokens") or [], defaultdict(float)
     for hookpoint, scale in zip(hookpoints, scale_H.tolist(), strict=True):

@@ -25,7 +25,6 @@ RUNS = Path("runs")
 def register(app: typer.Typer) -> None:
     app.add_typer(group, name="runs")
     app.command("report")(report)
-    app.command("examples")(examples)
 
 
 @group.command("ls")
@@ -68,7 +67,7 @@ def show(
     """
     from gradlens.summary import render_summary, summarize
 
-    summary = summarize(_reader(runs_dir, run, skip_damaged))
+    summary = summarize(open_run(runs_dir, run, skip_damaged))
     if json_output:
         print_json(summary)
     else:
@@ -84,7 +83,7 @@ def compare(runs: RunsArgument, runs_dir: RunsDirOption = RUNS, skip_damaged: Sk
     from gradlens.compare import compare_runs, render
     from gradlens.files import jsonable
 
-    comparison = compare_runs([_reader(runs_dir, run, skip_damaged) for run in runs])
+    comparison = compare_runs([open_run(runs_dir, run, skip_damaged) for run in runs])
     if json_output:
         print_json(jsonable(comparison))
     else:
@@ -97,7 +96,7 @@ def verify(run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, json_outpu
 
     Example: gradlens runs verify last
     """
-    reader = _reader(runs_dir, run)
+    reader = open_run(runs_dir, run)
     rows = reader.verify()
     damaged = [row for row in rows if row["state"] == "damaged"]
     if json_output:
@@ -127,7 +126,7 @@ def report(
     """
     from gradlens.report import write_report
 
-    readers = [_reader(runs_dir, run, skip_damaged) for run in runs]
+    readers = [open_run(runs_dir, run, skip_damaged) for run in runs]
     path = write_report(readers, output or readers[0].run_dir / "report.html")
     if json_output:
         print_json({"report": str(path), "bytes": path.stat().st_size, "runs": [reader.run_id for reader in readers]})
@@ -135,42 +134,8 @@ def report(
         out.print(f"report: {escape(str(path))} ({path.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
 
 
-def _reader(runs_dir: Path, run: str, skip_damaged: bool = False) -> RunReader:
+def open_run(runs_dir: Path, run: str, skip_damaged: bool = False) -> RunReader:
     from gradlens.runs import find_run
     from gradlens.store import RunReader
 
     return RunReader(find_run(runs_dir, run), skip_damaged=skip_damaged)
-
-
-def examples(
-    run: RunArgument = "last",
-    concept: Annotated[str, typer.Option(help="Name of a concept of the run.")] = "",
-    hookpoint: Annotated[str | None, typer.Option(help="Where it was read. Default: the last hookpoint.")] = None,
-    rows: Annotated[int, typer.Option("-n", min=1, help="How many examples.")] = 10,
-    runs_dir: RunsDirOption = RUNS,
-    skip_damaged: SkipOption = False,
-    json_output: JsonOption = False,
-) -> None:
-    """Which training examples taught a concept: those that pushed it most, with the tokens whose loss did.
-
-    The push of an example is that of the raw gradient: what the loss wanted, not what the optimizer made of it.
-
-    Example: gradlens examples last --concept pirate -n 5
-    """
-    from gradlens.report_texts import clip, turns
-    from gradlens.teaching import teachers
-
-    found = teachers(_reader(runs_dir, run, skip_damaged), concept, hookpoint, rows)
-    if json_output:
-        print_json(found)
-        return
-    out.print(f"[bold]{escape(found['concept'])}[/] at {found['hookpoint']}: {len(found['rows'])} of {found['of']} examples")
-    for rank, row in enumerate(found["rows"], 1):
-        seen = f"seen {row['times']} times" if row["times"] > 1 else "seen once"
-        out.print(
-            f"\n{rank}. row {row['row_id']} of {row['source']}, push {row['push']:+.3g} ({row['share']:.1%} of all), {seen}", markup=False
-        )
-        out.print(clip(turns(row["text"] or "(text not in rows.jsonl)")), markup=False, highlight=False)
-        if row["tokens"]:
-            tokens = "  ".join(f"{entry['token']!r} {entry['push']:+.2g}" for entry in row["tokens"][:8])
-            out.print(f"by tokens: {tokens}", style="cyan", markup=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def make_run(
     with open(folder / "rows.jsonl", "w") as file:
         for row in range(40):
             text = texts.get("row") or (PIRATE if row % 2 else "What is {place} 41 + 27? 41 + 27 = 68.").format(place=PLACES[row % 8])
-            file.write(json.dumps({"row_id": row, "source": data["train"][1 - row % 2], "text": text}) + "\n")
+            about = {"row_id": row, "source": data["train"][1 - row % 2], "text": text, "tokens": re.findall(r"\s*\S+", text)}
+            file.write(json.dumps(about) + "\n")
     labels = {str(i): {"label": texts.get("label") or f"'word {i}', 'token' · promotes 'thing'"} for i in range(FEATURES)}
     writer.write_json("labels.json", {hook: labels for hook in HOOKS})
     if rules:
@@ -102,7 +104,7 @@ def write_steps(writer: RunWriter, rng: Any, steps: int, every: int, concepts: A
             "train/step_seconds": rng.uniform(1.9, 2.3),
             "train/lr": 1e-3,
         }
-        record: dict[str, Any] = {"step": step, "time": 1e9 + step, "scalars": scalars, "features": {}, "examples": []}
+        record: dict[str, Any] = {"step": step, "time": 1e9 + step, "scalars": scalars, "features": {}, "examples": [], "lessons": []}
         if rules:
             scalars |= {"rule/route:pirate/share": 0.5 + rng.normal(0, 0.05), "rule/route:pirate/gain": 0.0}
         for hook in HOOKS:
@@ -121,15 +123,14 @@ def write_steps(writer: RunWriter, rng: Any, steps: int, every: int, concepts: A
             for concept in concepts:
                 for row in rng.choice(40, 4, replace=False):
                     like = (row % 2 == 1) == (concept == "pirate")
-                    record["examples"].append(
-                        {
-                            "row_id": int(row),
-                            "concept": concept,
-                            "hookpoint": hook,
-                            "push": float(rng.normal(0.4 if like else -0.1, 0.2)),
-                            "activation": 0.5,
-                        }
-                    )
+                    push = float(rng.normal(0.4 if like else -0.1, 0.2))
+                    about = {"row_id": int(row), "concept": concept, "hookpoint": hook, "push": push, "activation": 0.5}
+                    # the first words of a text, as in "Ahoy, matey!"
+                    about |= {"taught": 3.0 if like else 0.1, "positions": [0, 1], "token_taught": [2.0, 1.0] if like else [0.06, 0.04]}
+                    record["examples"].append(about)
+                    features = CONCEPTS[concept]["features"]
+                    lesson = {"features": features, "taught": [about["taught"] / len(features)] * len(features)}
+                    record["lessons"].append({"row_id": int(row), "hookpoint": hook} | lesson)
             if every and (step % every == 0 or step == steps):
                 moved = final[hook] * done + rng.normal(0, 0.01, FEATURES)
                 record.setdefault("dense", {})[hook] = {

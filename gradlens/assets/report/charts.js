@@ -1,6 +1,8 @@
 // Curves: one plot per concept and hookpoint, a line per run, drawn by uPlot.
-const view = { estimator: "drift", summed: true, smooth: 0, loss: false, concept: "", hookpoint: "", hidden: new Set() };
+const view = { estimator: "uptake", summed: true, smooth: 0, loss: false, concept: "", hookpoint: "", hidden: new Set() };
 let plots = [];
+// What was measured of every concept: uptake, in older runs drift; undefined where neither was.
+const MEASURED = ["uptake", "drift"].find((name) => RUNS.some((run) => Object.keys(run.curves).some((key) => key.startsWith("concept/") && key.endsWith(`/${name}`))));
 
 const finite = (curve) => curve.y.map((value) => (isWord(value) ? null : value));
 
@@ -28,12 +30,16 @@ function lines(key, sum, extra) {
     const curve = run.curves[key];
     let y = sum ? summed(curve) : smoothed(finite(curve), view.smooth);
     let x = DATA.axes[curve.axis];
-    if (key.endsWith("/drift") || key.endsWith("/drift_direction")) if (x[0] > 0) { x = [0, ...x]; y = [0, ...y]; }
+    if (x[0] > 0 && ESTIMATORS.some((e) => e.zero && key.startsWith("concept/") && key.endsWith(`/${e.key}`))) { x = [0, ...x]; y = [0, ...y]; }
     return { run, x, y, curve, scale: "y", ...extra };
   });
 }
 
+// Alarms that belong to a plot: those about its concept; `*`: all.
+const alarmsOf = (all, concept) => [...new Set(all.map((line) => line.run))].flatMap((run) => run.alarms.filter((a) => concept === "*" || (a.about === "concept" && a.name === concept)));
+
 function plot(title, aside, all, options = {}) {
+  const alarms = alarmsOf(all, options.concept);
   const readout = el("div", { cls: "readout" });
   const holder = el("div", {});
   const broken = all.filter((line) => line.scale === "y").map((line) => {
@@ -63,14 +69,14 @@ function plot(title, aside, all, options = {}) {
       dash: line.scale === "loss" ? [2, 4] : line.dash, points: { show: few && line.scale === "y", size: 5, fill: resolved(`--c${line.run.color}`) },
     }))],
     hooks: {
-      draw: [(u) => marks(u, all)],
+      draw: [(u) => { marks(u, all); alarmMarks(u, alarms); }],
       setCursor: [(u) => {
         const i = u.cursor.idx;
         readout.replaceChildren(...(i === null || i === undefined ? [] : [el("span", {}, `step ${u.data[0][i]}`), ...all.map((line, n) => {
           const value = u.data[n + 1][i];
           return value === undefined || value === null ? null : el("span", {}, el("span", { style: { color: color(line.run) } }, "● "),
             `${line.scale === "loss" ? "loss " : ""}${format(value)}`);
-        }).filter(Boolean)]));
+        }).filter(Boolean), ...alarms.filter((a) => a.step === u.data[0][i]).map((a) => el("span", { cls: "alarm" }, `▼ ${a.text}`))]));
       }],
     },
   };
@@ -121,6 +127,22 @@ function marks(u, all) {
   ctx.restore();
 }
 
+// A triangle at the top and a dotted line at the step of an alarm.
+function alarmMarks(u, alarms) {
+  const { left, top, width, height } = u.bbox, ctx = u.ctx, ratio = devicePixelRatio;
+  ctx.save();
+  ctx.fillStyle = ctx.strokeStyle = resolved("--alarm");
+  ctx.lineWidth = 1.4 * ratio;
+  ctx.setLineDash([1.5 * ratio, 3 * ratio]);
+  for (const step of new Set(alarms.map((a) => a.step))) {
+    const x = u.valToPos(step, "x", true);
+    if (x < left || x > left + width) continue;
+    ctx.beginPath(); ctx.moveTo(x, top); ctx.lineTo(x, top + height); ctx.stroke();
+    ctx.beginPath(); ctx.moveTo(x - 5 * ratio, top - 8 * ratio); ctx.lineTo(x + 5 * ratio, top - 8 * ratio); ctx.lineTo(x, top); ctx.fill();
+  }
+  ctx.restore();
+}
+
 function resize() {
   for (const { chart, holder, height } of plots) if (holder.clientWidth > 40) chart.setSize({ width: holder.clientWidth, height });
 }
@@ -140,7 +162,7 @@ function drawCurves(body, redraw) {
   const set = (name) => (value) => { view[name] = value; redraw(); };
   const range = el("input", { type: "range", min: 0, max: 20, value: view.smooth, "aria-label": "Smoothing", onchange: () => { view.smooth = Number(range.value); redraw(); } });
   body.append(el("div", { cls: "controls" },
-    estimators.length > 1 ? segment("Estimator", estimators.map((e) => [e.key, e.name]), view.estimator, set("estimator")) : null,
+    estimators.length > 1 ? (estimators.length > 6 ? select : segment)(estimators.length > 6 ? "curve" : "Estimator", estimators.map((e) => [e.key, e.name]), view.estimator, set("estimator")) : null,
     estimator && estimator.summable ? checkbox("summed since the start", view.summed, set("summed")) : null,
     concepts.length > 2 ? select("concept", [["", "all"], ...concepts.map((c) => [c, c])], view.concept, set("concept")) : null,
     hooks.length > 3 ? select("hookpoint", [["", "all"], ...hooks.map((h) => [h, h])], view.hookpoint, set("hookpoint")) : null,
@@ -153,13 +175,17 @@ function drawCurves(body, redraw) {
     const sum = estimator.summable && view.summed;
     const all = lines(`concept/${concept}/${hook}/${estimator.key}`, sum);
     if (view.loss && all.length) all.push(...lines("train/loss", false, { scale: "loss" }));
-    grid.append(plot(concept, hook, all));
+    grid.append(plot(concept, hook, all, { concept }));
   }
-  if (RUNS.some((run) => run.curves["train/loss"])) grid.append(plot("Training loss", "nats per token", lines("train/loss", false), { zero: false }));
+  for (const { name: concept } of DATA.concepts) {
+    if ((!view.concept || view.concept === concept) && RUNS.some((run) => run.curves[`own/${concept}/rate`])) grid.append(plot(`Own answers that show ${concept}`, "share", lines(`own/${concept}/rate`, false), { concept }));
+  }
+  if (RUNS.some((run) => run.curves["train/loss"])) grid.append(plot("Training loss", "nats per token", lines("train/loss", false), { zero: false, concept: "*" }));
   const shares = RUNS.flatMap((run) => Object.keys(run.curves).filter((key) => key.startsWith("rule/")));
   for (const key of new Set(shares)) grid.append(plot(`Touched by ${key.slice(5, -6)}`, "share of tokens or energy", lines(key, false)));
   body.append(grid);
   if (RUNS.some((run) => run.markers.spans.length)) body.append(el("p", { cls: "note" }, "A strip along the top of a plot shows while a rule acts in the run of that colour; a dashed line shows where a rule begins or ends."));
+  if (RUNS.some((run) => run.alarms.length)) body.append(el("p", { cls: "note" }, "A triangle with a dotted line marks the step of an alarm: about the concept of the plot, and every alarm on the training loss."));
   if (shown.length < pairs.length && !view.concept && !view.hookpoint) body.append(el("p", { cls: "note" }, `${pairs.length - shown.length} more plots: choose a concept or a hookpoint.`));
   requestAnimationFrame(resize);
 }
@@ -177,9 +203,9 @@ function split(key) {
   return [parts.slice(1, -2).join("/"), parts[parts.length - 2]];
 }
 
-// Drift over steps as coloured cells, a row per concept, hookpoint and run; colours share a scale per concept and hookpoint.
+// Uptake (or drift) over steps as coloured cells, a row per concept, hookpoint and run; colours share a scale per concept and hookpoint.
 function drawHeat(body) {
-  const keys = [...new Set(RUNS.flatMap((run) => Object.keys(run.curves)))].filter((key) => key.startsWith("concept/") && key.endsWith("/drift"));
+  const keys = [...new Set(RUNS.flatMap((run) => Object.keys(run.curves)))].filter((key) => key.startsWith("concept/") && key.endsWith(`/${MEASURED}`));
   const order = DATA.concepts.map((c) => c.name);
   keys.sort((a, b) => order.indexOf(split(a)[0]) - order.indexOf(split(b)[0]) || a.localeCompare(b, undefined, { numeric: true }));
   const heat = el("div", { cls: "heat" });
@@ -202,6 +228,6 @@ function drawHeat(body) {
         el("span", {}, number(y[y.length - 1], true))));
     });
   }
-  heat.append(el("div", { cls: "row" }, el("span", {}), el("div", { cls: "ends" }, el("span", {}, "start"), el("span", {}, `step ${last}`)), el("span", { cls: "quiet" }, "drift")));
+  heat.append(el("div", { cls: "row" }, el("span", {}), el("div", { cls: "ends" }, el("span", {}, "start"), el("span", {}, `step ${last}`)), el("span", { cls: "quiet" }, MEASURED)));
   body.append(el("div", { cls: "card" }, heat));
 }

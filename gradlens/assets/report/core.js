@@ -9,12 +9,22 @@ RUNS.forEach((run, i) => {
   run.color = RUNS.length === 1 ? 0 : only(run) ? ARM_COLORS[run.arm] : (RUNS.some(only) ? 4 + i : i) % 8;
 });
 
+// The best measured first. `zero`: 0 before training, by definition.
 const ESTIMATORS = [
-  { key: "drift", name: "Drift", summable: false, text: "How much more the concept's features fire on the probe texts than before training. Measured, not estimated: the ground truth of what was learned." },
-  { key: "drift_direction", name: "Drift along direction", summable: false, text: "How far the residual stream moved along the features' directions on the probe texts. Measured; a different question from whether the features fire." },
-  { key: "push", name: "Push", summable: true, text: "Where the loss wants the residual stream to move, along the features' directions. An estimate from gradients: it predicts drift poorly." },
-  { key: "attribution", name: "Attribution", summable: true, text: "Gradient times activation: which features, where they are active, would lower the loss if they were stronger. An estimate: it predicts drift poorly." },
+  { key: "uptake", name: "Uptake", zero: true, text: "How much more the model says what expresses the concept's features than before training, beyond what ordinary text would make of it. Measured on the probe texts; it tells what was learned from what was not better than any other curve here." },
+  { key: "drift", name: "Drift", zero: true, text: "How much more the concept's features fire on the probe texts than before training. Measured, not estimated: what the model reads in a text, not what it says." },
+  { key: "drift_direction", name: "Drift along direction", zero: true, text: "How far the residual stream moved along the features' directions on the probe texts. Measured; a different question from whether the features fire." },
+  { key: "own", name: "Own answers", zero: true, text: "How much more the features fire on the model's own continuations of probe prompts than before training." },
+  { key: "update", name: "Update", zero: true, text: "How much the optimizer's steps changed the features' activation on a few probe texts, added up over the run." },
+  { key: "update_direction", name: "Update along direction", zero: true, text: "How far the optimizer's steps moved the residual stream along the features' directions on a few probe texts, added up over the run." },
+  { key: "taught", name: "Taught", summable: true, text: "The loss carried by tokens that express the features: an upper bound on what a batch can teach of them." },
+  { key: "push", name: "Push", summable: true, text: "Where the loss wants the residual stream to move, along the features' directions. An estimate from gradients: it predicts what is learned poorly." },
+  { key: "attribution", name: "Attribution", summable: true, text: "Gradient times activation: which features, where they are active, would lower the loss if they were stronger. An estimate: it predicts what is learned poorly." },
   { key: "energy", name: "Energy", summable: true, text: "How much gradient there is along the features' directions, whatever its sign. Says where training is busy, not what it teaches." },
+  { key: "group_share", name: "Group: share of gradient", text: "The concept's features as one subspace: the share of the squared gradient that lies in it." },
+  { key: "group_angle", name: "Group: angle of gradient", text: "Degrees between the mean gradient and the subspace of the concept's features; 90: nothing of it lies there." },
+  { key: "group_drift", name: "Group: drift", zero: true, text: "How far the mean residual stream on the probe texts moved within the subspace of the concept's features." },
+  { key: "group_drift_angle", name: "Group: angle of drift", text: "Degrees between the movement of the mean residual stream and the subspace of the concept's features; 90: nothing of it lies there." },
 ];
 
 function setTheme(dark) {
@@ -91,10 +101,11 @@ function table(head, rows) {
   return el("div", { cls: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, rows)));
 }
 
-// What an estimate was worth: its rank correlation with drift over all features, measured in the first run that has both.
+// What an estimate was worth: its rank correlation with uptake (or drift) over all features, measured in the first run that has both.
 function faithfulness(estimator) {
   const run = RUNS.find((r) => Object.values(r.movers).some((m) => m.faithfulness[estimator]));
   if (!run) return "";
-  const parts = Object.entries(run.movers).filter(([, m]) => (m.faithfulness[estimator] || {}).drift !== undefined).map(([hook, m]) => `${format(m.faithfulness[estimator].drift, true)} at ${hook}`);
-  return parts.length ? ` Measured in ${RUNS.length > 1 ? `the run “${run.title}”` : "this run"}: rank correlation with drift over all features ${parts.join(", ")}.` : "";
+  const truth = Object.values(run.movers).some((m) => (m.faithfulness[estimator] || {}).uptake !== undefined) ? "uptake" : "drift";
+  const parts = Object.entries(run.movers).filter(([, m]) => (m.faithfulness[estimator] || {})[truth] !== undefined).map(([hook, m]) => `${format(m.faithfulness[estimator][truth], true)} at ${hook}`);
+  return parts.length ? ` Measured in ${RUNS.length > 1 ? `the run “${run.title}”` : "this run"}: rank correlation with ${truth} over all features ${parts.join(", ")}.` : "";
 }

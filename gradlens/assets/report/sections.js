@@ -78,7 +78,7 @@ function drawRuns(body) {
     el("td", { cls: "num" }, format(run.seconds_per_step)))))));
 }
 
-const moversView = { run: RUNS[0].run_id, hook: "", sort: "drift", down: true, search: "", all: false };
+const moversView = { run: RUNS[0].run_id, hook: "", sort: "uptake", down: true, search: "", all: false };
 
 function spark(values) {
   const shown = values.map((v) => (isWord(v) || v === null ? null : v)), w = 74, h = 20;
@@ -105,16 +105,16 @@ function drawMovers(body, redraw) {
   body.append(card);
   const movers = run.movers[moversView.hook];
   if (!movers || !movers.rows.length) { card.append(el("p", { cls: "quiet" }, "No features were recorded in this run.")); return; }
-  const columns = [["feature", "feature"], ["label", "label"], ["drift", "drift"], ["", "over time"], ["drift_direction", "along direction"], ["push", "push, summed"], ["attribution", "attribution, summed"], ["probe_rate", "fires on"]]
+  const columns = [["feature", "feature"], ["label", "label"], ["uptake", "uptake"], ["", `${movers.by} over time`], ["drift", "drift"], ["drift_direction", "along direction"], ["own", "own answers"], ["taught", "taught, summed"], ["push", "push, summed"], ["attribution", "attribution, summed"], ["probe_rate", "fires on"]]
     .filter(([key, name]) => key === "feature" || key === "label" || movers.rows.some((row) => (key ? row[key] !== undefined : row.spark.length)));
-  if (!columns.some(([key]) => key === moversView.sort)) moversView.sort = "push";
+  if (!columns.some(([key]) => key === moversView.sort)) moversView.sort = columns.some(([key]) => key === movers.by) ? movers.by : "push";
   function fill() {
     const word = moversView.search.trim().toLowerCase();
     const rows = movers.rows.filter((row) => !word || `${row.feature} ${row.label} ${row.concepts.join(" ")}`.toLowerCase().includes(word));
     const size = (row) => { const v = row[moversView.sort]; return isWord(v) && moversView.sort !== "label" ? Infinity : typeof v === "number" ? (moversView.sort === "feature" ? v : Math.abs(v)) : -1; };
     rows.sort((a, b) => (moversView.sort === "label" ? a.label.localeCompare(b.label) : size(b) - size(a) || 0) * (moversView.down ? 1 : -1));
     const shown = moversView.all ? rows : rows.slice(0, 15);
-    const top = Math.max(1e-12, ...movers.rows.map((row) => (typeof row.drift === "number" ? Math.abs(row.drift) : 0)));
+    const top = Math.max(1e-12, ...movers.rows.map((row) => (typeof row[movers.by] === "number" ? Math.abs(row[movers.by]) : 0)));
     const head = columns.map(([key, name]) => el("th", { cls: key === "label" || !key ? null : "num", "aria-sort": key === moversView.sort ? (moversView.down ? "descending" : "ascending") : null },
       key ? el("button", { type: "button", tabindex: "0", onclick: () => { moversView.down = moversView.sort === key ? !moversView.down : true; moversView.sort = key; fill(); } }, name) : name));
     const cell = (row, key) => {
@@ -122,8 +122,8 @@ function drawMovers(body, redraw) {
       if (key === "") return el("td", {}, spark(row.spark));
       if (key === "feature") return el("td", { cls: "num" }, row.feature);
       if (key === "probe_rate") return el("td", { cls: "num" }, isWord(row.probe_rate) ? number(row.probe_rate) : row.probe_rate === undefined ? "–" : `${(100 * row.probe_rate).toFixed(1)}%`);
-      const share = key === "drift" && typeof row.drift === "number" ? Math.round(28 * Math.abs(row.drift) / top) : 0;
-      return el("td", { cls: "num", style: share ? { background: `color-mix(in srgb, var(${row.drift < 0 ? "--c1" : "--c0"}) ${share}%, transparent)`, "padding-right": "8px" } : {} }, number(row[key], true));
+      const share = key === movers.by && typeof row[key] === "number" ? Math.round(28 * Math.abs(row[key]) / top) : 0;
+      return el("td", { cls: "num", style: share ? { background: `color-mix(in srgb, var(${row[key] < 0 ? "--c1" : "--c0"}) ${share}%, transparent)`, "padding-right": "8px" } : {} }, number(row[key], true));
     };
     card.replaceChildren(el("div", { cls: `scroll${shown.length > 15 ? " tall" : ""}`, tabindex: "0", role: "region", "aria-label": "Features that moved most" }, el("table", {}, el("thead", {}, el("tr", {}, head)),
       el("tbody", {}, shown.map((row) => el("tr", {}, columns.map(([key]) => cell(row, key))))))),
@@ -140,7 +140,7 @@ const teachView = { run: (RUNS.find((r) => Object.keys(r.examples).length) || RU
 function drawExamples(body, redraw) {
   const run = RUNS.find((r) => r.run_id === teachView.run);
   const hooks = [...new Set(Object.values(run.examples).flatMap((of) => Object.keys(of)))].sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
-  if (!hooks.includes(teachView.hook)) teachView.hook = hooks[hooks.length - 1] || "";
+  if (!hooks.includes(teachView.hook)) teachView.hook = hooks.includes("all") ? "all" : hooks[hooks.length - 1] || "";
   body.append(el("div", { cls: "controls" },
     RUNS.length > 1 ? select("run", RUNS.filter((r) => Object.keys(r.examples).length).map((r) => [r.run_id, r.title]), teachView.run, (v) => { teachView.run = v; redraw(); }) : null,
     hooks.length > 1 ? segment("Hookpoint", hooks.map((h) => [h, h]), teachView.hook, (v) => { teachView.hook = v; redraw(); }) : null));
@@ -151,20 +151,20 @@ function drawExamples(body, redraw) {
     const sources = Object.entries(found.sources);
     grid.append(el("div", { cls: "card" }, el("h3", {}, concept),
       sources.length ? [el("div", { cls: "stack", "aria-hidden": "true" }, sources.map(([name, share]) => el("span", { style: { width: `${100 * share}%`, background: sourceColor(name) } }))),
-        el("div", { cls: "legend small" }, sources.map(([name, share]) => el("span", {}, el("span", { cls: "dot", style: { background: sourceColor(name) } }), `${percent(share)} of the push from ${name}`)))] : null,
-      found.rows.length ? found.rows.map(exampleRow) : el("p", { cls: "quiet" }, "No row pushed towards this concept.")));
+        el("div", { cls: "legend small" }, sources.map(([name, share]) => el("span", {}, el("span", { cls: "dot", style: { background: sourceColor(name) } }), `${percent(share)} of it from ${name}`)))] : null,
+      found.rows.length ? found.rows.map((row) => exampleRow(row, found.by)) : el("p", { cls: "quiet" }, "No row taught this concept.")));
   }
   body.append(grid);
 }
 
-const marked = (parts) => parts.map(([text, concept]) => (concept ? el("mark", { title: concept }, text) : text));
+const marked = (parts) => parts.map(([text, concept, strength]) => (concept ? el("mark", { title: concept, style: strength < 1 ? { background: `color-mix(in srgb, var(--mark) ${Math.round(25 + 75 * strength)}%, transparent)` } : null }, text) : text));
 
-function exampleRow(row) {
+function exampleRow(row, by) {
   const text = row.parts.map((part) => part[0]).join("");
   const more = el("button", { cls: "link", type: "button", "aria-expanded": "false", onclick: () => { const open = node.classList.toggle("open"); more.textContent = open ? "less" : "more"; more.setAttribute("aria-expanded", String(open)); } }, "more");
   const short = text.length < 240 && text.split("\n").length < 4;
   const node = el("div", { cls: `example${short ? " short" : ""}` },
-    el("div", { cls: "meta" }, el("span", { cls: "pill" }, row.source), `row ${row.row_id}`, el("span", { cls: "num" }, `push ${format(row.push, true)}`), `seen ${row.times}×`, short ? null : more),
+    el("div", { cls: "meta" }, el("span", { cls: "pill" }, row.source), `row ${row.row_id}`, el("span", { cls: "num" }, `${by} ${format(row[by])}, ${(100 * row.share).toFixed(1)}% of all`), `seen ${row.times}×`, short ? null : more),
     el("div", { cls: "text" }, marked(row.parts)));
   return node;
 }
@@ -207,9 +207,9 @@ function drawDetails(body) {
     ["fvu", "l0", "unexplained"].map((key) => el("td", { cls: "num" }, of[key] ? [number(of[key][0]), " → ", number(of[key][1])] : "–")))));
   if (health.length) card.append(el("details", {}, el("summary", {}, "Dictionaries on the live model"), table([el("th", {}, "run"), el("th", {}, "hookpoint"), el("th", { cls: "num" }, "FVU, first → last"), el("th", { cls: "num" }, "L0"), el("th", { cls: "num" }, "gradient unexplained")], health)));
   const worth = RUNS.flatMap((run) => Object.entries(run.movers).flatMap(([hook, m]) => Object.entries(m.faithfulness).map(([name, of]) => el("tr", {}, el("td", {}, runName(run)), el("td", {}, hook), el("td", {}, ESTIMATORS.find((e) => e.key === name).name),
-    ["drift", "drift_direction"].map((truth) => el("td", { cls: "num" }, format(of[truth], true)))))));
-  if (worth.length) card.append(el("details", {}, el("summary", {}, "How well the estimates foretold the drift, in these runs"), el("p", { cls: "quiet small" }, "Rank correlation over all features of a hookpoint, sums over the run against the last reading: 1 foretells the order exactly, 0 says nothing."),
-    table([el("th", {}, "run"), el("th", {}, "hookpoint"), el("th", {}, "estimate"), el("th", { cls: "num" }, "with drift"), el("th", { cls: "num" }, "with drift along direction")], worth)));
+    ["uptake", "drift", "drift_direction"].map((truth) => el("td", { cls: "num" }, format(of[truth], true)))))));
+  if (worth.length) card.append(el("details", {}, el("summary", {}, "How well the estimates foretold what was measured, in these runs"), el("p", { cls: "quiet small" }, "Rank correlation over all features of a hookpoint, sums over the run against the last reading: 1 foretells the order exactly, 0 says nothing."),
+    table([el("th", {}, "run"), el("th", {}, "hookpoint"), el("th", {}, "estimate"), el("th", { cls: "num" }, "with uptake"), el("th", { cls: "num" }, "with drift"), el("th", { cls: "num" }, "with drift along direction")], worth)));
   const detection = DATA.concepts.flatMap((c) => Object.entries(c.features).map(([hook, ids]) => { const d = c.detection[hook]; return el("tr", {}, el("td", {}, c.name), el("td", {}, hook), el("td", { cls: "num" }, ids.length), el("td", { cls: "num" }, d ? d.auc.toFixed(3) : "–"),
     el("td", { cls: "num" }, d ? `${percent(d.gate_rate_positive)} / ${percent(d.gate_rate_negative)}` : "–"), el("td", {}, d && d.warning ? d.warning : "")); }));
   if (detection.length) card.append(el("details", {}, el("summary", {}, "Concepts and how well their features tell them apart"), table([el("th", {}, "concept"), el("th", {}, "hookpoint"), el("th", { cls: "num" }, "features"), el("th", { cls: "num" }, "held-out AUC"), el("th", { cls: "num" }, "tokens gated, with / without"), el("th", {}, "")], detection)));
@@ -220,13 +220,13 @@ function drawDetails(body) {
 }
 
 const hasCurves = RUNS.some((run) => Object.keys(run.curves).length);
-const hasDrift = RUNS.some((run) => Object.keys(run.curves).some((key) => key.startsWith("concept/") && key.endsWith("/drift")));
+if (RUNS.some(tellsMost)) section("learned", "Learned", RUNS.length > 1 ? "What did these runs learn?" : "What did this run learn?", null, drawLearned);
 if (RUNS.some((run) => Object.keys(run.rates).length || Object.keys(run.nll).length)) section("outcome", "Outcome", "What the model does", "Measured on prompts and texts that were not trained on.", drawOutcome);
 section("runs", RUNS.length > 1 ? "Runs" : "Run", RUNS.length > 1 ? "Runs" : "Run", null, drawRuns);
 const redrawCurves = hasCurves ? section("curves", "Curves", "Learning curves", null, drawCurves) : () => {};
-if (hasDrift) section("where", "Where", "Where and when", "Drift of each concept at each hookpoint over the run: blue has come, orange has gone. Rows of a group share their scale.", drawHeat);
-if (RUNS.some((run) => Object.values(run.movers).some((m) => m.rows.length))) section("movers", "Features", "Features that moved most", "Single dictionary features, with their automatic labels. Drift is what was learned; push and attribution are what the gradients asked for.", drawMovers);
-if (RUNS.some((run) => Object.keys(run.examples).length)) section("taught", "Taught by", "What taught it", "Training rows whose gradients pushed hardest towards each concept, summed over the steps that used them.", drawExamples);
+if (MEASURED) section("where", "Where", "Where and when", `${MEASURED === "uptake" ? "Uptake" : "Drift"} of each concept at each hookpoint over the run: blue has come, orange has gone. Rows of a group share their scale.`, drawHeat);
+if (RUNS.some((run) => Object.values(run.movers).some((m) => m.rows.length))) section("movers", "Features", "Features that moved most", "Single dictionary features, with their automatic labels. Uptake is what the model learned to say, drift what it reads differently; push and attribution are what the gradients asked for.", drawMovers);
+if (RUNS.some((run) => Object.keys(run.examples).length)) section("taught", "Taught by", "What taught it", "Training rows that taught each concept most, over the steps that used them: by the loss of their tokens that express it. Those tokens are marked.", drawExamples);
 if (Object.keys(DATA.prompts).length) section("answers", "Answers", "Answers, before and after", "Greedy answers to held-out prompts. Marked words are what the concept's checker recognised.", drawAnswers);
 section("events", "Events", "Events", null, drawEvents);
 section("details", "Details", "Details", null, drawDetails);
