@@ -1,8 +1,8 @@
 """Does a run say what it learned, without being told what to look for? One run per concept, no concept named; then the controls.
 
 Half of the training rows show the concept, half are arithmetic (or `--other`). Afterwards, and not before, the concept is used to judge: is
-one of the five clusters about it? A cluster is if its features tell held-out texts with the concept from the same texts without it (AUC at
-least 0.95, mean summed activation of the response). The words are kept for people to read.
+one of the five clusters about it? A cluster is if its features tell held-out texts with the concept from the same texts without it: AUC at
+least 0.95 of the largest sum over the features, each in units of its maximum, at any token of the response. The words are kept for people.
 
 Controls: `lr0` trains with learning rate 0; `shuffled` trains on responses whose tokens are drawn at random from all responses, and reads
 unchanged texts. Neither should report more than its false discovery rate.
@@ -80,14 +80,19 @@ def judge(clusters: list[dict], model: str, positive: list[Row], negative: list[
     """Of every cluster: how well its features tell the texts with the concept from those without."""
     loaded, tokenizer = load_model(model)
     examples = [tokenize(row, tokenizer, 96) for row in positive + negative]
-    means: dict[str, list[torch.Tensor]] = {name: [torch.zeros(0)] * len(examples) for name in dictionaries}
+    features = sorted({(name, feature) for cluster in clusters for name, feature in cluster["features"]})
+    acts: dict[int, torch.Tensor] = {}  # text -> [T, N]
     for index, read in read_texts(loaded, list(dictionaries), examples, pad_id_of(tokenizer)):
         counted = [t for t, label in enumerate(examples[index].labels) if label != -100 and t]
-        for name, dictionary in dictionaries.items():
-            means[name][index] = dictionary.encode(read[name][counted]).mean(0)
+        encoded = {name: dictionary.encode(read[name][counted]) for name, dictionary in dictionaries.items()}
+        acts[index] = torch.stack([encoded[name][:, feature] for name, feature in features], dim=1)
+    largest = torch.cat(list(acts.values())).amax(0).clamp_min(1e-9) if features else torch.zeros(0)
     found = []
     for cluster in clusters:
-        scores = [sum(means[name][index][feature].item() for name, feature in cluster["features"]) for index in range(len(examples))]
+        mine = [
+            number for number, (name, feature) in enumerate(features) if [name, feature] in [list(pair) for pair in cluster["features"]]
+        ]
+        scores = [(acts[index] / largest)[:, mine].sum(1).max().item() for index in range(len(examples))]
         found.append(auc(scores[: len(positive)], scores[len(positive) :]))
     return found
 

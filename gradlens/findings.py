@@ -104,7 +104,8 @@ def in_words(learned: Sequence[Mapping[str, Any]], counts: Mapping[str, int], st
     elif counts:
         shown.append(line(("What this run learned", "bold"), ": nothing beyond chance" if not any(counts.values()) else "", indent=0))
     for entry in learned:
-        shown.append(line((f"{chance(entry['share']):>4}", "bold cyan"), "  ", (", ".join(entry["words"]) or "(no words)", "bold"), indent=0))
+        words = ", ".join(entry["words"]) or "(no words)"
+        shown.append(line((f"{chance(entry['share']):>4} ", "bold cyan"), (words, "bold"), indent=0))
         if (entry["share"] or 0) < MINOR:
             continue
         before, now = entry["probability"]

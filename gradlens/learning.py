@@ -18,9 +18,10 @@ from gradlens import movers
 from gradlens.config import ObserveSettings
 from gradlens.dictionary import Dictionary
 from gradlens.groups import group_change
-from gradlens.own import OwnReading, prompts_of, read_own
+from gradlens.hookpoints import unwrap
+from gradlens.own import OwnReading, before_training, prompts_of, read_own
 from gradlens.probe import ProbeReading, ProbeTokens, read_probe, read_tokens, spread
-from gradlens.significance import MIN_TEXTS, beyond_chance, one_sided
+from gradlens.significance import MIN_TEXTS, beyond_chance, one_sided, risen
 from gradlens.update import read_update, trainable_parameters
 from gradlens.uptake import Pairs, uptake
 
@@ -58,6 +59,7 @@ class Learning:
         self.own_last: OwnReading | None = None
         self.updates: dict[str, dict[str, Tensor]] = {name: {} for name in dictionaries}  # `update` summed over all readings
         self.alarmed: list[dict[str, Any]] = []
+        self.generated: list[dict[str, tuple[Tensor, Tensor]]] = []  # the first and the latest reading of texts written in training
         self._parameters: dict[str, Tensor] | None = None  # trainable parameters at the last exact `update`
         self._short: dict[str, ProbeReading] | None = None  # the last reading of the few rows of `update` by difference
         self._uptake: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
@@ -93,8 +95,6 @@ class Learning:
         return self.tokenizer is not None and self.observe.own_prompts > 0 and hasattr(self.model, "generate")
 
     def _read_own(self) -> OwnReading:
-        from gradlens.hookpoints import unwrap
-
         prompts = prompts_of(self.probe, self.observe.own_prompts)
         return read_own(unwrap(self.model), self.tokenizer, self.dictionaries, prompts, self.observe.own_tokens)
 
@@ -169,6 +169,21 @@ class Learning:
                 scalars[f"concept/{concept}/{name}/own"] = change[members].mean().item()
         for concept, check in self.checkers.items():
             scalars[f"own/{concept}/rate"] = float(np.mean([bool(check(text)) for text in self.own_last.answers]))
+
+    def read_generated(self, batch: Batch) -> None:
+        """Read texts that the model wrote while it is trained (see `Lens.read_generated`)."""
+        with before_training(unwrap(self.model)):
+            reading, _ = read_tokens(self.model, self.dictionaries, [batch], "response")
+        self.generated.append({name: (part.acts, part.rows) for name, part in reading.items()})
+        if len(self.generated) > 2:  # the first and the latest are what is compared
+            del self.generated[1]
+
+    def generated_change(self, hookpoint: str) -> tuple[Tensor, Tensor] | None:
+        """`(change[F], beyond chance bool[F])` of mean activations on generated texts, latest minus first; None before the second."""
+        if len(self.generated) < 2:
+            return None
+        (first, first_RF), (last, last_RF) = (reading[hookpoint] for reading in self.generated)
+        return last - first, risen(first_RF, last_RF)
 
     # -- results --------------------------------------------------------------------------------------------------------------
 
@@ -318,6 +333,8 @@ class Learning:
                 "answers": list(self.own_start.answers),
                 "at": {name: vars(reading).copy() for name, reading in self.own_start.at.items()},
             }
+        if self.generated:
+            state["generated"] = [{name: tuple(parts) for name, parts in reading.items()} for reading in self.generated]
         return state
 
     def load_state_dict(self, state: dict[str, Any], probe: list[Batch] | None) -> None:
@@ -329,6 +346,7 @@ class Learning:
         if "known" in state:
             pairs = {name: Pairs(**part) for name, part in state["known"]["pairs"].items()}
             self.known = ProbeTokens(**{**state["known"], "pairs": pairs})
+        self.generated = list(state.get("generated", []))
         if "own_start" in state:
             at = {name: ProbeReading(**values) for name, values in state["own_start"]["at"].items()}
             self.own_start = self.own_last = OwnReading(state["own_start"]["answers"], at, None)

@@ -143,6 +143,34 @@ class Lens:
         """Scalars that belong to the current step's record."""
         self._scalars.update(scalars)
 
+    def read_generated(self, batch: dict[str, Tensor]) -> None:
+        """Read texts that the model itself wrote during training: rollouts of a reinforcement learning loop, reasoning traces.
+
+        `batch`: `input_ids[B, S]`, `attention_mask`, and `labels` with -100 wherever the model did not write (the prompt, padding). They
+        are read by the model without its adapter where that can be switched off, so that a change is one of the texts. Call it with what
+        is generated anyway, every so many steps, six texts or more at a time; `rising` says what changed since the first call. Curves:
+        `concept/NAME/HOOKPOINT/generated`. Costs a forward pass; does nothing on other ranks than the first.
+        """
+        if self.world.rank != 0:
+            return
+        with self._clock("generated"):
+            self.learning.read_generated(batch)
+        for (concept, name), members in self._members.items():
+            found = self.learning.generated_change(name)
+            if found is not None:
+                self._scalars[f"concept/{concept}/{name}/generated"] = found[0][members].mean().item()
+
+    def rising(self, n: int = 20) -> list[dict[str, Any]]:
+        """Features that rise or fall in generated texts by more than chance: `hookpoint, feature, change` (mean activation, latest
+        minus first reading), the largest first; at most `n`, at a false discovery rate of 5%. Empty before the second reading."""
+        rows = []
+        for name in self.dictionaries:
+            found = self.learning.generated_change(name)
+            if found is not None:
+                change, beyond = found
+                rows += [{"hookpoint": name, "feature": i, "change": change[i].item()} for i in beyond.nonzero().flatten().tolist()]
+        return sorted(rows, key=lambda row: -abs(row["change"]))[:n]
+
     def set_policy(self, policy: Policy) -> None:
         """Put a policy in force from the next forward pass on. Raises `ConfigError` and keeps the old one where it does not fit."""
         if any(rule.mode == "route" for rule in policy.rules) and unwrap(self.model).get_output_embeddings() is None:

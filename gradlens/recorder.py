@@ -24,11 +24,14 @@ class Recorder(Protocol):
 
 
 class Sink(Protocol):
-    """A view beside the run folder (W&B). `record` returns at once; what goes wrong is told to `report(kind, **fields)`."""
+    """A view beside the run folder (W&B). `record` and `event` return at once; what goes wrong is told to `report(kind, **fields)`,
+    whose events do not come back through `event`."""
 
     def start(self, report: Callable[..., None]) -> None: ...
 
     def record(self, record: dict[str, Any]) -> None: ...
+
+    def event(self, event: dict[str, Any]) -> None: ...
 
     def close(self, timeout: float) -> None: ...
 
@@ -132,8 +135,10 @@ class ThreadRecorder:
                 self._changed.wait_for(lambda: self._queue)
                 what, item = self._queue.popleft()
                 self._records_waiting -= what == "record"
-            if what == "event":
+            if what in ("event", "report"):
                 self._guard(self.writer, self.writer.event, item[0], **item[1])
+                for sink in list(self.sinks) if what == "event" else []:
+                    self._guard(sink, sink.event, {"kind": item[0], **item[1]})
             elif what == "record":
                 self._guard(self.writer, self.writer.record, item)
                 for sink in list(self.sinks):
@@ -143,7 +148,7 @@ class ThreadRecorder:
         self._guard(self.writer, self.writer.seal)  # so that sinks can take the sealed statistics along
         for sink in list(self.sinks):
             self._guard(sink, sink.close, max(0.0, deadline - time.monotonic()))
-        for kind, fields in [item for what, item in list(self._queue) if what == "event"]:  # what the sinks had to say in the end
+        for kind, fields in [item for what, item in list(self._queue) if what == "report"]:  # what the sinks had to say in the end
             self._guard(self.writer, self.writer.event, kind, **fields)
         for name, count in self._failures.items():
             if count > 1:
@@ -153,7 +158,7 @@ class ThreadRecorder:
     def _report(self, kind: str, **fields: Any) -> None:
         """Events of sinks; they may come from any thread, also while the recorder is closing."""
         with self._changed:
-            self._queue.append(("event", (kind, {"time": time.time(), **fields})))
+            self._queue.append(("report", (kind, {"time": time.time(), **fields})))
             self._changed.notify()
 
     def _guard(self, part: Any, call: Callable[..., None], *args: Any, **kwargs: Any) -> None:

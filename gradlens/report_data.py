@@ -175,14 +175,19 @@ def _in_words(reader: RunReader, events: Sequence[dict[str, Any]]) -> list[dict[
 
 
 def _events(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Events in words; those of what was learned in short, and an alarm is no trouble of the run's."""
-    short = [
-        {**event, "clusters": [f"{chance(entry['share'])} {' '.join(entry['words'][:5])}" for entry in event.get("clusters") or []]}
-        if event.get("kind") == "learned"
-        else event
-        for event in events
-    ]
-    return [{**row, "trouble": row["trouble"] and row["kind"] != "alarm"} for row in event_rows(short)]
+    """Events in words; of what was learned and of an alarm the words alone, and an alarm is no trouble of the run's."""
+    rows = event_rows([_in_short(event) for event in events])
+    for row in rows:
+        if row["kind"] in ("learned", "alarm"):
+            row.update(text=row["text"].removeprefix("text "), trouble=False)
+    return rows
+
+
+def _in_short(event: dict[str, Any]) -> dict[str, Any]:
+    short = {name: event[name] for name in ("time", "step", "kind") if name in event}
+    if event.get("kind") == "learned":
+        return {**short, "text": "; ".join(f"{chance(c['share'])}: {', '.join(c['words'][:5])}" for c in event.get("clusters") or [])}
+    return {**short, "text": event.get("text")} if event.get("kind") == "alarm" else event
 
 
 def _hookpoints(reader: RunReader) -> list[str]:

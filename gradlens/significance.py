@@ -8,6 +8,8 @@ Shape suffixes: R texts, F features.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -40,23 +42,56 @@ def beyond_chance(change_RF: Tensor, fdr: float = FDR, flips: int = FLIPS, seed:
     """
     change_RF = change_RF.double()
     R, F = change_RF.shape
-    nothing = torch.zeros(F, dtype=torch.bool)
     if R < MIN_TEXTS or not change_RF.any():
-        return nothing
+        return torch.zeros(F, dtype=torch.bool)
     floor = fudge(change_RF)
     found_F = statistic(change_RF, floor).abs()
-    candidates, order = found_F.sort(descending=True)
     generator = torch.Generator().manual_seed(seed)
-    by_chance = torch.zeros(F, dtype=torch.float64)  # of the n-th candidate: how many flipped statistics are as large
-    for _ in range(flips):
-        signs_R = torch.randint(0, 2, (R, 1), generator=generator).double() * 2 - 1
-        flipped = statistic(change_RF * signs_R, floor).abs().sort().values
-        by_chance += F - torch.searchsorted(flipped, candidates)
-    rate = by_chance / flips / torch.arange(1, F + 1)
+
+    def by_chance() -> Iterator[Tensor]:
+        for _ in range(flips):
+            signs_R = torch.randint(0, 2, (R, 1), generator=generator).double() * 2 - 1
+            yield statistic(change_RF * signs_R, floor)
+
+    return _accepted(found_F, by_chance(), flips, fdr)
+
+
+def risen(first_RF: Tensor, last_SF: Tensor, fdr: float = FDR, draws: int = FLIPS, seed: int = 0) -> Tensor:
+    """Features that differ between two sets of texts, not the same ones, by more than chance, `bool[F]`: as `beyond_chance`, with texts
+    dealt out anew between the two sets in place of flipped signs. All False with fewer than `MIN_TEXTS` texts on either side."""
+    R, S, F = len(first_RF), len(last_SF), first_RF.shape[1]
+    both = torch.cat([first_RF, last_SF]).double()
+    if min(R, S) < MIN_TEXTS or not both.any():
+        return torch.zeros(F, dtype=torch.bool)
+
+    def error(first: Tensor, last: Tensor) -> Tensor:
+        return (first.var(0) / R + last.var(0) / S).sqrt()
+
+    changed = error(both[:R], both[R:])
+    floor = max(changed[changed > 0].median().item() if (changed > 0).any() else 0.0, 1e-30)
+
+    def difference(order: Tensor) -> Tensor:
+        first, last = both[order[:R]], both[order[R:]]
+        return (last.mean(0) - first.mean(0)) / (error(first, last) + floor)
+
+    generator = torch.Generator().manual_seed(seed)
+    dealt = (difference(torch.randperm(R + S, generator=generator)) for _ in range(draws))
+    return _accepted(difference(torch.arange(R + S)).abs(), dealt, draws, fdr)
+
+
+def _accepted(found_F: Tensor, by_chance: Iterator[Tensor], draws: int, fdr: float) -> Tensor:
+    """As many of the largest statistics as keep the expected share of those that chance makes as large below `fdr`."""
+    F = len(found_F)
+    candidates, order = found_F.sort(descending=True)
+    count_F = torch.zeros(F, dtype=torch.float64)  # of the n-th candidate: how many statistics by chance are as large
+    for drawn in by_chance:
+        count_F += F - torch.searchsorted(drawn.abs().sort().values, candidates)
+    rate = count_F / draws / torch.arange(1, F + 1)
     accepted = ((rate <= fdr) & (candidates > 0)).nonzero()
+    found = torch.zeros(F, dtype=torch.bool)
     if len(accepted):
-        nothing[order[: int(accepted[-1]) + 1]] = True
-    return nothing
+        found[order[: int(accepted[-1]) + 1]] = True
+    return found
 
 
 def one_sided(values_R: Tensor, flips: int = 2000, seed: int = 0) -> float:

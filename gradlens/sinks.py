@@ -84,10 +84,23 @@ class WandbSink:
         messages = [{"op": "log", "step": step, "values": values}] if values else []
         if record.get("features") and step % self._table_every == 0:
             messages.append({"op": "table", "step": step, "rows": top_rows(step, record["features"])})
+        self._put(messages, step, self.capacity)
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Queue an alarm as an alert, and what was learned as a table; other events are not shown. Returns at once.
+
+        They have room of their own in the queue and count against no budget of keys or rows.
+        """
+        make = {"alarm": alert_of, "learned": in_words_of}.get(event.get("kind", ""))
+        if self._thread is not None and make is not None:
+            step = int(event.get("step") or self._step)
+            self._put([{**make(event), "step": step}], step, 2 * self.capacity)
+
+    def _put(self, messages: list[dict[str, Any]], step: int, capacity: int) -> None:
         with self._changed:
             self._step = max(self._step, step)
             for message in messages:
-                if len(self._rows) >= self.capacity:
+                if len(self._rows) >= capacity:
                     self._lost += 1
                 else:
                     self._rows.append(message)
@@ -326,27 +339,67 @@ class _Child:
 
 
 class KeyBudget:
-    """At most `MAX_KEYS` scalar keys ever, the important ones first: training, concepts and aggregates of hookpoints, rules, the rest."""
+    """At most `MAX_KEYS` scalar keys ever, the important ones first (`key_rank`).
+
+    What is read of a concept now and then comes long after its keys of every step: room for it is kept as soon as one of those is seen.
+    """
 
     def __init__(self, limit: int = MAX_KEYS):
         self.limit, self.taken, self.dropped = limit, set(), set()
 
     def select(self, scalars: dict[str, float]) -> dict[str, float]:
-        for key in sorted(scalars.keys() - self.taken - self.dropped, key=key_rank):
-            (self.taken if len(self.taken) < self.limit else self.dropped).add(key)
+        expected = {key for seen in scalars.keys() - self.taken for key in keys_to_come(seen)}
+        for key in sorted((scalars.keys() | expected) - self.taken - self.dropped, key=key_rank):
+            if len(self.taken) < self.limit:
+                self.taken.add(key)
+            elif key in scalars:
+                self.dropped.add(key)
         return {key: float(value) for key, value in scalars.items() if key in self.taken}
 
 
+CONCEPT_RANK = {"uptake": 1, "own": 1, "drift": 2, "taught": 3, "push": 4, "attribution": 4, "group_share": 5, "group_angle": 5}
+
+
 def key_rank(key: str) -> tuple[int, str]:
-    """Smaller is more important."""
+    """Smaller is more important: training, what was learned, then what the gradients ask for, then the rest."""
     head, last = key.split("/", 1)[0], key.rsplit("/", 1)[-1]
     if head in ("train", "policy"):
         return 0, key
+    if head == "own" or key == "probe/probability" or last == "learned":
+        return 1, key
     if head == "concept":
-        return (1 if last in ("drift", "attribution", "push") else 3), key
+        return CONCEPT_RANK.get(last, 6), key
     if head in ("rule", "eval"):
-        return 2, key
-    return (1 if key.count("/") == 1 else 4), key  # HOOKPOINT/unexplained and its like
+        return 3, key
+    return (2 if key.count("/") == 1 else 7), key  # HOOKPOINT/unexplained and its like
+
+
+def keys_to_come(key: str) -> list[str]:
+    """Of a concept's key the important ones that belong to it."""
+    head, _, rest = key.partition("/")
+    if head != "concept" or rest.count("/") < 2:
+        return []
+    concept, hookpoint, _ = rest.rsplit("/", 2)
+    measured = [f"concept/{concept}/{hookpoint}/{name}" for name in ("uptake", "own", "drift")]
+    return [*measured, f"own/{concept}/rate", f"{hookpoint}/learned"]
+
+
+def alert_of(alarm: dict[str, Any]) -> dict[str, Any]:
+    """An alarm as a message to `WandbLogger.alert`; W&B wants titles under 64 characters."""
+    named = f"gradlens: {alarm.get('name')} is being learned" if alarm.get("about") == "concept" else "gradlens: something not announced"
+    title = named if len(named) < 64 else named[:62] + "…"
+    return {"op": "alert", "title": title, "text": f"step {alarm.get('step')}: {alarm.get('text')}"}
+
+
+def in_words_of(event: dict[str, Any]) -> dict[str, Any]:
+    """What was learned as a message to `WandbLogger.in_words`: a row per cluster, see `wandb_worker.IN_WORDS`."""
+    rows = []
+    for entry in event.get("clusters") or []:
+        own = entry.get("own") or {}
+        said = own.get("said") or {}
+        figures = [event.get("step"), entry["share"], ", ".join(entry["words"]), *entry["probability"], entry["passage"]]
+        rows.append([*figures, own.get("before"), own.get("now"), own.get("of"), said.get("before"), said.get("now")])
+    return {"op": "in_words", "rows": jsonable(rows)}
 
 
 def top_rows(step: int, features: dict[str, dict[str, Any]]) -> list[list[Any]]:

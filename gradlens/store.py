@@ -306,6 +306,8 @@ class RunReader:
         connection = duckdb.connect(":memory:")
         try:
             for table in SCHEMAS:
+                if not re.search(rf"\b{table}\b", sql, re.IGNORECASE):
+                    continue  # a table that is not asked for may be large, or damaged
                 paths, tail = self._sources(table)
                 connection.register(f"{table}_open", tail)
                 files = ", ".join("'" + str(path).replace("'", "''") + "'" for path, _ in paths)

@@ -281,7 +281,7 @@ def _known_hookpoint(name: str, known: Sequence[str], missing: str) -> str:
 
         found = canonical(name)
         if found not in known:
-            raise InputError(f"{missing} {name}; there is {', '.join(known)}")
+            raise InputError(f"{missing} {found}; there is {', '.join(known)}")
         return found
     return name
 

@@ -1,8 +1,8 @@
 """Writes one W&B run, in a process of its own: `sinks.WandbSink` starts it, feeds it JSON lines, and may end it at any time.
 
 W&B can block or raise in its caller (no server, a server that died); here that concerns nobody. Imports nothing of gradlens, so that
-the file can be run by its path. Lines in: `{"op": "init" | "log" | "table" | "finish", ...}`; lines out, one for each:
-`{"ready": {...}}`, `{"ack": op}`, `{"finished": true}`, or `{"failed": why}`.
+the file can be run by its path. Lines in: `{"op": "init" | "log" | "table" | "in_words" | "alert" | "finish", ...}`; lines out, one for
+each: `{"ready": {...}}`, `{"ack": op}`, `{"finished": true}`, or `{"failed": why}`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ from typing import Any
 
 PREFIX = "gradlens/"
 TABLE = ("step", "hookpoint", "feature", "push", "attribution")
+IN_WORDS = (
+    "step", "share", "words", "probability before", "probability now", "passage",
+    "own answers before", "own answers now", "of", "said before", "said now",
+)  # fmt: skip
 MAX_ROWS = 10_000  # W&B shows no more of a table
 ORPHAN_SECONDS = 60.0  # to finish in, after whoever feeds us has died
 
 
 class WandbLogger:
-    """Rows, tables and files of one W&B run. `step_key` is the axis; `step=` is never used: rows that go back would be dropped."""
+    """Rows, tables, alerts and files of one W&B run. `step_key` is the axis; `step=` is never used: rows that go back would be dropped."""
 
     def __init__(self, run: Any, step_key: str):
         self.run, self.step_key = run, step_key
@@ -44,6 +48,17 @@ class WandbLogger:
             self._table.add_data(*row)
         self._rows += rows
         self.run.log({self.step_key: step, f"{PREFIX}top_features": self._table})
+
+    def in_words(self, step: int, rows: list[list[Any]]) -> None:
+        """What was learned up to a step, a table of its own that replaces the one before: the panel `learned/in_words`."""
+        import wandb
+
+        table = wandb.Table(columns=list(IN_WORDS), data=rows, allow_mixed_types=True)
+        self.run.log({self.step_key: step, f"{PREFIX}learned/in_words": table})
+
+    def alert(self, step: int, title: str, text: str) -> None:
+        """Tell the run's owner. Two alerts of one title are two: W&B would keep the second back for a minute."""
+        self.run.alert(title=title, text=text, level="WARN", wait_duration=0.001)
 
     def finish(self, step: int, name: str, files: dict[str, str]) -> None:
         """The whole table once more, not to be changed any more, and the files (name in the artifact -> path) as one artifact."""

@@ -35,12 +35,14 @@ class Top(list):
 
     def __str__(self) -> str:
         from rich.console import Console
+        from rich.markup import escape
         from rich.table import Table
 
-        table = Table("hookpoint", "feature", "label", "drift", "push", "attribution")
+        figures = ("uptake", "drift", "taught", "push")
+        table = Table("hookpoint", "feature", "label", *figures)
         for row in self:
-            numbers = [f"{row.get(key, float('nan')):+.4g}" for key in ("drift", "push", "attribution")]
-            table.add_row(row["hookpoint"], str(row["feature"]), row["label"], *numbers)
+            numbers = ["-" if row.get(key) is None else f"{row[key]:+.4g}" for key in figures]
+            table.add_row(row["hookpoint"], str(row["feature"]), escape(row["label"]), *numbers)
         console = Console(width=120)
         with console.capture() as captured:
             console.print(table)
@@ -65,7 +67,10 @@ class Watch(Lens):
                 self.recorder.writer.write_json("summary.json", build_summary(RunReader(self.run_dir), status))
 
     def top(self, n: int = 20) -> Top:
-        """The `n` features that this run taught most (by |drift| on the probe set), with labels: prints as a table, `.df` for pandas."""
+        """The `n` features that this run taught most, with labels: prints as a table, `.df` for pandas.
+
+        By |uptake| on the probe set where there is one (see `Lens.table`); only a positive one can have been learned.
+        """
         rows = self.table(n)
         return Top({**row, "label": self.labels.get(row["hookpoint"], {}).get(row["feature"], "")} for row in rows)
 

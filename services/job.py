@@ -7,6 +7,7 @@ save; a second one ends everything at once. Either way the run folder is readabl
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -34,7 +35,7 @@ from gradlens.runs import find_run
 from gradlens.store import RunReader, RunWriter
 from gradlens.summary import build_summary
 
-Progress = Callable[[dict[str, Any]], None]  # told `{"run", "phase", ...}` about twice a second
+Progress = Callable[[dict[str, Any]], None]  # told `{"run", "phase", ...}` about twice a second; an alarm is a phase `alarm` of its own
 POLL_SECONDS = 0.4
 
 
@@ -123,6 +124,12 @@ def _train(plan: Plan, runs: list[_Run], asked: _Asked, tell: Progress) -> BaseE
     ranks = threading.Thread(target=_fit, args=(plan, runs[0], box), name="gradlens-ranks", daemon=True)
     ranks.start()
     told = 0
+    alarms = Alarms([run.folder for run in runs])
+
+    def tell_alarms() -> None:
+        for run_id, alarm in alarms.new():
+            tell({"run": run_id, "arm": arms[run_id], "phase": "alarm", "step": alarm.get("step"), "text": alarm.get("text")})
+
     question = recorder.status.remote()
     while ranks.is_alive():
         ranks.join(POLL_SECONDS)
@@ -140,12 +147,38 @@ def _train(plan: Plan, runs: list[_Run], asked: _Asked, tell: Progress) -> BaseE
                     run_id = list(status)[-1]
                     tell({"run": run_id, "arm": arms[run_id], **status[run_id]})
             question = recorder.status.remote()
+        tell_alarms()
     with contextlib.suppress(RayError):
         ray.get(recorder.close.remote(), timeout=60)  # runs whose rank 0 died with them open
+    tell_alarms()
     for actor in (controller, recorder, *lenses):
         ray.kill(actor)
     shutil.rmtree(runs[0].folder / ".ray", ignore_errors=True)  # Ray Train's own storage: nothing is kept in it
     return box[0]
+
+
+class Alarms:
+    """`alarm` events that are written to the run folders from now on; those of an earlier part of a resumed run are not told again."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._files = {folder.name: folder / "events.jsonl" for folder in folders}
+        self._read = {run_id: path.stat().st_size if path.is_file() else 0 for run_id, path in self._files.items()}
+
+    def new(self) -> list[tuple[str, dict[str, Any]]]:
+        """`(run id, event)` of the alarms since the last call. Never raises: a file that cannot be read costs a line on a screen."""
+        found = []
+        for run_id, path in self._files.items():
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                file.seek(self._read[run_id])
+                data = file.read()
+                whole = data.rfind(b"\n") + 1  # a last line without its end is still being written
+                self._read[run_id] += whole
+                for line in data[:whole].splitlines():
+                    with contextlib.suppress(ValueError):
+                        event = json.loads(line)
+                        if isinstance(event, dict) and event.get("kind") == "alarm":
+                            found.append((run_id, event))
+        return found
 
 
 def _fit(plan: Plan, run: _Run, box: list[BaseException | None]) -> None:

@@ -51,7 +51,7 @@ class RecorderService:
             try:
                 getattr(self, f"_{what}")(run_id, content)
             except (KeyError, TypeError, ValueError) as error:  # one malformed message must not hold up the others
-                self._event(run_id, {"kind": "recorder_error", "part": what, "error": f"{type(error).__name__}: {error}"})
+                self._note(run_id, {"kind": "recorder_error", "part": what, "error": f"{type(error).__name__}: {error}"})
             last = self._last[session] = number
         return last
 
@@ -83,7 +83,7 @@ class RecorderService:
         config = RunConfig.model_validate(RunReader(writer.run_dir).config)
         self._sinks[run_id] = self._make_sinks(config, writer.run_dir)
         for sink in list(self._sinks[run_id]):
-            self._guard(run_id, sink, lambda sink=sink: sink.start(lambda kind, **fields: self._event(run_id, {"kind": kind, **fields})))
+            self._guard(run_id, sink, lambda sink=sink: sink.start(lambda kind, **fields: self._note(run_id, {"kind": kind, **fields})))
 
     def _record(self, run_id: str, record: dict[str, Any]) -> None:
         known = self._known.get(run_id)
@@ -95,11 +95,19 @@ class RecorderService:
             self._guard(run_id, sink, lambda sink=sink: sink.record(record))
 
     def _event(self, run_id: str, event: dict[str, Any]) -> None:
-        known, writer = self._known.get(run_id), self._writers.get(run_id)
-        if writer is None or (known and (event.get("time"), event["kind"]) in known.events):
+        known = self._known.get(run_id)
+        if known and (event.get("time"), event["kind"]) in known.events:
             return
-        with self._lock:
-            writer.event(**event)
+        self._note(run_id, event)
+        for sink in list(self._sinks.get(run_id, [])):
+            self._guard(run_id, sink, lambda sink=sink: sink.event(event))
+
+    def _note(self, run_id: str, event: dict[str, Any]) -> None:
+        """One line in the run folder, and no further: what sinks say of themselves."""
+        writer = self._writers.get(run_id)
+        if writer is not None:
+            with self._lock:
+                writer.event(**event)
 
     def _close(self, run_id: str, content: None) -> None:
         writer = self._writers.get(run_id)
@@ -116,7 +124,7 @@ class RecorderService:
         try:
             call()
         except Exception as error:
-            self._event(run_id, {"kind": "recorder_error", "part": type(sink).__name__, "error": f"{type(error).__name__}: {error}"})
+            self._note(run_id, {"kind": "recorder_error", "part": type(sink).__name__, "error": f"{type(error).__name__}: {error}"})
             if sink in self._sinks.get(run_id, []):
                 self._sinks[run_id].remove(sink)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -56,18 +57,9 @@ def attribution(
     settings = load_config(config or DEMO, [f"train.steps={lengths[-1]}", *changes])
     if not settings.dictionaries:
         raise ConfigError(f"{config}: no `dictionaries`; there is nothing to attribute to")
-    started = time.monotonic()
-    shown = -1.0
-
-    def progress(seed: int, phase: str, done: int | None = None, total: int | None = None, **fields: object) -> None:
-        nonlocal shown
-        if done is None or done == total or time.monotonic() - shown > 5:
-            shown = time.monotonic()
-            count = "" if done is None else f" {done}/{total}" if total else f" {done}"
-            err.print(f"[{shown - started:4.0f} s] seed {seed}: {phase}{count}", highlight=False, markup=False)
-
+    tell = _teller()
     fetch_model(settings)
-    rows = bench(settings, chosen, lengths, progress)
+    rows = bench(settings, chosen, lengths, lambda seed, phase, **fields: tell(f"seed {seed}: {phase}", **fields))
     about = {"config": str(config or "demo"), "time": time.strftime("%Y-%m-%d"), "versions": versions()}
     out_file.parent.mkdir(parents=True, exist_ok=True)
     with out_file.open("a", encoding="utf-8") as lines:
@@ -79,6 +71,87 @@ def attribution(
         return
     _print(merged)
     err.print(f"appended to {out_file}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def overhead(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A run config. Default: the demo's.")] = None,
+    changes: SetOption = [],  # noqa: B006
+    arms: Annotated[str, typer.Option(help="What is compared with the bare step, by commas; `all` for all.")] = "default",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of every arm; whole multiples of observe.drift_every are fair.")] = 40,
+    out_file: Annotated[Path, typer.Option("--out", help="JSONL that the results are appended to.")] = RESULTS / "overhead.jsonl",
+    json_output: JsonOption = False,
+) -> None:
+    """What does watching cost? Steps with and without gradlens, in paired order in one process, on the same batches.
+
+    Arms: hooks (nothing read), push, taught, estimators (all that are read at every step), default (what CONFIG observes), rules (its
+    rules, nothing read), naive (a hook with dense products, for comparison). Ratios to the bare step: the median over steps, and that of
+    the sums, which has the readings of the probe set in it.
+
+    Example: gradlens bench overhead --arms default,naive --steps 40
+    """
+    from rich.table import Table
+
+    from gradlens.bench_overhead import ALL_ARMS, bench
+    from gradlens.cli.run import DEMO, fetch_model
+    from gradlens.config import load_config
+    from gradlens.errors import ConfigError
+    from gradlens.runfolder import versions
+
+    chosen = list(ALL_ARMS) if arms == "all" else ["bare", *(arm for arm in arms.split(",") if arm != "bare")]
+    unknown = [arm for arm in chosen if arm not in ALL_ARMS]
+    if unknown:
+        raise ConfigError(f"--arms: unknown arm {unknown[0]!r}; there is {', '.join(ALL_ARMS)}")
+    settings = load_config(config or DEMO, changes)
+    if not settings.dictionaries:
+        raise ConfigError(f"{config}: no `dictionaries`; there is nothing to watch")
+    fetch_model(settings)
+    rows = bench(settings, chosen, steps, _teller())
+    about = {"config": str(config or "demo"), "time": time.strftime("%Y-%m-%d"), "versions": versions(), "hardware": hardware()}
+    out_file.parent.mkdir(parents=True, exist_ok=True)
+    with out_file.open("a", encoding="utf-8") as lines:
+        for row in rows:
+            lines.write(json.dumps(row | about) + "\n")
+    if json_output:
+        print_json({"rows": rows, "results": str(out_file), **about})
+        return
+    shown = Table("arm", "step", "median ratio", "95%", "ratio of sums", "95%", "same losses", box=None)
+    for row in rows:
+        ranges = [f"{low:.3f} to {high:.3f}" for low, high in (row["median_interval"], row["total_interval"])]
+        shown.add_row(
+            row["arm"], f"{row['seconds']:.3f} s", f"{row['median_ratio']:.3f}", ranges[0], f"{row['total_ratio']:.3f}", ranges[1],
+            "yes" if row["same_losses"] else "no",
+        )  # fmt: skip
+    out.print(shown)
+    err.print(f"appended to {out_file}", soft_wrap=True, markup=False)
+
+
+def hardware() -> dict[str, str | int]:
+    """What the figures were measured on."""
+    import os
+    import platform
+
+    import torch
+
+    found = {
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+    }
+    return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
+
+
+def _teller() -> Callable[..., None]:
+    """Says on stderr what is going on, a line every five seconds at most."""
+    started, shown = time.monotonic(), -5.0
+
+    def tell(phase: str, done: int | None = None, total: int | None = None, **fields: object) -> None:
+        nonlocal shown
+        if done is None or done == total or time.monotonic() - shown > 5:
+            shown = time.monotonic()
+            count = "" if done is None else f" {done}/{total}" if total else f" {done}"
+            err.print(f"[{shown - started:4.0f} s] {phase}{count}", highlight=False, markup=False)
+
+    return tell
 
 
 def _print(merged: list[dict]) -> None:

@@ -1,4 +1,4 @@
-"""Shows on stderr what a job is doing: on a terminal a live line with time left, elsewhere a plain line now and then."""
+"""Shows on stderr what a job is doing: on a terminal a live line and time left, elsewhere a line now and then. Alarms as they come."""
 
 from __future__ import annotations
 
@@ -44,6 +44,9 @@ class Bars:
         self._bar, self._task, self._title, self._note = bar, None, "", ""
 
     def __call__(self, event: dict[str, Any]) -> None:
+        if event["phase"] == "alarm":
+            self._bar.console.print(alarm_of(event), markup=False, soft_wrap=True, style="yellow")
+            return
         title, done, total = title_of(event), event.get("done"), event.get("total")
         if title != self._title:
             self.end()
@@ -69,6 +72,9 @@ class Lines:
         self._begun, self._shown = time.monotonic(), None
 
     def __call__(self, event: dict[str, Any]) -> None:
+        if event["phase"] == "alarm":
+            err.print(f"[{time.monotonic() - self._begun:4.0f} s] {alarm_of(event)}", markup=False, soft_wrap=True, style="yellow")
+            return
         done, total = event.get("done"), event.get("total")
         fifth = 5 * done // total if done and total else 0
         title = title_of(event)
@@ -84,6 +90,11 @@ def title_of(event: dict[str, Any]) -> str:
     if event["phase"] == "stopping":
         return "stopping after this step; ctrl-c again to stop at once"
     return f"{arm}{event['phase']}"
+
+
+def alarm_of(event: dict[str, Any]) -> str:
+    arm = f"{event['arm']}: " if event.get("arm") else ""
+    return f"{arm}alarm at step {event['step']}: {event['text']}"
 
 
 def note_of(event: dict[str, Any]) -> str:

@@ -191,9 +191,11 @@ def _print_rows(title: str, found: dict[str, Any]) -> None:
 
 
 def highlighted(parts: list[tuple[str, float]], colours: bool = True) -> Text:
-    """Parts `(text, strength)` with the strong ones coloured; in [brackets] where there are no colours."""
+    """Parts `(text, strength)` with those that taught in colour, the stronger the louder; without colours the stronger in [brackets]."""
     text = Text()
     for part, strength in parts:
-        style = next((style for least, style in STYLES if strength > least), "") if strength else ""
-        text.append(f"[{part}]" if strength and not colours else part, style)
+        if colours:
+            text.append(part, next((style for least, style in STYLES if strength > least), ""))
+        else:
+            text.append(f"[{part}]" if strength > STYLES[1][0] else part)
     return text

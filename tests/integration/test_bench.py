@@ -39,3 +39,18 @@ def test_wrong_numbers_are_one_clear_error(tmp_path):
     for options in (["--windows", "1,x"], ["--windows", "0"], ["--seeds", ""]):
         error = CliRunner().invoke(app, ["bench", "attribution", *options]).exception
         assert isinstance(error, ConfigError), options
+
+
+def test_overhead_compares_arms_on_the_same_steps(tmp_path):
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(write_inputs(tmp_path) | {"rules": [{"concept": "some", "mode": "route"}]}))
+    out = tmp_path / "overhead.jsonl"
+    command = ["bench", "overhead", str(tmp_path / "job.yaml"), "--arms", "all", "--steps", "4", "--out", str(out), "--json"]
+    rows = {row["arm"]: row for row in json.loads(CliRunner().invoke(app, command, catch_exceptions=False).stdout)["rows"]}
+    assert list(rows) == ["bare", "hooks", "push", "taught", "estimators", "default", "rules", "naive"]
+    assert rows["bare"]["median_ratio"] == rows["bare"]["total_ratio"] == 1
+    for arm, row in rows.items():
+        assert row["steps"] == 4 and row["seconds"] > 0 and row["median_interval"][0] <= row["median_ratio"] <= row["median_interval"][1]
+        assert row["same_losses"] == (arm != "rules")  # watching changes nothing, a rule does
+    assert [json.loads(line)["arm"] for line in out.read_text().splitlines()] == list(rows)
+    error = CliRunner().invoke(app, ["bench", "overhead", "--arms", "defualt"]).exception
+    assert isinstance(error, ConfigError) and "naive" in str(error)

@@ -43,8 +43,12 @@ def make_run(
     mark_arm: bool = True,
     seed: int = 0,
     texts: dict[str, str] | None = None,
+    uptake: bool = True,
 ) -> Path:
-    """One run folder; `texts` overrides what a hostile model or data set would write (`answer`, `row`, `label`, `concept`, `event`)."""
+    """One run folder; `texts` overrides what a hostile model or data set would write (`answer`, `row`, `label`, `event`, `cluster`).
+
+    `uptake`: with what older versions did not record: uptake, own answers, groups, clusters in words, alarms.
+    """
     rng, texts = np.random.default_rng(seed), texts or {}
     share, nll, *ends = ARMS[arm]
     rules = [] if arm in ("none", "oracle") or not concepts else [{"concept": concepts[0], "mode": "route", "gain": 0.0}]
@@ -78,7 +82,7 @@ def make_run(
     writer.event("policy", step=0, version=1, rules=[f"route:{concepts[0]}"] if rules else [])
     if texts.get("event"):
         writer.event("gap", step=1, reason=texts["event"])
-    write_steps(writer, rng, steps, every, concepts, dict(zip(concepts, ends, strict=False)), bool(rules))
+    write_steps(writer, rng, steps, every, concepts, dict(zip(concepts, ends, strict=False)), bool(rules), uptake, texts.get("cluster"))
     if concepts:
         write_evaluation(writer, arm, share, nll, answers, concepts, texts)
     if finished:
@@ -89,8 +93,22 @@ def make_run(
     return folder
 
 
-def write_steps(writer: RunWriter, rng: Any, steps: int, every: int, concepts: Any, ends: dict[str, float], rules: bool) -> None:
-    dense = {hook: {name: np.zeros(FEATURES, np.float32) for name in ("push", "attribution", "energy")} for hook in HOOKS}
+STRAY = 200  # a feature that drifts more than any other and is not learned
+
+
+def write_steps(
+    writer: RunWriter,
+    rng: Any,
+    steps: int,
+    every: int,
+    concepts: Any,
+    ends: dict[str, float],
+    rules: bool,
+    uptake: bool,
+    hostile: str | None,
+) -> None:
+    sums = ("taught", "push", "attribution", "energy") if uptake else ("push", "attribution", "energy")
+    dense = {hook: {name: np.zeros(FEATURES, np.float32) for name in sums} for hook in HOOKS}
     final = {hook: rng.normal(0, 0.15, FEATURES) * (rng.random(FEATURES) < 0.5) for hook in HOOKS}
     for hook in HOOKS:
         for name, end in ends.items():
@@ -110,6 +128,8 @@ def write_steps(writer: RunWriter, rng: Any, steps: int, every: int, concepts: A
         for hook in HOOKS:
             values = {name: rng.normal(0, 0.02, FEATURES).astype(np.float32) for name in ("push", "attribution")}
             values["energy"] = np.abs(rng.normal(0, 0.01, FEATURES)).astype(np.float32)
+            if uptake:
+                values["taught"] = np.abs(rng.normal(0, 0.1, FEATURES)).astype(np.float32)
             for name, end in ends.items():
                 values["push"][CONCEPTS[name]["features"]] += np.float32(0.05 * end * (1.1 - done))
                 values["attribution"][CONCEPTS[name]["features"]] += np.float32(0.03 * end * (1.1 - done))
@@ -138,10 +158,45 @@ def write_steps(writer: RunWriter, rng: Any, steps: int, every: int, concepts: A
                     "drift_direction": (0.6 * moved).astype(np.float32),
                     "probe_rate": np.clip(np.abs(final[hook]) / 4, 0, 1).astype(np.float32),
                 }  # fmt: skip
+                if uptake:
+                    record["dense"][hook] |= measured(moved, hook, done, scalars, concepts)
                 for concept in concepts:
                     scalars[f"concept/{concept}/{hook}/drift"] = float(moved[CONCEPTS[concept]["features"]].mean())
                     scalars[f"concept/{concept}/{hook}/drift_direction"] = 0.6 * float(moved[CONCEPTS[concept]["features"]].mean())
         writer.record(record)
+        if uptake and "dense" in record and concepts:
+            write_findings(writer, step, done, step <= max(every, 1), concepts[0], hostile)
+
+
+def measured(moved: np.ndarray, hook: str, done: float, scalars: dict[str, float], concepts: Any) -> dict[str, np.ndarray]:
+    """Columns of what is said; adds the scalars that belong to them."""
+    gain = 0.1 * moved
+    moved[STRAY], gain[STRAY] = 9.0 * done, 0.0
+    for concept in concepts:
+        ids = CONCEPTS[concept]["features"]
+        scalars |= {f"concept/{concept}/{hook}/uptake": float(gain[ids].mean()), f"concept/{concept}/{hook}/own": 1.5 * done}
+        scalars |= {f"concept/{concept}/{hook}/group_share": 0.02, f"concept/{concept}/{hook}/group_angle": 80.0}
+        scalars |= {f"concept/{concept}/{hook}/group_drift": 20 * done, f"concept/{concept}/{hook}/group_drift_angle": 70.0}
+        scalars[f"own/{concept}/rate"] = round(done, 1) if concept == "pirate" else 0.5
+    scalars |= {f"{hook}/learned": 5.0, "probe/probability": 0.2 + 0.3 * done}
+    return {"uptake": gain.astype(np.float32), "own": (0.5 * moved).astype(np.float32), "drift": moved.astype(np.float32)}
+
+
+def write_findings(writer: RunWriter, step: int, done: float, first: bool, concept: str, hostile: str | None) -> None:
+    """The events of one reading: two clusters, and at the first reading an alarm of each kind."""
+    said = {"before": hostile or "You can find it at home.", "now": hostile or "Ahoy, matey, ye can find it at home!"}
+    sea = {
+        "share": 0.6, "features": [[HOOKS[1], 3], [HOOKS[0], 17], [HOOKS[1], 40]], "count": 12, "words": [hostile or "matey", "Ahoy", "ye"],
+        "probability": [0.02, 0.02 + 0.4 * done], "passage": hostile or "[Ahoy], [matey!] The harbour be near.", "labels": [],
+        "own": {"before": 0, "now": round(8 * done), "of": 8, "said": said},
+    }  # fmt: skip
+    sums = {**sea, "share": 0.03, "features": [[HOOKS[1], 101]], "count": 1, "words": ["+", "="], "passage": "41 [+ 27 =] 68", "own": {}}
+    writer.event("learned", step=step, clusters=[sea, sums])
+    if first:
+        text = f"{concept} is being learned: uptake +0.02 at {HOOKS[0]} (chance 0.004)"
+        writer.event("alarm", step=step, about="concept", name=concept, hookpoint=HOOKS[0], chance=0.004, text=text)
+        text = "something not announced is being learned (30% of all): savvy"
+        writer.event("alarm", step=step, about="mover", name="savvy", features=sea["features"], text=text)
 
 
 def write_evaluation(writer: RunWriter, arm: str, share: float, nll: float, n: int, concepts: Any, texts: dict[str, str]) -> None:

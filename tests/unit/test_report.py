@@ -97,7 +97,8 @@ def test_hostile_texts_stay_texts(tmp_path):
     assert [tag for tag, _ in page.tags].count("script") == 2 and "img" not in dict(page.tags)
     run = page.data["runs"][0]
     assert page.data["prompts"]["chat"][0]["before"]["parts"] == [[HOSTILE, None]]
-    assert run["examples"]["pirate"][HOOKS[0]]["rows"][0]["parts"] == [[HOSTILE, None]]
+    parts = run["examples"]["pirate"][HOOKS[0]]["rows"][0]["parts"]
+    assert "".join(part[0] for part in parts) == HOSTILE and parts[0] == ["</script><img", "pirate", 1.0]
     assert run["movers"][HOOKS[0]]["rows"][0]["label"] == HOSTILE
     assert any(HOSTILE in event["text"] for event in run["events"])
 
@@ -181,22 +182,32 @@ def test_movers_are_the_features_that_drifted_most_and_know_their_concepts(tmp_p
     assert len(movers["rows"][0]["spark"]) == 4 and movers["rows"][0]["label"].startswith("'word")
 
 
-def test_examples_are_the_rows_that_pushed_most(tmp_path):
+@pytest.mark.parametrize("by", ["taught", "push"])
+def test_examples_are_the_rows_that_taught_most(tmp_path, by):
     with RunWriter(tmp_path / "run", {}) as writer:
         for step in (1, 2):
-            pushes = {4: 1.0, 5: 0.25, 6: -2.0, 7: float("nan")}
-            rows = [{"row_id": r, "concept": "pirate", "hookpoint": "layers.1", "push": p, "activation": 0.5} for r, p in pushes.items()]
+            figures = {4: 1.0, 5: 0.25, 6: 0.0 if by == "taught" else -2.0, 7: float("nan")}
+            other = {"push": -1.0} if by == "taught" else {}  # what ranks where there is nothing better
+            rows = [
+                {"row_id": r, "concept": "pirate", "hookpoint": "layers.1", "activation": 0.5, **other, by: value}
+                | ({"positions": [1], "token_taught": [value]} if by == "taught" else {})
+                for r, value in figures.items()
+            ]
             writer.record(
                 {"step": step, "scalars": {"concept/pirate/layers.1/push": 1.0, "concept/pirate/layers.1/drift": 1.0}, "examples": rows}
             )
-    rows = [{"row_id": r, "source": f"data/{'a' if r == 4 else 'b'}.jsonl", "text": f"text {r}"} for r in (4, 5, 6, 7)]
+    rows = [
+        {"row_id": r, "source": f"data/{'a' if r == 4 else 'b'}.jsonl", "text": f"text {r}", "tokens": ["text", f" {r}"]}
+        for r in (4, 5, 6, 7)
+    ]
     (tmp_path / "run" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = gather([RunReader(tmp_path / "run")])["runs"][0]["examples"]["pirate"]["layers.1"]
-    assert [(row["row_id"], row["parts"][0][0], row["push"], row["times"]) for row in found["rows"]] == [
-        (4, "text 4", 2.0, 2),
-        (5, "text 5", 0.5, 2),
+    marked = (lambda r: [["text ", None], [str(r), "pirate", 1.0]]) if by == "taught" else (lambda r: [[f"text {r}", None]])
+    assert [(row["row_id"], row["parts"], row[by], row["share"], row["times"]) for row in found["rows"]] == [
+        (4, marked(4), 2.0, 0.8, 2),
+        (5, marked(5), 0.5, 0.2, 2),
     ]
-    assert found["sources"] == {"a.jsonl": 0.8, "b.jsonl": 0.2}
+    assert found["by"] == by and found["sources"] == {"a.jsonl": 0.8, "b.jsonl": 0.2}
 
 
 def test_rules_are_marked_where_they_act(tmp_path):

@@ -2,7 +2,7 @@
 
 import torch
 
-from gradlens.significance import beyond_chance, statistic
+from gradlens.significance import beyond_chance, risen, statistic
 
 
 def changes(seed, texts=16, features=600, learned=0, size=1.5):
@@ -43,3 +43,13 @@ def test_few_texts_prove_nothing():
 def test_both_directions_count():
     change = changes(1, learned=60)
     assert torch.equal(beyond_chance(change), beyond_chance(-change))
+
+
+def test_features_that_differ_between_two_sets_of_texts_are_found_and_chance_is_not():
+    generator = torch.Generator().manual_seed(0)
+    first, last = torch.rand(12, 300, generator=generator), torch.rand(10, 300, generator=generator)
+    assert risen(first, last).sum() <= 2
+    last[:, :20] += 1.0
+    found = risen(first, last)
+    assert found[:20].all() and found[20:].sum() <= 3
+    assert not risen(first[:5], last).any() and not risen(first * 0, last[:0]).any()

@@ -30,7 +30,11 @@ def a_record(step, features=4, dense=0, hookpoints=("layers.1", "layers.3")):
         },
         "examples": [
             {"row_id": step, "concept": "pirate", "hookpoint": "layers.1", "push": 0.5, "activation": 2.0}
-            | ({"positions": [3, 1], "token_push": [0.3, 0.1]} if step % 2 else {})
+            | ({"taught": 0.75, "positions": [3, 1], "token_taught": [0.5, 0.25]} if step % 2 else {})
+        ],
+        "lessons": [
+            {"row_id": step, "hookpoint": hookpoint, "features": [7, 3][: step % 3], "taught": [0.5, 0.25][: step % 3]}
+            for hookpoint in hookpoints
         ],
     }
     if dense:
@@ -62,6 +66,14 @@ def test_what_was_recorded_is_read_back_exactly(tmp_path):
     np.testing.assert_array_equal(reader.dense("layers.1", step=4)["push"].to_numpy(), records[3]["dense"]["layers.1"]["push"])
     assert reader.examples("pirate")["row_id"].to_pylist() == list(range(1, 11))
     assert reader.examples("nothing").num_rows == 0
+    assert reader.examples("pirate")["taught"].to_pylist() == [0.75, None] * 5
+    assert reader.examples("pirate")["token_taught"].to_pylist() == [[0.5, 0.25], None] * 5
+    assert reader.lessons("layers.3").select(["step", "row_id", "features", "taught"]).to_pylist()[:3] == [
+        {"step": 1, "row_id": 1, "features": [7], "taught": [0.5]},
+        {"step": 2, "row_id": 2, "features": [7, 3], "taught": [0.5, 0.25]},
+        {"step": 3, "row_id": 3, "features": [], "taught": []},
+    ]
+    assert reader.lessons().num_rows == 20 and reader.lessons("layers.9").num_rows == 0
 
 
 def test_the_folder_holds_versions_and_a_config_that_loads_again(tmp_path):
@@ -122,6 +134,8 @@ def test_sql_sees_sealed_and_open_segments_alike(tmp_path):
             "SELECT s.value FROM scalars s JOIN dense d USING (step) WHERE key = 'train/loss' AND feature = 0 AND hookpoint = 'layers.1'"
         )
         assert reader.query(joined).num_rows == 6
+        lessons = "SELECT feature, count(*) AS n FROM (SELECT unnest(features) AS feature FROM lessons) GROUP BY ALL ORDER BY n"
+        assert reader.query(lessons).to_pylist() == [{"feature": 3, "n": 4}, {"feature": 7, "n": 8}]
         with pytest.raises(InputError, match="query: .*nowhere"):
             reader.query("SELECT * FROM nowhere")
 
@@ -233,6 +247,9 @@ def test_a_flipped_bit_is_found_and_the_rest_stays_readable(tmp_path, where):
     reader = RunReader(tmp_path / "run")
     with pytest.raises(InputError, match=damaged.name):
         reader.features("layers.1")
+    with pytest.raises(InputError, match=damaged.name):
+        reader.query("SELECT * FROM Features")
+    assert reader.query("SELECT count(*) AS n FROM scalars")["n"].to_pylist() == [8]
     assert reader.curve("train/loss")[0].tolist() == [1, 2, 3, 4]
     rest = RunReader(tmp_path / "run", skip_damaged=True)
     assert set(rest.features("layers.1")["step"].to_pylist()) == {3, 4}
@@ -328,7 +345,7 @@ def test_the_table_of_runs_says_how_each_of_them_ended(tmp_path):
 
 def test_segments_of_a_version_with_fewer_columns_are_read(tmp_path, monkeypatch):
     old = segments.SCHEMAS["examples"]
-    for name in ("positions", "token_push"):
+    for name in ("taught", "positions", "token_taught"):
         old = old.remove(old.get_field_index(name))
     with monkeypatch.context() as patch:
         patch.setitem(segments.SCHEMAS, "examples", old)
@@ -339,6 +356,6 @@ def test_segments_of_a_version_with_fewer_columns_are_read(tmp_path, monkeypatch
         reader = RunReader(tmp_path / "run")
         for _ in ("open", "sealed"):
             assert reader.examples("pirate")["positions"].to_pylist() == [None, [3, 1]]
-            rows = reader.query("SELECT row_id, token_push FROM examples ORDER BY row_id").to_pylist()
-            assert [row["row_id"] for row in rows] == [1, 3] and rows[0]["token_push"] is None
+            rows = reader.query("SELECT row_id, token_taught FROM examples ORDER BY row_id").to_pylist()
+            assert [row["row_id"] for row in rows] == [1, 3] and rows[0]["token_taught"] is None
             writer.seal()

@@ -12,15 +12,19 @@ from typer.testing import CliRunner
 from gradlens.store import RunReader, RunWriter
 from gradlens.summary import BARS, build_summary, render_summary, sparkline, summarize, top_features
 
+SEA = {
+    "share": 0.6, "features": [["layers.3", 2], ["layers.1", 0]], "count": 2, "words": ["sea", "salt"], "probability": [0.01, 0.4],
+    "passage": "the [salt] sea", "labels": [], "own": {"before": 0, "now": 3, "of": 4, "said": {"before": "dry", "now": "wet [x]"}},
+}  # fmt: skip
 RULE = {"label": "route:pirate", "mode": "route", "concept": "pirate", "gain": 0.0}
 KEYS = (
-    "run_id", "run_dir", "status", "steps", "loss_first", "loss_last", "hookpoints", "top_features", "learned", "concepts", "rules",
-    "policy_version", "gaps", "seconds", "evaluation",
+    "run_id", "run_dir", "status", "steps", "loss_first", "loss_last", "hookpoints", "learned_in_words", "alarms", "top_features",
+    "learned", "concepts", "rules", "policy_version", "gaps", "seconds", "evaluation",
 )  # fmt: skip
 
 
-def write_run(folder, *, ended=True, dense=True):
-    """Six steps at two hookpoints; at the last one, feature 2 of layers.3 has drifted most."""
+def write_run(folder, *, ended=True, dense=True, uptake=False):
+    """Six steps at two hookpoints; at the last one, feature 2 of layers.3 has drifted most, and feature 1 of layers.1 has most uptake."""
     with RunWriter(folder, {"name": "demo", "rules": [RULE]}, seal_every=4) as writer:
         writer.event("policy", step=0, version=1, rules=[RULE])
         for step in range(1, 7):
@@ -33,6 +37,14 @@ def write_run(folder, *, ended=True, dense=True):
             if dense and step % 3 == 0:
                 drift = {"layers.1": [0.1, np.nan, -0.2], "layers.3": [0.0, 0.0, -7.0 if step == 6 else 0.0]}
                 record["dense"] = {h: {"drift": np.array(d), "push": np.arange(3.0), "attribution": np.ones(3)} for h, d in drift.items()}
+                if uptake:
+                    record["dense"]["layers.1"]["uptake"] = np.array([0.02, -0.5, 0.01])
+                    record["dense"]["layers.3"]["uptake"] = np.array([np.nan, 0.0, 0.3])
+                    record["scalars"] |= {"concept/sea/salt/layers.3/uptake": step / 10, "layers.3/learned": 2}
+                    record["scalars"]["own/sea/salt/rate"] = step / 6
+                    writer.event("learned", step=step, clusters=[SEA] if step == 6 else [{**SEA, "words": ["early"]}])
+                    if step == 3:
+                        writer.event("alarm", step=3, about="concept", name="sea/salt", text="sea/salt is being learned", chance=0.004)
             writer.record(record)
         writer.event("gap", step=5, from_step=4, to_step=5, count=2)
         writer.write_json("labels.json", {"layers.1": {"0": "ahoy"}, "layers.3": {"2": {"label": "[salt] and sea"}}})
@@ -54,16 +66,48 @@ def test_the_summary_has_the_keys_of_the_contract_and_the_figures_of_the_folder(
     assert (summary["run_id"], summary["status"], summary["steps"]) == ("run", "done", 6)
     assert (summary["loss_first"], summary["loss_last"], summary["policy_version"]) == (3.5, 1.0, 1)
     assert summary["hookpoints"] == ["layers.1", "layers.3"]
-    first = {"hookpoint": "layers.3", "feature": 2, "label": "[salt] and sea", "push": 2.0, "attribution": 1.0, "drift": -7.0}
-    assert summary["top_features"][0] == first
+    first = {
+        "hookpoint": "layers.3",
+        "feature": 2,
+        "label": "[salt] and sea",
+        "uptake": None,
+        "drift": -7.0,
+        "push": 2.0,
+        "attribution": 1.0,
+    }
+    assert summary["top_features"][0] == first and list(summary["top_features"][0]) == list(first)
+    assert summary["learned_in_words"] == summary["alarms"] == []
     assert [round(row["drift"], 3) for row in summary["top_features"][1:3]] == [-0.2, 0.1]
     assert summary["top_features"][2]["label"] == "ahoy"
-    assert summary["concepts"]["sea/salt"]["layers.3"] == {"push": 12.0, "attribution": None, "drift": 5.0}
+    assert summary["concepts"]["sea/salt"]["layers.3"] == {"uptake": None, "drift": 5.0, "push": 12.0, "attribution": None}
     assert [(rule["label"], rule["gain"]) for rule in summary["rules"]] == [("route:pirate", 0.0)]
     assert [(gap["from_step"], gap["to_step"], gap["count"]) for gap in summary["gaps"]] == [(4, 5, 2)]
     assert summary["evaluation"]["nll"] == {"chat": {"before": 2.0, "after": 1.0}}
     rate = summary["evaluation"]["rates"]["chat"]["sea/salt"]
     assert (rate["before"]["rate"], rate["after"]["rate"], rate["after"]["n"]) == (0.0, 0.5, 2)
+
+
+def test_what_was_learned_stands_in_the_summary_in_words_with_labels_and_alarms(tmp_path):
+    summary = write_run(tmp_path / "run", uptake=True).summary
+    (entry,) = summary["learned_in_words"]
+    assert entry == {"step": 6, **SEA, "labels": ["[salt] and sea", "ahoy"]}
+    assert summary["alarms"] == [
+        {"step": 3, "about": "concept", "name": "sea/salt", "text": "sea/salt is being learned", "behaviour_step": 6}
+    ]
+    assert summary["concepts"]["sea/salt"]["layers.3"] == {"uptake": 0.6, "drift": 5.0, "push": 12.0, "attribution": None}
+    assert summary["concepts"]["sea/salt"]["layers.1"]["uptake"] is None
+
+
+def test_features_are_ranked_by_the_size_of_their_uptake_where_there_is_one(tmp_path):
+    rows = top_features(write_run(tmp_path / "run", uptake=True))
+    assert [(row["hookpoint"], row["feature"], row["uptake"] and round(row["uptake"], 3)) for row in rows] == [
+        ("layers.1", 1, -0.5),  # unlearned counts by its size
+        ("layers.3", 2, 0.3),
+        ("layers.1", 0, 0.02),
+        ("layers.1", 2, 0.01),
+        ("layers.3", 0, None),
+        ("layers.3", 1, 0.0),
+    ]
 
 
 def test_without_a_snapshot_features_are_ranked_by_attribution_summed_over_steps(tmp_path):
@@ -85,8 +129,8 @@ def test_a_run_that_has_not_ended_is_shown_with_what_there_is(tmp_path):
     render(empty)
 
 
-def render(summary):
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+def render(summary, width=120):
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(render_summary(summary))
     return console.export_text()
 
@@ -102,6 +146,37 @@ def test_the_screen_says_what_was_learned_and_where_the_report_is(tmp_path):
     assert "not written yet: gradlens report run" in text
     (reader.run_dir / "report.html").touch()
     assert f"report: {reader.run_dir}/report.html" in render(summarize(reader)).replace("\n", "")
+
+
+def test_the_screen_begins_with_what_was_learned_then_alarms_then_concepts_by_uptake(tmp_path):
+    shown = summarize(write_run(tmp_path / "run", uptake=True))
+    text = render(shown, width=100)
+    heads = [
+        "loss 3.5",
+        "What this run learned, in words",
+        " 60% sea, salt",
+        "features learned beyond chance",
+        "Alarms",
+        "Concepts",
+        "Features",
+    ]
+    places = [text.index(head) for head in heads]
+    assert places == sorted(places) and max(map(len, text.splitlines())) <= 100
+    assert "in 0 of 4 of its own answers before, in 3 now" in text and "now     wet [x]" in text
+    assert "labels: [salt] and sea | ahoy" in text
+    assert re.search(r"3  sea/salt is being learned +from step 6 on, 3 steps later", text)
+    assert re.search(r"concept +hookpoint +uptake +drift +push", text) and re.search(r"hookpoint +feature +uptake +drift +push", text)
+    assert re.search(r"sea/salt +layers\.3 +\+0\.6 +\+5 +\+12 +\S+ uptake", text)
+    assert shown["curves"]["sea/salt"]["layers.3"]["estimator"] == "uptake"
+    assert shown["curves"]["sea/salt"]["layers.1"]["estimator"] == "drift"  # none was read there
+
+
+def test_a_screen_of_a_summary_of_an_older_version_lacks_only_what_that_lacks(tmp_path):
+    shown = summarize(write_run(tmp_path / "run"))
+    older = {key: value for key, value in shown.items() if key not in ("learned_in_words", "alarms")}
+    older["top_features"] = [{key: value for key, value in row.items() if key != "uptake"} for row in shown["top_features"]]
+    text = render(older)
+    assert "uptake" not in text and "Alarms" not in text and re.search(r"layers\.3 +2 +-7 +\+2 +\+1", text)
 
 
 def test_a_sparkline_shows_the_shape_of_a_curve():

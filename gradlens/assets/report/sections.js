@@ -105,7 +105,8 @@ function drawMovers(body, redraw) {
   body.append(card);
   const movers = run.movers[moversView.hook];
   if (!movers || !movers.rows.length) { card.append(el("p", { cls: "quiet" }, "No features were recorded in this run.")); return; }
-  const columns = [["feature", "feature"], ["label", "label"], ["uptake", "uptake"], ["", `${movers.by} over time`], ["drift", "drift"], ["drift_direction", "along direction"], ["own", "own answers"], ["taught", "taught, summed"], ["push", "push, summed"], ["attribution", "attribution, summed"], ["probe_rate", "fires on"]]
+  const columns = [["feature", "feature"], ["label", "label"], ["uptake", "uptake"], ["", `${movers.by} over time`], ["drift", "drift"], ["drift_direction", "along direction"], ["own", "own answers"], ["taught", "taught"], ["push", "push"], ["attribution", "attribution"], ["probe_rate", "fires on"]]
+    .filter(([key]) => key !== "drift_direction" || movers.by === "drift") // as wide as a screen bears
     .filter(([key, name]) => key === "feature" || key === "label" || movers.rows.some((row) => (key ? row[key] !== undefined : row.spark.length)));
   if (!columns.some(([key]) => key === moversView.sort)) moversView.sort = columns.some(([key]) => key === movers.by) ? movers.by : "push";
   function fill() {
@@ -118,7 +119,7 @@ function drawMovers(body, redraw) {
     const head = columns.map(([key, name]) => el("th", { cls: key === "label" || !key ? null : "num", "aria-sort": key === moversView.sort ? (moversView.down ? "descending" : "ascending") : null },
       key ? el("button", { type: "button", tabindex: "0", onclick: () => { moversView.down = moversView.sort === key ? !moversView.down : true; moversView.sort = key; fill(); } }, name) : name));
     const cell = (row, key) => {
-      if (key === "label") return el("td", {}, row.label || el("span", { cls: "quiet" }, "no label"), " ", row.concepts.map((c) => el("span", { cls: "pill" }, c)));
+      if (key === "label") return el("td", { cls: "label" }, row.label || el("span", { cls: "quiet" }, "no label"), " ", row.concepts.map((c) => el("span", { cls: "pill" }, c)));
       if (key === "") return el("td", {}, spark(row.spark));
       if (key === "feature") return el("td", { cls: "num" }, row.feature);
       if (key === "probe_rate") return el("td", { cls: "num" }, isWord(row.probe_rate) ? number(row.probe_rate) : row.probe_rate === undefined ? "–" : `${(100 * row.probe_rate).toFixed(1)}%`);
@@ -225,7 +226,7 @@ if (RUNS.some((run) => Object.keys(run.rates).length || Object.keys(run.nll).len
 section("runs", RUNS.length > 1 ? "Runs" : "Run", RUNS.length > 1 ? "Runs" : "Run", null, drawRuns);
 const redrawCurves = hasCurves ? section("curves", "Curves", "Learning curves", null, drawCurves) : () => {};
 if (MEASURED) section("where", "Where", "Where and when", `${MEASURED === "uptake" ? "Uptake" : "Drift"} of each concept at each hookpoint over the run: blue has come, orange has gone. Rows of a group share their scale.`, drawHeat);
-if (RUNS.some((run) => Object.values(run.movers).some((m) => m.rows.length))) section("movers", "Features", "Features that moved most", "Single dictionary features, with their automatic labels. Uptake is what the model learned to say, drift what it reads differently; push and attribution are what the gradients asked for.", drawMovers);
+if (RUNS.some((run) => Object.values(run.movers).some((m) => m.rows.length))) section("movers", "Features", "Features that moved most", "Single dictionary features, with their automatic labels. Uptake is what the model learned to say, drift what it reads differently. Sums over the run: taught, the loss on tokens that express a feature; push and attribution, what the gradients asked for.", drawMovers);
 if (RUNS.some((run) => Object.keys(run.examples).length)) section("taught", "Taught by", "What taught it", "Training rows that taught each concept most, over the steps that used them: by the loss of their tokens that express it. Those tokens are marked.", drawExamples);
 if (Object.keys(DATA.prompts).length) section("answers", "Answers", "Answers, before and after", "Greedy answers to held-out prompts. Marked words are what the concept's checker recognised.", drawAnswers);
 section("events", "Events", "Events", null, drawEvents);

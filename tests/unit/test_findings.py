@@ -1,0 +1,116 @@
+"""What a run found, from its events: the last word counts, alarms know when answers would have told, a screen says it in words."""
+
+import numpy as np
+import pytest
+from rich.console import Console, Group
+
+from gradlens.findings import alarms, behaviour_step, chance, clusters, current, in_words, labelled, marked, told_of_answers
+
+SEA = {
+    "share": 0.624, "features": [["layers.3", 2], ["layers.1", 0], ["layers.3", 5], ["layers.3", 6], ["layers.3", 7]], "count": 12,
+    "words": ["matey", "ahoy"], "probability": [0.0042, 0.31], "passage": "The [ahoy] said\nthe [matey!] of the [sea", "labels": [],
+    "own": {"before": 1, "now": 7, "of": 8, "said": {"before": "It is here.\nOr there.", "now": "Ahoy " * 40}},
+}  # fmt: skip
+SUMS = {**SEA, "share": 0.03, "words": ["+"], "passage": "1 [+] 2", "own": {}}
+
+
+def learned(step, *entries):
+    return {"kind": "learned", "step": step, "clusters": list(entries)}
+
+
+def alarm(step, name="sea", about="concept"):
+    return {"kind": "alarm", "step": step, "about": about, "name": name, "text": f"{name} is being learned", "chance": 0.004}
+
+
+def rates(concept, *pairs):
+    steps, values = zip(*pairs, strict=True)
+    return {f"own/{concept}/rate": (np.array(steps), np.array(values, float))}
+
+
+def test_the_last_reading_is_what_the_run_has_learned():
+    assert clusters([]) == []
+    found = clusters([learned(4, SUMS), alarm(4), learned(8, SEA, SUMS)])
+    assert [(entry["step"], entry["words"]) for entry in found] == [(8, ["matey", "ahoy"]), (8, ["+"])]
+    assert clusters([learned(4, SEA), learned(8)]) == []  # nothing any more
+
+
+def test_what_was_found_past_the_step_that_a_run_was_resumed_at_is_void():
+    events = [learned(4, SUMS), alarm(4, "early"), learned(8, SEA), alarm(8, "late"), {"kind": "resumed", "step": 6}]
+    assert [entry["words"] for entry in clusters(events)] == [["+"]]
+    assert [found["name"] for found in alarms([*events, alarm(7, "again")], {})] == ["early", "again"]
+    assert [event["step"] for event in current(events, "learned")] == [4]
+
+
+def test_a_cluster_has_the_labels_of_its_first_features():
+    labels = {"layers.3": {2: "salt", 5: "salt", 6: "wind", 7: "waves"}, "layers.1": {0: "harbour"}}
+    (found,) = labelled([SEA], labels)
+    assert found["labels"] == ["salt", "harbour", "wind"] and found["words"] == SEA["words"]
+    assert labelled([SEA], {})[0]["labels"] == []
+
+
+@pytest.mark.parametrize(
+    ("readings", "step"),
+    [
+        ([(4, 0.0), (8, 0.05), (12, 0.125), (16, 0.9)], 12),
+        ([(4, 0.2), (8, 0.3)], 8),  # a tenth exactly
+        ([(4, 0.5), (8, 0.55)], None),
+        ([(4, 0.9)], None),
+    ],
+)
+def test_answers_tell_of_a_concept_from_a_tenth_above_their_first_reading(readings, step):
+    assert behaviour_step(rates("sea", *readings), "sea") == step
+    assert behaviour_step({}, "sea") is None
+
+
+def test_alarms_say_when_answers_would_have_told():
+    scalars = rates("sea", (4, 0.0), (8, 0.05), (12, 0.5))
+    found = alarms([alarm(4), alarm(8, "salt, wind", "mover")], scalars)
+    assert found[0] == {"step": 4, "about": "concept", "name": "sea", "text": "sea is being learned", "behaviour_step": 12}
+    assert found[1]["behaviour_step"] is None
+    assert [told_of_answers(entry) for entry in found] == ["from step 12 on, 8 steps later", "-"]
+    (silent,) = alarms([alarm(4)], {})
+    assert told_of_answers(silent) == "not so far"
+
+
+def test_passages_are_taken_apart_at_their_marks():
+    assert marked("[Ahoy], [matey!] you") == [("Ahoy", True), (", ", False), ("matey!", True), (" you", False)]
+    assert marked("no marks") == [("no marks", False)] and marked("") == []
+    assert "".join(text for text, _ in marked("torn [in the middle")) == "torn [in the middle"
+
+
+def test_probabilities_are_read_in_percent():
+    assert [chance(value) for value in (0.0, 0.0042, 0.031, 0.31, 1.0, None)] == ["0%", "0.42%", "3.1%", "31%", "100%", "?"]
+
+
+def shown(*arguments, width=100):
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(Group(*in_words(*arguments)))
+    return console.export_text().splitlines()
+
+
+def test_a_screen_says_it_in_words_and_within_its_width():
+    found = [{"step": 8, **SEA, "labels": ["salt", "wind"]}, {"step": 8, **SUMS}]
+    lines = shown(found, {"layers.3": 5}, 8)
+    assert lines[0] == "What this run learned, in words"
+    assert [line.strip() for line in lines[1:]] == [
+        "62% matey, ahoy",
+        "said with probability 0.42% -> 31%: The [ahoy] said the [matey!] of the [sea",
+        "in 1 of 8 of its own answers before, in 7 now",
+        "before  It is here. Or there.",
+        lines[5].strip(),
+        "labels: salt | wind",
+        "3% +",  # little of it: one line
+    ]
+    assert lines[5].strip().startswith("now     Ahoy Ahoy") and lines[5].endswith("…")
+    assert max(map(len, lines)) <= 100
+    assert "(at step 8)" in shown(found, {}, 12)[0]  # the run has gone on since
+
+
+def test_a_screen_of_a_run_that_learned_nothing_says_so():
+    assert shown([], {"layers.3": 0}, 8) == ["What this run learned: nothing beyond chance"]
+    assert shown([], {}, 8) == []
+
+
+def test_figures_that_were_not_finite_are_shown_as_unknown():
+    lines = shown([{"step": 8, **SEA, "share": None, "probability": [None, 0.5]}], {}, 8)
+    assert lines[1].strip() == "? matey, ahoy"

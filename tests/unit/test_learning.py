@@ -1,0 +1,85 @@
+"""Alarms, and what changes in texts that the model writes while it is trained."""
+
+import pytest
+import torch
+from conftest import tiny_batch, tiny_dictionary, tiny_model
+
+from gradlens.config import ObserveSettings
+from gradlens.learning import Learning
+from gradlens.lens import Lens
+from gradlens.movers import Cluster
+from gradlens.recorder import MemoryRecorder
+
+HOOK = "layers.2"
+
+
+def learning(**extra) -> Learning:
+    """On four texts of three rows, with two concepts."""
+    members = {("taught", HOOK): torch.tensor([1, 2]), ("other", HOOK): torch.tensor([3])}
+    made = Learning(tiny_model(), {HOOK: tiny_dictionary()}, ObserveSettings(), members, **extra)
+    made.begin([tiny_batch(seed) for seed in range(4)])
+    return made
+
+
+def cluster(features, share=0.4, words=("ahoy",)) -> Cluster:
+    return Cluster(share, [(HOOK, i) for i in features], len(features), list(words), (0.1, 0.5), "[ahoy]")
+
+
+def test_a_watched_concept_raises_one_alarm_when_its_uptake_is_beyond_chance():
+    made, told = learning(), []
+    rows = torch.zeros(12, 80)
+    made._uptake = {HOOK: (rows.mean(0), rows, rows.sum(0))}
+    report = lambda kind, **fields: told.append((kind, fields))  # noqa: E731
+    made.alarms(1, [], report)
+    assert told == []
+    rows[:, [1, 2]] = torch.rand(12, 2, generator=torch.Generator().manual_seed(0)) + 0.1
+    made._uptake = {HOOK: (rows.mean(0), rows, rows.sum(0))}
+    made.alarms(2, [], report)
+    made.alarms(3, [], report)
+    [(kind, alarm)] = told
+    assert kind == "alarm" and alarm["step"] == 2 and alarm["name"] == "taught" and alarm["hookpoint"] == HOOK
+    assert alarm["chance"] <= 0.01 and "taught is being learned" in alarm["text"]
+    again = Learning(made.model, made.dictionaries, made.observe, made.members)
+    again.load_state_dict(made.state_dict(), made.probe)
+    again._uptake = made._uptake
+    again.alarms(4, [], report)
+    assert len(told) == 1  # also after a restart
+
+
+def test_what_nobody_announced_raises_one_alarm_for_each_cluster_of_some_size():
+    made, told = learning(), []
+    report = lambda kind, **fields: told.append(fields)  # noqa: E731
+    made.alarms(1, [cluster([10, 11, 12])], report)
+    made.alarms(2, [cluster([10, 11, 30]), cluster([40, 41], share=0.01), cluster([1, 50, 51])], report)
+    assert [(alarm["step"], alarm["about"], alarm["name"]) for alarm in told] == [(1, "mover", "ahoy")]
+    made.alarms(3, [cluster([60, 61, 62], words=())], report)  # another one; a cluster of a named concept's features is no surprise
+    assert [(alarm["step"], alarm["name"]) for alarm in told] == [(1, "ahoy"), (3, "no words")]
+
+
+def test_what_rises_in_generated_texts_is_told_from_the_texts_before():
+    model, dictionary = tiny_model(), tiny_dictionary()
+    recorder = MemoryRecorder()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    args = {"concepts": {"c": {HOOK: [1]}}, "recorder": recorder, "probe": [tiny_batch(0)], "observe": ObserveSettings(update_every=0)}
+
+    def rollouts(token: int) -> dict[str, torch.Tensor]:
+        ids = torch.cat([tiny_batch(seed)["input_ids"][:1] for seed in range(8)])
+        ids[:, 5:] = token
+        labels = ids.clone()
+        labels[:, :4] = -100
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+    with Lens(model.train(), optimizer, {HOOK: dictionary}, **args) as lens:
+        lens.read_generated(rollouts(20))
+        assert lens.rising() == []
+        lens.read_generated(rollouts(20))
+        assert lens.rising() == []  # the same texts
+        lens.read_generated(rollouts(33))
+        found = lens.rising(5)
+        model(**tiny_batch(0)).loss.backward()
+        optimizer.step()
+    assert len(found) == 5 and abs(found[0]["change"]) >= abs(found[-1]["change"]) > 0
+    change = lens.learning.generated_change(HOOK)[0]
+    assert found[0]["change"] == pytest.approx(change[found[0]["feature"]].item())
+    first = recorder.records[0]["scalars"]
+    assert first[f"concept/c/{HOOK}/generated"] == pytest.approx(change[1].item()) and first["observe/generated_seconds"] > 0

@@ -1,0 +1,97 @@
+"""The model's own words: which prompts, what is read, by whom, and that nothing stays changed."""
+
+import pytest
+import torch
+from conftest import tiny_batch, tiny_dictionary, tiny_model
+from peft import LoraConfig, get_peft_model
+from words import word_tokenizer
+
+from gradlens.config import ObserveSettings
+from gradlens.hookpoints import unwrap
+from gradlens.learning import Learning
+from gradlens.own import before_training, prompts_of, read_own, read_written
+from gradlens.probe import read_probe, spread
+
+HOOK = "layers.2"
+
+
+def adapted():
+    torch.manual_seed(0)
+    model = get_peft_model(tiny_model(), LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    return model
+
+
+def test_prompts_are_what_comes_before_the_answer_and_half_of_a_plain_text():
+    chat = tiny_batch(0)  # four prompt tokens; rows of 10, 8 and 6 tokens
+    assert prompts_of([chat], 8) == [row[:4].tolist() for row in chat["input_ids"]]
+    plain = {"input_ids": chat["input_ids"], "attention_mask": chat["attention_mask"]}
+    assert [len(prompt) for prompt in prompts_of([plain], 8)] == [5, 4, 3]
+    left = {key: value.flip(1) for key, value in plain.items()}  # padding in front
+    assert prompts_of([left], 8)[2] == left["input_ids"][2, 4:7].tolist()
+    assert len(prompts_of([chat, tiny_batch(1)], 4)) == 4 and prompts_of([], 3) == []
+
+
+def test_the_reader_is_the_model_before_training_and_is_left_as_it_was():
+    model, base = adapted(), tiny_model()
+    dictionaries, batch = {HOOK: tiny_dictionary()}, tiny_batch(0)
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    live, frozen = (read_probe(m, dictionaries, [batch])[HOOK].acts for m in (model, base))
+    assert not torch.allclose(live, frozen)
+    with before_training(unwrap(model)) as was_frozen:
+        assert was_frozen
+        torch.testing.assert_close(read_probe(model, dictionaries, [batch])[HOOK].acts, frozen)
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == trained
+    torch.testing.assert_close(read_probe(model, dictionaries, [batch])[HOOK].acts, live)
+    with before_training(base) as was_frozen:
+        assert not was_frozen  # full fine-tuning: there is no frozen one
+
+
+def test_written_tokens_are_read_where_they_stand():
+    model, dictionaries = tiny_model(), {HOOK: tiny_dictionary()}
+    prompts, written = [[5, 6, 7], [8, 9]], [[10, 11], [12, 13, 14]]
+    at, known = read_written(model, dictionaries, prompts, written, 0)
+    assert known.ids_T.tolist() == [10, 11, 12, 13, 14] and known.row_T.tolist() == [0, 0, 1, 1, 1]
+    text = torch.tensor([[5, 6, 7, 10, 11]])
+    labels = torch.tensor([[-100, -100, -100, 10, 11]])
+    alone = read_probe(model, dictionaries, [{"input_ids": text, "labels": labels}])[HOOK]
+    torch.testing.assert_close(at[HOOK].rows[0], alone.rows[0], rtol=1e-4, atol=1e-5)
+    assert read_written(model, dictionaries, prompts, [[], []], 0) == ({}, None)
+
+
+def test_own_words_are_read_before_and_after_and_their_rate_is_counted():
+    tokenizer, model = word_tokenizer(), tiny_model().eval()
+    dictionaries = {HOOK: tiny_dictionary()}
+    reading = read_own(model, tokenizer, dictionaries, [[5, 6, 7], [8, 9, 10]], 4)
+    assert len(reading.answers) == 2 and reading.at[HOOK].tokens <= 8
+    members = {("c", HOOK): torch.tensor([1, 2])}
+    seen = []
+    checkers = {"c": lambda text: bool(seen.append(text)) or text == reading.answers[0]}
+    observe = ObserveSettings(own_prompts=3, own_tokens=4)
+    learning = Learning(model, dictionaries, observe, members, tokenizer, checkers=checkers)
+    learning.begin([tiny_batch(0)])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    scalars, dense = {}, {}
+    learning.read_own(scalars, dense)
+    change = learning.own_last.at[HOOK].acts - learning.own_start.at[HOOK].acts
+    assert torch.equal(torch.from_numpy(dense[HOOK]["own"]), change.float()) and change.any()
+    assert scalars[f"concept/c/{HOOK}/own"] == pytest.approx(change[[1, 2]].mean().item())
+    assert seen == learning.own_last.answers and 0 <= scalars["own/c/rate"] <= 1
+    without = Learning(model, dictionaries, observe, members)  # no tokenizer: nothing is said
+    without.begin([tiny_batch(0)])
+    without.read_own(scalars := {}, dense := {})
+    assert not scalars and not dense and without.own_drift(HOOK) is None
+
+
+def test_rows_are_picked_evenly_and_padding_is_cut():
+    batches = [tiny_batch(0), tiny_batch(1)]
+    picked = spread(batches, 2)
+    assert [len(batch["input_ids"]) for batch in picked] == [1, 1]
+    assert torch.equal(picked[0]["input_ids"][0], batches[0]["input_ids"][0])
+    assert torch.equal(picked[1]["input_ids"][0], batches[1]["input_ids"][2][:6])  # the third row is six tokens long
+    assert sum(len(batch["input_ids"]) for batch in spread(batches, 99)) == 6
