@@ -86,7 +86,7 @@ def told_of_answers(alarm: Mapping[str, Any]) -> str:
     if step is None:
         return "not so far"
     later = step - (alarm["step"] or 0)
-    return f"from step {step} on" + (f", {later} steps later" if later > 0 else "")
+    return f"from step {step} on" + (f", {later} step{'s' * (later > 1)} later" if later > 0 else "")
 
 
 def in_words(learned: Sequence[Mapping[str, Any]], counts: Mapping[str, int], steps: int) -> list[RenderableType]:
@@ -95,7 +95,8 @@ def in_words(learned: Sequence[Mapping[str, Any]], counts: Mapping[str, int], st
 
     def line(*parts: tuple[str, str] | str, indent: int = 5) -> Text:
         text = Text(" " * indent, no_wrap=True, overflow="ellipsis")
-        return text.append_text(Text.assemble(*((_flat(part), "") if isinstance(part, str) else part for part in parts)))
+        styled = [(part, "") if isinstance(part, str) else part for part in parts]
+        return text.append_text(Text.assemble(*((flat(words), style) for words, style in styled)))
 
     shown: list[RenderableType] = []
     if learned:
@@ -109,7 +110,7 @@ def in_words(learned: Sequence[Mapping[str, Any]], counts: Mapping[str, int], st
         if (entry["share"] or 0) < MINOR:
             continue
         before, now = entry["probability"]
-        passage = [(f"[{_flat(text)}]", "bold") if mark else (_flat(text), "") for text, mark in marked(entry["passage"])]
+        passage = [(f"[{text}]", "bold") if mark else text for text, mark in marked(entry["passage"])]
         shown.append(line(f"said with probability {chance(before)} -> {chance(now)}: ", *passage))
         own = entry.get("own") or {}
         if own:
@@ -121,6 +122,6 @@ def in_words(learned: Sequence[Mapping[str, Any]], counts: Mapping[str, int], st
     return shown
 
 
-def _flat(text: str) -> str:
-    """On one line; a space at an end stays one."""
-    return re.sub(r"\s+", " ", text)
+def flat(text: str) -> str:
+    """On one line and without control characters, for a terminal: models and data sets write these texts."""
+    return re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", text)

@@ -12,7 +12,7 @@ import numpy as np
 from gradlens.compare import describe, percent, rule_text, scalars_by_key
 from gradlens.errors import GradlensError
 from gradlens.files import jsonable
-from gradlens.findings import alarms, clusters, in_words, labelled, told_of_answers
+from gradlens.findings import alarms, clusters, flat, in_words, labelled, told_of_answers
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gradlens.store import RunReader
 
 TOP_FEATURES = 20
+ALARMS = 12  # on the screen
 SHOWN = ("uptake", "drift", "push", "attribution")  # of features and concepts, the best measured first
 CURVES = ("uptake", "drift", "drift_direction", "own", "update", "update_direction", "taught", "push", "attribution", "energy")
 FDR = 0.05  # of `gradlens.significance`, which is not imported here for torch's sake
@@ -217,8 +218,10 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
         parts.append(Text(f"features learned beyond chance (false discovery rate {FDR:.0%}): {counts}"))
     if summary.get("alarms"):
         rows = table("Alarms", "step", "alarm", "in its own answers")
-        for alarm in summary["alarms"]:
-            rows.add_row(str(alarm["step"]), Text(alarm["text"] or "", style="yellow"), told_of_answers(alarm))
+        for alarm in summary["alarms"][:ALARMS]:
+            rows.add_row(str(alarm["step"]), Text(flat(alarm["text"] or ""), style="yellow"), told_of_answers(alarm))
+        if len(summary["alarms"]) > ALARMS:
+            parts.append(Text(f"and {len(summary['alarms']) - ALARMS} more in events.jsonl"))
     if summary["concepts"]:
         shown = figures(entry for hookpoints in summary["concepts"].values() for entry in hookpoints.values())
         rows = table("Concepts", "concept", "hookpoint", *shown, "curve")

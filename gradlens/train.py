@@ -67,6 +67,7 @@ class Shared:
 
     concepts: list[Concept] | None = None
     before: dict[str, Any] | None = None  # evaluation of the base model
+    readings: dict[str, Any] | None = None  # of the probe set and of the model's own words, before training
 
 
 @dataclass
@@ -175,9 +176,13 @@ def _loop(
     )
     if lens_state is not None:
         lens.load_state_dict(lens_state)
+    elif rank.shared.readings is not None:  # arms start from the same weights
+        lens.learning.load_state_dict(rank.shared.readings, probe)
     parallel.train()
     rank.watching(lens)
     with lens:
+        if lens_state is None and rank.shared.readings is None:
+            rank.shared.readings = lens.learning.state_dict()
         saved, done, clock = start if checkpoint else None, start, time.perf_counter()
         status = "done"
         for step in range(start, settings.steps):

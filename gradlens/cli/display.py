@@ -93,8 +93,10 @@ def title_of(event: dict[str, Any]) -> str:
 
 
 def alarm_of(event: dict[str, Any]) -> str:
+    from gradlens.findings import flat
+
     arm = f"{event['arm']}: " if event.get("arm") else ""
-    return f"{arm}alarm at step {event['step']}: {event['text']}"
+    return f"{arm}alarm at step {event['step']}: {flat(event['text'] or '')}"
 
 
 def note_of(event: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import pytest
 from tiny_job import tiny_config, write_inputs
 
 from gradlens.errors import ConfigError, InputError, RunError
+from gradlens.files import append_line
 from gradlens.store import RunReader
 
 psutil = pytest.importorskip("psutil")
@@ -63,7 +64,7 @@ def test_a_run_ends_with_a_summary_and_a_whole_run_folder(one_rank):
     assert (summary["status"], summary["steps"], summary["gaps"]) == ("done", 6, [])
     assert summary["loss_last"] < summary["loss_first"]
     assert (summary["hookpoints"], summary["policy_version"]) == (["layers.2"], 1)
-    assert {"hookpoint", "feature", "label", "push", "attribution", "drift"} == set(summary["top_features"][0])
+    assert {"hookpoint", "feature", "label", "uptake", "drift", "push", "attribution"} == set(summary["top_features"][0])
     reader = RunReader(summary["run_dir"])
     assert reader.status == "done"
     assert list(curve(summary, "train/loss")[0]) == [1, 2, 3, 4, 5, 6]
@@ -166,15 +167,21 @@ def test_rules_sent_to_a_running_job_take_force_on_every_rank(inputs):
     assert len(share[0]) == (versions == 1).sum()
 
 
-def test_a_stopped_run_is_readable_and_goes_on_where_it_stopped(inputs):
+def test_a_stopped_run_is_readable_and_goes_on_where_it_stopped_and_its_alarms_are_told_once(inputs):
+    alarm = {"kind": "alarm", "step": 20, "about": "concept", "name": "some", "text": "some is being learned, they say"}
+
     def stop(run_id):
+        append_line(Path(inputs["runs_dir"]) / run_id / "events.jsonl", alarm)
         ray.get_actor(f"controller:{run_id}", namespace=NAMESPACE).stop.remote()
 
     config = tiny_config(inputs, train__steps=300, observe=QUICK)
-    first = run_job(config, progress=Watcher(20, stop))
+    before, after = Watcher(20, stop), Watcher()
+    first = run_job(config, progress=before)
     assert first["status"] == "interrupted"
     assert 20 <= first["steps"] < 300
-    second = run_job(config, resume=first["run_id"])
+    second = run_job(config, resume=first["run_id"], progress=after)
+    told = [[event for event in watcher.heard if event.get("text") == alarm["text"]] for watcher in (before, after)]
+    assert told == [[{"run": first["run_id"], "arm": None, "phase": "alarm", "step": 20, "text": alarm["text"]}], []]
     assert (second["run_id"], second["status"], second["steps"]) == (first["run_id"], "done", 300)
     assert list(curve(second, "train/loss")[0]) == list(range(1, 301))
 

@@ -14,7 +14,7 @@ import pytest
 
 from gradlens.config import WandbSettings
 from gradlens.recorder import ThreadRecorder
-from gradlens.sinks import MAX_KEYS, KeyBudget, WandbSink, top_rows
+from gradlens.sinks import MAX_KEYS, KeyBudget, WandbSink, alert_of, top_rows
 from gradlens.store import RunReader, RunWriter
 
 CONFIG = {"name": "demo", "train": {"steps": 20}}
@@ -94,11 +94,61 @@ def test_an_offline_run_holds_scalars_tables_and_files(record_run):
     assert any(name.startswith("statistics/scalars-") and name.endswith(".parquet") for name in names)
 
 
+CLUSTER = {
+    "share": 0.6, "features": [["layers.1", 3]], "count": 1, "words": ["matey", "ahoy"], "probability": [0.01, np.float32(0.5)],
+    "passage": "[Ahoy] there", "labels": [], "own": {"before": 0, "now": 3, "of": 8, "said": {"before": "Well.", "now": "Ahoy!"}},
+}  # fmt: skip
+
+
+def tell(recorder, step):
+    """What a lens reports at a reading."""
+    recorder.event("learned", step=step, clusters=[CLUSTER, {**CLUSTER, "share": float("nan"), "own": {}}])
+    text = "pirate is being learned: uptake +0.1"
+    recorder.event("alarm", step=step, about="concept", name="pirate", hookpoint="layers.1", chance=0.004, text=text)
+    recorder.event("alarm", step=step, about="mover", name="matey, ahoy", features=[["layers.1", 3]], text="something else")
+
+
+def test_alarms_are_alerts_and_what_was_learned_is_a_table_of_an_offline_run(record_run):
+    recorder, _, run_dir = record_run("offline")
+    for step in (1, 2):
+        recorder.record(a_record(step))
+        tell(recorder, step)
+    assert recorder.close(SECONDS)
+    (folder,) = wandb_folders(run_dir)
+    records = inspect(folder)
+    alerts = [record["alert"] for record in records if record["type"] == "alert"]
+    assert [(alert["title"], alert["text"], alert["level"]) for alert in alerts] == [
+        (title, f"step {step}: {text}", "WARN")
+        for step in (1, 2)
+        for title, text in (
+            ("gradlens: pirate is being learned", "pirate is being learned: uptake +0.1"),
+            ("gradlens: something not announced", "something else"),
+        )
+    ]
+    assert all(int(alert.get("wait_duration", 0)) < 1000 for alert in alerts)  # W&B holds none of them back
+    items = [record["history"]["item"] for record in records if record["type"] == "history"]
+    assert [item["gradlens/step"] for item in items if "gradlens/learned/in_words._type" in item] == [1, 2]
+    tables = [json.loads(path.read_text()) for path in (folder / "files/media/table/gradlens/learned").glob("in_words*.table.json")]
+    first = min(tables, key=lambda table: table["data"][0][0])
+    assert first["columns"][:6] == ["step", "share", "words", "probability before", "probability now", "passage"]
+    assert first["data"] == [
+        [1, 0.6, "matey, ahoy", 0.01, 0.5, "[Ahoy] there", 0, 3, 8, "Well.", "Ahoy!"],
+        [1, None, "matey, ahoy", 0.01, 0.5, "[Ahoy] there", None, None, None, None, None],
+    ]
+    assert not events(run_dir, "wandb_lost", "recorder_error", "wandb_offline")
+
+
+def test_titles_of_alerts_are_as_short_as_wandb_wants_them():
+    assert alert_of({"about": "concept", "name": "pirate", "step": 4, "text": "why"})["title"] == "gradlens: pirate is being learned"
+    assert len(alert_of({"about": "concept", "name": "p" * 200, "step": 4, "text": "why"})["title"]) < 64
+
+
 def test_off_starts_nothing(record_run):
     recorder, _, run_dir = record_run("off")
     recorder.record(a_record(1))
+    recorder.event("alarm", step=1, about="concept", name="pirate", text="x")
     assert recorder.close(SECONDS)
-    assert not (run_dir / "wandb").exists() and RunReader(run_dir).events == []
+    assert not (run_dir / "wandb").exists() and [event["kind"] for event in RunReader(run_dir).events] == ["alarm"]
 
 
 @pytest.fixture
@@ -213,6 +263,7 @@ recorder = ThreadRecorder(writer, [WandbSink(WandbSettings(mode="offline"), writ
 for step in range(1, 5):
     part = {"feature": np.arange(3), "attribution": np.ones(3)}
     recorder.record({"step": step, "scalars": {"train/loss": float(step)}, "features": {"layers.1": part}})
+    recorder.event("alarm", step=step, about="concept", name="sea", text="sea is being learned")
     host.log({"host/value": step} | ({"train/global_step": step} if with_trainer else {}))
 assert recorder.close(60)
 assert wandb.run is host  # not ours to finish
@@ -237,6 +288,7 @@ def test_an_existing_run_is_joined_on_its_own_step_axis(tmp_path, host, axis):
     records = inspect(folder)
     history = [r["history"]["item"] for r in records if r["type"] == "history"]
     assert [item["host/value"] for item in history if "host/value" in item] == [1, 2, 3, 4, 5]  # no row of the host was dropped
+    assert [r["alert"]["text"] for r in records if r["type"] == "alert"] == [f"step {step}: sea is being learned" for step in (1, 2, 3, 4)]
     ours = [r["metric"]["step_metric"] for r in records if r["type"] == "metric" and r["metric"].get("glob_name") == "gradlens/*"]
     assert ours[-1] == axis
     (joined,) = events(tmp_path / "run", "wandb")
@@ -245,13 +297,29 @@ def test_an_existing_run_is_joined_on_its_own_step_axis(tmp_path, host, axis):
 
 def test_at_most_256_keys_the_important_ones_first():
     scalars = {f"other/deep/key{i}": 0.0 for i in range(300)}
-    scalars |= {f"concept/c{i}/layers.{h}/{e}": 0.0 for i in range(20) for h in (1, 2) for e in ("push", "drift", "energy")}
-    scalars |= {"train/loss": 1.0, "layers.1/unexplained": 0.5, "rule/r/gain": 0.0, "policy/version": 1}
+    scalars |= {f"concept/c{i}/layers.{h}/{e}": 0.0 for i in range(20) for h in (1, 2) for e in ("uptake", "own", "push", "drift")}
+    scalars |= {f"own/c{i}/rate": 0.0 for i in range(20)} | {"layers.1/learned": 3.0, "layers.2/learned": 3.0, "train/loss": 1.0}
     budget = KeyBudget()
-    kept = budget.select(scalars)
-    assert len(kept) == MAX_KEYS and len(budget.dropped) == len(scalars) - MAX_KEYS
+    kept = budget.select(scalars | {"layers.1/unexplained": 0.5, "rule/r/gain": 0.0, "policy/version": 1})
+    assert len(kept) == MAX_KEYS and len(budget.dropped) == len(scalars) + 3 - MAX_KEYS
     assert all(key.startswith("other/") for key in budget.dropped)
     assert set(budget.select({"new/key": 1.0, "train/loss": 2.0})) == {"train/loss"}  # full, and it stays so
+
+
+def test_room_is_kept_for_uptake_and_own_answers_which_come_later_than_push():
+    pairs = [(f"c/{i}", f"layers.{h}") for i in range(20) for h in (1, 2)]
+    budget = KeyBudget()
+    often = {f"concept/{c}/{h}/{e}": 0.0 for c, h in pairs for e in ("taught", "push", "attribution", "energy", "group_share")}
+    first = budget.select({"train/loss": 1.0, **often})
+    later = {f"concept/{c}/{h}/{e}": 0.0 for c, h in pairs for e in ("uptake", "own", "drift", "update", "drift_direction")}
+    later |= {f"own/{c}/rate": 0.0 for c, _ in pairs} | {f"{h}/learned": 0.0 for _, h in pairs}
+    kept = budget.select({"train/loss": 1.0, **often, **later})
+    told = [key for key in later if key.rsplit("/", 1)[1] in ("uptake", "own", "drift", "rate", "learned")]
+    assert len(told) == 3 * 40 + 20 + 2 and set(told) <= set(kept) and set(first) <= set(kept)
+    counts = {name: sum(key.endswith(f"/{name}") for key in kept) for name in ("taught", "push", "attribution", "energy", "group_share")}
+    assert counts["taught"] == 40 and counts["push"] + counts["attribution"] == MAX_KEYS - 1 - len(told) - 40
+    assert counts["energy"] == counts["group_share"] == 0 and len(kept) == MAX_KEYS
+    assert budget.dropped <= often.keys() | later.keys()  # only what was there can have been dropped
 
 
 def test_dropped_keys_are_told_once(record_run):

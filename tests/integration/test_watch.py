@@ -35,8 +35,11 @@ def test_three_lines_leave_a_run_folder_and_a_table(saved, tmp_path):
     ) as lens:
         loop(model, optimizer)
     top = lens.top(5)
-    assert len(top) == 5 and abs(top[0]["drift"]) >= abs(top[4]["drift"]) > 0
+    assert len(top) == 5 and abs(top[0]["uptake"]) >= abs(top[4]["uptake"]) > 0
     assert "layers.2" in str(top) and list(top.df["feature"]) == [row["feature"] for row in top]
+    head = next(line for line in str(top).splitlines() if "feature" in line)
+    assert [name.strip() for name in head.split("┃")[4:-1]] == ["uptake", "drift", "taught", "push"]
+    assert f"{top[0]['uptake']:+.4g}" in str(top) and f"{top[0]['taught']:+.4g}" in str(top)
     reader = RunReader(lens.run_dir)
     assert reader.summary["status"] == "done" and reader.summary["steps"] == 3
     steps, values = reader.curve("concept/c/layers.2/push")

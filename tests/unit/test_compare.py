@@ -91,7 +91,7 @@ def test_a_study_on_disk(tmp_path):
     changed = comparison["differences"][0]
     assert changed["nll"]["arithmetic"] == pytest.approx(0.172 - 0.158)
     assert changed["rates"]["chat"]["pirate"] == pytest.approx(2 / 32 - 1)
-    assert changed["drift"]["pirate"]["layers.27"] < -2
+    assert changed["drift"]["pirate"]["layers.27"] < -2 and -0.4 < changed["uptake"]["pirate"]["layers.27"] < -0.2
     random = comparison["runs"][2]["rules"][0]
     assert random["random_control"] == 7 and random["gain"] == 0 and 0.4 < random["share"] < 0.6
     assert json.loads(json.dumps(jsonable(comparison)))["runs"][0]["steps"] == 12
@@ -133,6 +133,8 @@ def test_rendering_names_figures_differences_and_what_was_not_met(tmp_path):
     text = console.export_text()
     for words in ("with rules", "random features", "0.172 (+0.014)", "31%", "NOT met", "bar: at most 10%", "10 of 32"):
         assert words in text
+    first = describe(readers[0])["uptake"]["pirate"]["layers.27"]
+    assert f"{first:+.3g}" in text and text.index("uptake pirate layers.27") < text.index("drift pirate layers.27")
 
 
 def test_several_seeds_are_shown_as_means_with_their_range(tmp_path):
@@ -143,7 +145,8 @@ def test_several_seeds_are_shown_as_means_with_their_range(tmp_path):
     console = Console(width=160, record=True, file=open("/dev/null", "w"))
     console.print(render(compare_runs(readers)))
     text = console.export_text()
-    for words in ("the rule touched", "means over runs", "0.222", "(0.172 to 0.272)", "n=64", "run by run +3.0%, +62.9%"):
+    told = ("the rule touched", "means over runs", "0.222", "(0.172 to 0.272)", "n=64", "run by run +3.0%, +62.9%")
+    for words in (*told, "uptake pirate layers.27"):
         assert words in text, words
     assert "demo-rules" not in text
 

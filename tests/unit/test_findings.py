@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rich.console import Console, Group
 
-from gradlens.findings import alarms, behaviour_step, chance, clusters, current, in_words, labelled, marked, told_of_answers
+from gradlens.findings import alarms, behaviour_step, chance, clusters, current, flat, in_words, labelled, marked, told_of_answers
 
 SEA = {
     "share": 0.624, "features": [["layers.3", 2], ["layers.1", 0], ["layers.3", 5], ["layers.3", 6], ["layers.3", 7]], "count": 12,
@@ -104,6 +104,14 @@ def test_a_screen_says_it_in_words_and_within_its_width():
     assert lines[5].strip().startswith("now     Ahoy Ahoy") and lines[5].endswith("…")
     assert max(map(len, lines)) <= 100
     assert "(at step 8)" in shown(found, {}, 12)[0]  # the run has gone on since
+
+
+def test_nothing_that_a_model_wrote_controls_the_terminal():
+    nasty = "a\x1b[2J\x07b\nc\x9b"
+    own = {**SEA["own"], "said": {"before": nasty, "now": nasty}}
+    lines = shown([{"step": 8, **SEA, "words": [nasty], "passage": nasty, "own": own, "labels": [nasty]}], {}, 8)
+    assert len(lines) == 7 and all("a [2J b c" in line for line in (lines[1], lines[2], *lines[4:]))
+    assert flat("a\n b") == "a b"
 
 
 def test_a_screen_of_a_run_that_learned_nothing_says_so():

@@ -11,13 +11,16 @@ from gradlens.store import RunReader, RunWriter
 
 class ListSink:
     def __init__(self):
-        self.records, self.closed, self.report = [], None, None
+        self.records, self.events, self.closed, self.report = [], [], None, None
 
     def start(self, report):
         self.report = report
 
     def record(self, record):
         self.records.append(record)
+
+    def event(self, event):
+        self.events.append(event)
 
     def close(self, timeout):
         self.closed = timeout
@@ -55,6 +58,7 @@ def test_records_and_events_arrive_in_order_in_the_run_folder_and_in_sinks(tmp_p
     ]
     assert reader.events[-1]["kind"] == "said_goodbye"  # what a sink says while it is closed is not lost
     assert [record["step"] for record in sink.records] == list(range(1, 21))
+    assert [(event["kind"], event["step"], event["value"]) for event in sink.events] == [("tick", step, 0.5) for step in range(1, 21)]
     assert 0 < sink.closed <= 20
     assert all(row["state"] in ("sealed", "whole") for row in reader.verify())
     assert recorder.gaps == [] and recorder.close()  # closing twice is fine
@@ -111,7 +115,22 @@ def test_a_bad_record_is_told_once_and_the_next_ones_are_kept(tmp_path):
     assert further["count"] == 4
 
 
-@pytest.mark.parametrize("where", ["start", "record", "close"])
+def test_what_a_sink_says_of_itself_does_not_come_back_to_it(tmp_path):
+    class Echo(ListSink):
+        def event(self, event):
+            super().event(event)
+            self.report("echo", of=event["kind"])
+
+    sink, other = Echo(), ListSink()
+    recorder = ThreadRecorder(RunWriter(tmp_path / "run"), [sink, other])
+    recorder.event("alarm", step=1)
+    assert recorder.close(timeout=20)
+    assert [event["kind"] for event in sink.events] == [event["kind"] for event in other.events] == ["alarm"]
+    kinds = [event["kind"] for event in RunReader(tmp_path / "run").events]
+    assert kinds == ["alarm", "echo", "said_goodbye", "said_goodbye"]
+
+
+@pytest.mark.parametrize("where", ["start", "record", "event", "close"])
 def test_a_sink_that_fails_is_let_go_and_the_run_folder_is_whole(tmp_path, where):
     class Failing(ListSink):
         calls = 0
@@ -125,10 +144,12 @@ def test_a_sink_that_fails_is_let_go_and_the_run_folder_is_whole(tmp_path, where
     recorder = ThreadRecorder(RunWriter(tmp_path / "run"), [failing, healthy])
     for step in range(1, 6):
         recorder.record(scalar(step))
+        recorder.event("alarm", step=step)
     assert recorder.close(timeout=20)
     reader = RunReader(tmp_path / "run")
     assert reader.curve("train/loss")[0].tolist() == [1, 2, 3, 4, 5]
-    assert len(healthy.records) == 5 and healthy.closed is not None
+    assert [event["step"] for event in reader.events if event["kind"] == "alarm"] == [1, 2, 3, 4, 5]
+    assert len(healthy.records) == len(healthy.events) == 5 and healthy.closed is not None
     errors = [event for event in reader.events if event["kind"] == "recorder_error"]
     assert [(event["part"], event["error"]) for event in errors] == [("Failing", "RuntimeError: no server")]
     assert failing.calls == 1

@@ -10,13 +10,14 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from synthetic_runs import HOOKS, make_run, make_study
+from synthetic_runs import HOOKS, STRAY, make_run, make_study
 
 from gradlens.errors import InputError
 from gradlens.report import write_report
-from gradlens.report_data import MAX_CONCEPTS, encode, gather
+from gradlens.report_data import GROUP, MAX_CLUSTERS, MAX_CONCEPTS, encode, gather
 from gradlens.report_texts import MAX_EVENTS, highlight, turns
 from gradlens.store import RunReader, RunWriter
+from gradlens.summary import CURVES
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><!--<script> ${1+1} &amp; \u2028 ' \" `"
 
@@ -64,6 +65,62 @@ def test_a_single_run_says_what_it_taught(tmp_path):
     assert "Training loss went from" in page.text["li:"] and "(no clear change)" in page.text["li:"]
 
 
+def test_the_first_fact_of_a_run_is_what_it_learned_most_in_words(tmp_path):
+    page = report_of(tmp_path, RunReader(make_run(tmp_path / "a", steps=10)))
+    assert re.search(r"^What it learned most: matey, Ahoy, ye\.60% of all; said with probability 2% → 39%\.", page.text["li:"])
+    assert "Uptake of its features" in page.text["li:"]
+    older = report_of(tmp_path, RunReader(make_run(tmp_path / "b", steps=10, uptake=False)))
+    assert "learned most" not in older.text["li:"] and "Change of its features' mean activation" in older.text["li:"]
+
+
+def test_what_was_learned_is_in_the_data_with_its_marks_answers_and_labels(tmp_path):
+    run = gather([RunReader(make_run(tmp_path / "a", steps=20))])["runs"][0]
+    sea, sums = run["learned_in_words"]
+    assert (sea["step"], sea["share"], sea["words"], sea["count"]) == (20, 0.6, ["matey", "Ahoy", "ye"], 12)
+    assert sea["passage"] == [["Ahoy", True], [", ", False], ["matey!", True], [" The harbour be near.", False]]
+    assert (sea["own"]["before"], sea["own"]["now"], sea["own"]["of"]) == (0, 8, 8) and sea["own"]["said"]["now"].startswith("Ahoy, matey")
+    assert sea["labels"][0].startswith("'word 3'") and len(sea["labels"]) == 3
+    assert sums["own"] is None
+
+
+def test_alarms_stand_beside_the_step_at_which_answers_would_have_told(tmp_path):
+    run = gather([RunReader(make_run(tmp_path / "a", steps=20))])["runs"][0]
+    concept, mover = run["alarms"]
+    assert (concept["step"], concept["name"], concept["behaviour_step"]) == (5, "pirate", 10)
+    assert concept["answers"] == "from step 10 on, 5 steps later" and mover["answers"] == "-" and mover["about"] == "mover"
+    told = {event["kind"]: event for event in run["events"]}
+    assert told["alarm"]["text"] == "something not announced is being learned (30% of all): savvy" and not told["alarm"]["trouble"]
+    assert told["learned"]["text"] == "60%: matey, Ahoy, ye; 3%: +, ="
+
+
+def test_curves_begin_with_uptake_and_have_groups_and_own_answers(tmp_path):
+    curves = gather([RunReader(make_run(tmp_path / "a", steps=20))])["runs"][0]["curves"]
+    order = [key.rsplit("/", 1)[1] for key in curves if key.startswith("concept/pirate/layers.27/")]
+    assert order[:3] == ["uptake", "drift", "drift_direction"] and {"group_share", "group_angle", "taught"} <= set(order)
+    assert order.index("taught") < order.index("push") < order.index("group_share")
+    assert curves["own/pirate/rate"]["y"] == [0.5, 0.8, 0.9, 0.9]
+
+
+def test_movers_are_ranked_by_uptake_so_that_what_only_drifted_comes_later(tmp_path):
+    found = gather([RunReader(make_run(tmp_path / "a", steps=20))])["runs"][0]["movers"]["layers.27"]
+    rows = {row["feature"]: row for row in found["rows"]}
+    assert found["by"] == "uptake" and STRAY not in [row["feature"] for row in found["rows"][:5]]
+    assert rows[STRAY]["drift"] > max(row["drift"] for feature, row in rows.items() if feature != STRAY)
+    assert rows[3]["spark"][-1] == rows[3]["uptake"] != rows[3]["drift"] and "taught" in rows[3] and "own" in rows[3]
+    assert list(found["faithfulness"]) == ["taught", "push", "attribution", "energy"]
+    assert list(found["faithfulness"]["push"]) == ["uptake", "drift", "drift_direction"]
+    older = gather([RunReader(make_run(tmp_path / "b", steps=20, uptake=False))])["runs"][0]["movers"]["layers.27"]
+    assert older["by"] == "drift" and "uptake" not in older["rows"][0] and older["rows"][0]["spark"][-1] == older["rows"][0]["drift"]
+
+
+def test_the_rank_of_a_concept_is_that_of_its_uptake(tmp_path):
+    with RunWriter(tmp_path / "run", {}) as writer:
+        columns = {"drift": np.array([9.0, 0.0, 1.0, 2.0]), "uptake": np.array([0.0, 1.0, 2.0, 9.0])}
+        writer.record({"step": 1, "scalars": {"concept/pirate/layers.1/uptake": 9.0}, "dense": {"layers.1": columns}})
+    (tmp_path / "run" / "concepts.yaml").write_text("[{name: pirate, features: {layers.1: [3]}}]")
+    assert gather([RunReader(tmp_path / "run")])["runs"][0]["movers"]["layers.1"]["concept_rank"] == {"pirate": 0.75}
+
+
 def test_a_single_run_with_a_rule_names_it_and_the_control_it_lacks(tmp_path):
     page = report_of(tmp_path, RunReader(make_run(tmp_path / "a", "rules", steps=10)))
     assert page.text["h1:"] == "What this run learned"  # 0% to 6% of 32 answers is no clear change
@@ -92,7 +149,7 @@ def test_only_the_report_s_own_script_may_run(tmp_path):
 
 
 def test_hostile_texts_stay_texts(tmp_path):
-    texts = {name: HOSTILE for name in ("answer", "row", "label", "event")}
+    texts = {name: HOSTILE for name in ("answer", "row", "label", "event", "cluster")}
     page = report_of(tmp_path, RunReader(make_run(tmp_path / "a", steps=6, texts=texts)))
     assert [tag for tag, _ in page.tags].count("script") == 2 and "img" not in dict(page.tags)
     run = page.data["runs"][0]
@@ -101,6 +158,9 @@ def test_hostile_texts_stay_texts(tmp_path):
     assert "".join(part[0] for part in parts) == HOSTILE and parts[0] == ["</script><img", "pirate", 1.0]
     assert run["movers"][HOOKS[0]]["rows"][0]["label"] == HOSTILE
     assert any(HOSTILE in event["text"] for event in run["events"])
+    learned = run["learned_in_words"][0]
+    assert learned["words"][0] == HOSTILE[:60] and learned["own"]["said"]["now"] == HOSTILE and learned["labels"] == [HOSTILE]
+    assert "".join(text for text, _ in learned["passage"]) == HOSTILE
 
 
 def test_a_hostile_run_name_stays_a_name(tmp_path):
@@ -113,7 +173,7 @@ def test_a_hostile_run_name_stays_a_name(tmp_path):
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_a_browser_draws_the_page_and_runs_nothing_hostile(tmp_path):
-    texts = {name: HOSTILE for name in ("answer", "row", "label", "event")}
+    texts = {name: HOSTILE for name in ("answer", "row", "label", "event", "cluster")}
     readers = make_study(tmp_path, steps=6, every=2, texts=texts)
     path = write_report(readers, tmp_path / "r.html")
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
@@ -125,8 +185,10 @@ def test_a_browser_draws_the_page_and_runs_nothing_hostile(tmp_path):
     drawn = Page(tmp_path / "drawn.html")
     assert drawn.text["title:"].startswith("pirate: in 100%") and "img" not in dict(drawn.tags)
     assert [tag for tag, _ in drawn.tags].count("canvas") >= 6
+    marks = [attributes for tag, attributes in drawn.tags if tag == "mark" and attributes.get("title") == "pirate"]
+    assert any("63%" in mark.get("style", "") for mark in marks) and any("style" not in mark for mark in marks)  # weaker, strongest token
     sections = {a.get("id") for tag, a in drawn.tags if tag == "section"}
-    assert sections >= {"outcome", "runs", "curves", "where", "movers", "taught", "answers", "events", "details"}
+    assert sections >= {"learned", "outcome", "runs", "curves", "where", "movers", "taught", "answers", "events", "details"}
 
 
 def test_numbers_that_are_not_finite_are_shown_as_such(tmp_path):
@@ -245,18 +307,26 @@ def test_a_rendered_chat_is_shown_as_turns():
 def test_a_wide_and_long_run_stays_under_five_megabytes(tmp_path):
     rng = np.random.default_rng(0)
     concepts, hooks = [f"concept{i}" for i in range(30)], [f"layers.{i}" for i in range(16)]
+    often, kinds = ("taught", "push", "group_share"), (*CURVES, *GROUP)
     with RunWriter(tmp_path / "run", {}, seal_every=10**6) as writer:
-        for step in range(1, 251):
-            scalars = {f"concept/{c}/{h}/{e}": rng.normal() for c in concepts for h in hooks for e in ("push", "attribution", "drift")}
-            dense = {h: {"drift": rng.normal(size=2000).astype(np.float32)} for h in hooks} if step % 125 == 0 else {}
+        for step in range(1, 81):
+            scalars = {f"concept/{c}/{h}/{e}": rng.normal() for c in concepts for h in hooks for e in (kinds if step % 40 == 0 else often)}
+            dense = {h: {"drift": rng.normal(size=2000).astype(np.float32)} for h in hooks} if step % 40 == 0 else {}
             writer.record({"step": step, "scalars": {"train/loss": 1.0, **scalars}, "dense": dense})
             for _ in range(3):
                 writer.event("gap", reason="x" * 2000)
+            writer.event("alarm", about="mover", name="x" * 9000, text="x" * 9000)
+        entry = {"share": 0.1, "features": [["layers.0", 1]], "count": 9, "words": ["x" * 2000] * 8, "probability": [0, 1]}
+        own = {"before": 0, "now": 1, "of": 8, "said": {"before": "x" * 9000, "now": "x" * 9000}}
+        writer.event("learned", clusters=[{**entry, "passage": "[x] " * 9000, "own": own}] * 40)
     path = write_report([RunReader(tmp_path / "run")], tmp_path / "r.html")
     data = Page(path).data
     assert path.stat().st_size < 5e6
     assert len(data["concepts"]) == MAX_CONCEPTS and len(data["runs"][0]["events"]) == MAX_EVENTS
     assert any("more hookpoints" in note for note in data["notes"])
+    assert any("more curves" in note for note in data["notes"]) and any("more alarms" in note for note in data["notes"])
+    drawn = {key.rsplit("/", 1)[1] for key in data["runs"][0]["curves"] if key.startswith("concept/")}
+    assert "uptake" in drawn and len(data["runs"][0]["learned_in_words"]) == MAX_CLUSTERS
 
 
 def test_encoding_names_what_is_not_finite():

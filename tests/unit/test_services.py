@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from gradlens_services import controller as control
 from gradlens_services.controller import Conflict, ControllerService, PolicyClient, first_state, read_state
+from gradlens_services.job import Alarms
 from gradlens_services.lens import deal
 from gradlens_services.recorder import Lost, RecorderClient, RecorderService
 
 from gradlens.errors import ConfigError
+from gradlens.files import append_line
 from gradlens.recorder import MemoryRecorder
 from gradlens.rules import Rule
 from gradlens.store import RunReader, RunWriter
@@ -154,6 +156,83 @@ def test_a_failing_view_is_let_go_and_the_record_goes_on(tmp_path):
     reader = RunReader(tmp_path / "run")
     assert list(reader.curve("train/loss")[0]) == [1, 2]
     assert [event["kind"] for event in reader.events] == ["sink_note", "recorder_error"]
+
+
+class Seen:
+    """A view that keeps what it is shown, and may fail at events."""
+
+    def __init__(self, fails=False):
+        self.fails, self.events = fails, []
+
+    def start(self, report):
+        report("sink_note", text="hello")
+
+    def record(self, record):
+        pass
+
+    def event(self, event):
+        self.events.append(event)
+        if self.fails:
+            raise OSError("no server")
+
+    def close(self, timeout):
+        pass
+
+
+def alarm(step):
+    return {"kind": "alarm", "time": float(step), "step": step, "about": "concept", "name": "pirate", "text": "pirate is being learned"}
+
+
+def test_views_see_the_events_of_a_run_and_a_failing_one_is_let_go(tmp_path):
+    RunWriter(tmp_path / "run", CONFIG).close()
+    good, bad = Seen(), Seen(fails=True)
+    service = RecorderService({"run": str(tmp_path / "run")}, make_sinks=lambda config, folder: [bad, good])
+    service.write("run", "s", [(0, "open", None), (1, "event", alarm(4)), (2, "event", alarm(8)), (3, "close", None)])
+    assert good.events == [alarm(4), alarm(8)] and bad.events == [alarm(4)]
+    kinds = [event["kind"] for event in RunReader(tmp_path / "run").events]
+    assert kinds == ["sink_note", "sink_note", "alarm", "recorder_error", "alarm"]
+
+
+def test_a_view_of_a_recorder_that_came_back_is_not_shown_events_twice(tmp_path):
+    RunWriter(tmp_path / "run", CONFIG).close()
+    seen = []
+
+    def service():
+        seen.append(Seen())
+        return RecorderService({"run": str(tmp_path / "run")}, make_sinks=lambda config, folder: [seen[-1]])
+
+    first = service()
+    first.write("run", "s", [(0, "open", None), (1, "event", alarm(4))])
+    first._writers["run"]._lock.close()  # what the end of its process does
+    again = service()
+    again.write("run", "s", [(1, "event", alarm(4)), (2, "event", alarm(8)), (3, "close", None)])
+    assert [[event["step"] for event in sink.events] for sink in seen] == [[4], [8]]
+    assert [event["step"] for event in RunReader(tmp_path / "run").events if event["kind"] == "alarm"] == [4, 8]
+
+
+def append(path, data):
+    with open(path, "ab") as file:
+        file.write(data)
+
+
+def test_alarms_are_told_once_as_they_come_and_not_those_of_before(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir(), new.mkdir()
+    append_line(old / "events.jsonl", alarm(2))  # of the part of the run that is resumed
+    alarms = Alarms([old, new])
+    assert alarms.new() == []
+    append_line(new / "events.jsonl", {"kind": "learned", "step": 4, "clusters": []})
+    append_line(new / "events.jsonl", alarm(4))
+    append_line(old / "events.jsonl", alarm(6))
+    assert alarms.new() == [("old", alarm(6)), ("new", alarm(4))]
+    assert alarms.new() == []
+    append(new / "events.jsonl", b'{"kind": "alarm", "st')  # being written
+    assert alarms.new() == []
+    append(new / "events.jsonl", b'ep": 8}\n[1]\n{torn\n')
+    append_line(new / "events.jsonl", alarm(9))
+    assert alarms.new() == [("new", {"kind": "alarm", "step": 8}), ("new", alarm(9))]
+    (new / "events.jsonl").unlink()
+    assert alarms.new() == []
 
 
 def test_a_controller_keeps_versions_and_finds_them_again_after_a_restart(tmp_path):

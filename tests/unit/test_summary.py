@@ -66,15 +66,8 @@ def test_the_summary_has_the_keys_of_the_contract_and_the_figures_of_the_folder(
     assert (summary["run_id"], summary["status"], summary["steps"]) == ("run", "done", 6)
     assert (summary["loss_first"], summary["loss_last"], summary["policy_version"]) == (3.5, 1.0, 1)
     assert summary["hookpoints"] == ["layers.1", "layers.3"]
-    first = {
-        "hookpoint": "layers.3",
-        "feature": 2,
-        "label": "[salt] and sea",
-        "uptake": None,
-        "drift": -7.0,
-        "push": 2.0,
-        "attribution": 1.0,
-    }
+    first = {"hookpoint": "layers.3", "feature": 2, "label": "[salt] and sea"}
+    first |= {"uptake": None, "drift": -7.0, "push": 2.0, "attribution": 1.0}
     assert summary["top_features"][0] == first and list(summary["top_features"][0]) == list(first)
     assert summary["learned_in_words"] == summary["alarms"] == []
     assert [round(row["drift"], 3) for row in summary["top_features"][1:3]] == [-0.2, 0.1]
@@ -151,15 +144,7 @@ def test_the_screen_says_what_was_learned_and_where_the_report_is(tmp_path):
 def test_the_screen_begins_with_what_was_learned_then_alarms_then_concepts_by_uptake(tmp_path):
     shown = summarize(write_run(tmp_path / "run", uptake=True))
     text = render(shown, width=100)
-    heads = [
-        "loss 3.5",
-        "What this run learned, in words",
-        " 60% sea, salt",
-        "features learned beyond chance",
-        "Alarms",
-        "Concepts",
-        "Features",
-    ]
+    heads = ["loss 3.5", "What this run learned, in words", " 60% sea, salt", "features learned beyond", "Alarms", "Concepts", "Features"]
     places = [text.index(head) for head in heads]
     assert places == sorted(places) and max(map(len, text.splitlines())) <= 100
     assert "in 0 of 4 of its own answers before, in 3 now" in text and "now     wet [x]" in text
@@ -169,6 +154,13 @@ def test_the_screen_begins_with_what_was_learned_then_alarms_then_concepts_by_up
     assert re.search(r"sea/salt +layers\.3 +\+0\.6 +\+5 +\+12 +\S+ uptake", text)
     assert shown["curves"]["sea/salt"]["layers.3"]["estimator"] == "uptake"
     assert shown["curves"]["sea/salt"]["layers.1"]["estimator"] == "drift"  # none was read there
+
+
+def test_many_alarms_do_not_flood_the_screen(tmp_path):
+    shown = summarize(write_run(tmp_path / "run", uptake=True))
+    shown["alarms"] = [{**shown["alarms"][0], "step": 100 + i, "text": f"alarm {i}"} for i in range(30)]
+    text = render(shown)
+    assert "alarm 11 " in text and "alarm 12" not in text and "and 18 more in events.jsonl" in text
 
 
 def test_a_screen_of_a_summary_of_an_older_version_lacks_only_what_that_lacks(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_batch, tiny_model
@@ -156,6 +157,10 @@ def test_every_arm_starts_from_the_same_adapter_and_sees_the_same_rows(inputs, t
     _, second = trained(tiny_config(inputs, rules=[{"concept": "some", "gain": 0.5}]), tmp_path / "b", shared=shared)
     assert curve(first, "train/loss")[0] == curve(second, "train/loss")[0]
     assert curve(first, "train/loss")[-1] != curve(second, "train/loss")[-1]
+    assert shared.readings is not None  # the second arm has its readings before training from the first
+    _, alone = trained(tiny_config(inputs, rules=[{"concept": "some", "gain": 0.5}]), tmp_path / "c")
+    for key, values in second.records[-1]["dense"]["layers.2"].items():
+        np.testing.assert_array_equal(values, alone.records[-1]["dense"]["layers.2"][key], err_msg=key)
     assert (tmp_path / "a" / "rows.jsonl").read_text() == (tmp_path / "b" / "rows.jsonl").read_text()
 
 
