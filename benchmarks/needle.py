@@ -9,7 +9,7 @@ The concept's features are fitted on rows that are not trained on. Then one run,
     loss       the row's loss (sum over its tokens)
     cosine     of the row's gradient at the hookpoint with the mean gradient of 24 rows that show the concept (base model)
 
-Figure: AUC, the probability that a needle stands above another row. Hookpoints together: mean of scores in units of their deviation.
+Figure: AUC, the probability that a needle stands above another row; at each hookpoint, and together as `gradlens examples` does it.
 
     python benchmarks/needle.py                                                   the shipped concepts
     python benchmarks/needle.py --name mine --needles mine.jsonl --hay plain.jsonl     your own
@@ -42,6 +42,7 @@ from gradlens.ranking import auc
 from gradlens.reading import pad_id_of
 from gradlens.recorder import MemoryRecorder
 from gradlens.runfolder import versions
+from gradlens.teaching import rank
 from gradlens.train import Rank, train_rank
 
 SHOWN = 24  # rows that show the concept, for its mean gradient
@@ -80,11 +81,6 @@ def mean_gradient(model: torch.nn.Module, tokenizer: Any, rows: list[Row], hookp
         for name, g in zip(hookpoints, torch.autograd.grad(loss, [kept[name] for name in hookpoints]), strict=True):
             sums[name] = g[0].sum(0) + (sums[name] if len(sums[name]) else 0)
     return {name: total / len(rows) for name, total in sums.items()}
-
-
-def together(scores: dict[str, np.ndarray]) -> np.ndarray:
-    """Mean over hookpoints of scores in units of their standard deviation."""
-    return np.mean([values / max(values.std(), 1e-12) for values in scores.values()], axis=0)
 
 
 def main() -> None:
@@ -175,7 +171,7 @@ def needle(concept: str, arguments: argparse.Namespace) -> dict[str, Any]:
         return round(auc(values[is_needle], values[~is_needle]), 4)
 
     found = {hook: {kind: figure(values[hook]) for kind, values in scores.items()} for hook in dictionaries}
-    found["together"] = {kind: figure(together(values)) for kind, values in scores.items()}
+    found["together"] = {kind: figure(rank(np.stack(list(values.values())))[1]) for kind, values in scores.items()}
     return {
         "concept": concept, "seed": arguments.seed, "share": arguments.share, "rows": len(seen), "needles": int(is_needle.sum()),
         "features": fitted.features, "detection": {hook: fitted.detection[hook].auc for hook in dictionaries}, "auc": found,

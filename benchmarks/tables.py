@@ -1,4 +1,4 @@
-"""Writes the tables of `docs/attribution.md` and the README from `benchmarks/results/attribution.jsonl`, between the marks in them.
+"""Writes the tables of `docs/attribution.md` and the README from `benchmarks/results/*.jsonl`, between the marks in them.
 
 python benchmarks/tables.py          # rewrites the files
 python benchmarks/tables.py --check  # exits 1 where a file is not up to date
@@ -9,23 +9,39 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from gradlens.bench_attribution import table
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "attribution.jsonl"
+RESULTS = ROOT / "benchmarks" / "results"
 FILES = ("README.md", "docs/attribution.md")
 TRUTHS = {"drift_direction": "along directions", "drift": "of activations"}
 BEGIN, END = "<!-- table: {} -->", "<!-- end -->"
+Row = dict[str, Any]
 
 
-def markdown(merged: list[dict], windows: list[int]) -> str:
+def read(name: str, keys: Sequence[str]) -> list[Row]:
+    """Rows of a results file, of equal ones (in `keys`) the newest."""
+    lines = (RESULTS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return list({tuple(str(row[key]) for key in keys): row for row in map(json.loads, lines)}.values())
+
+
+def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads), *("| " + " | ".join(cells) + " |" for cells in rows)])
+
+
+def attribution() -> str:
     """One row per estimator, one column per hookpoint, truth and window: Spearman, and the top-20 precision of the longest window."""
+    rows = [row for row in read("attribution", ("config", "seed", "hookpoint", "estimator", "truth", "window")) if row["config"] == "demo"]
+    merged, windows = table(rows), sorted({row["window"] for row in rows})
     hooks = sorted({entry["hookpoint"] for entry in merged})
     cells = {(e["hookpoint"], e["truth"], e["window"], e["estimator"]): e for e in merged}
-    heads = [f"{TRUTHS[truth]}, {hook}" for hook in hooks for truth in TRUTHS]
-    lines = ["| estimator | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
     longest = max(windows)
 
     def best(name: str) -> float:
@@ -33,34 +49,100 @@ def markdown(merged: list[dict], windows: list[int]) -> str:
             cells[hook, truth, longest, name]["spearman"] for hook in hooks for truth in TRUTHS if (hook, truth, longest, name) in cells
         )
 
+    lines = []
     for name in sorted({entry["estimator"] for entry in merged}, key=best):
-        row = []
+        line, cost = [f"`{name}`"], None
         for hook in hooks:
             for truth in TRUTHS:
                 found = [cells.get((hook, truth, window, name)) for window in windows]
                 text = " / ".join("-" if entry is None else f"{entry['spearman']:.2f}" for entry in found)
-                row.append(text + ("" if found[-1] is None else f" ({found[-1]['precision']:.0%})"))
-        lines.append(f"| `{name}` | " + " | ".join(row) + " |")
-    return "\n".join(lines)
+                line.append(text + ("" if found[-1] is None else f" ({found[-1]['precision']:.0%})"))
+                cost = found[-1]["cost"] if found[-1] else cost
+        lines.append([*line, "-" if cost is None else f"{cost:.1%}"])
+    return grid(["estimator", *(f"{TRUTHS[truth]}, {hook}" for hook in hooks for truth in TRUTHS), "cost"], lines)
+
+
+def concepts() -> str:
+    """AUC of the features of known concepts after ten steps, by estimator, hookpoint and concept: mean and range over seeds."""
+    rows = [row for row in read("attribution", ("config", "seed", "hookpoint", "estimator", "truth", "window")) if row["config"] == "demo"]
+    found: dict[str, dict[tuple[str, str], list[float]]] = {}
+    for row in rows:
+        own = "drift_direction" if row["estimator"].endswith("_direction") else "drift"
+        if row["window"] == 1 and row["truth"] == own:
+            for concept, value in row["concept_auc"].items():
+                if value is not None:
+                    found.setdefault(row["estimator"], {}).setdefault((concept, row["hookpoint"]), []).append(value)
+    columns = sorted({column for values in found.values() for column in values}, key=lambda column: (column[1], column[0]))
+    order = sorted(found, key=lambda name: -np.mean([np.mean(values) for values in found[name].values()]))
+    return grid(
+        ["estimator", *(f"{concept}, {hook}" for concept, hook in columns)],
+        [[f"`{name}`", *(_range(found[name].get(column, [])) for column in columns)] for name in order],
+    )
+
+
+def needle() -> str:
+    """AUC of every ranking of rows, by concept."""
+    rows = read("needle", ("concept", "seed"))
+    kinds = list(rows[0]["auc"]["together"])
+    names = list(dict.fromkeys(row["concept"] for row in rows))
+    values = {name: {kind: [row["auc"]["together"][kind] for row in rows if row["concept"] == name] for kind in kinds} for name in names}
+    lines = [[name, *(_range(values[name][kind], 3) for kind in kinds)] for name in names]
+    return grid(["concept", *(f"`{kind}`" for kind in kinds)], lines)
+
+
+def unnamed() -> str:
+    """What a run said it had learned, by concept; and the controls."""
+    lines = []
+    for row in read("unnamed", ("concept", "seed")):
+        best = (row["found"] or 1) - 1
+        words = (
+            ", ".join(f"`{word}`" if "|" not in word else "`/`" for word in row["clusters"][best]["words"][:6]) if row["clusters"] else "-"
+        )
+        told = "control" if row["concept"] in ("lr0", "shuffled") else f"{row['found']}. ({row['auc'][best]:.2f})" if row["found"] else "no"
+        own = row["clusters"][best]["own"] if row["clusters"] else {}
+        said = f"{own['before']} -> {own['now']} of {own['of']}" if own else "-"
+        learned = ", ".join(f"{count} of {row['live'][hook]}" for hook, count in row["learned"].items())
+        lines.append([row["concept"], told, words, said, learned])
+    return grid(["concept", "cluster (AUC)", "its words", "in own answers", "features learned, by hookpoint"], lines)
+
+
+def overhead() -> str:
+    """Steps with and without gradlens."""
+    rows = [row for row in read("overhead", ("config", "arm")) if row["config"] == "demo"]
+    lines = []
+    for row in rows:
+        ratios = [
+            f"{row[f'{kind}_ratio']:.3f} ({' to '.join(f'{v:.3f}' for v in row[f'{kind}_interval'])})" for kind in ("median", "total")
+        ]
+        lines.append([row["arm"], f"{row['seconds']:.2f} s", *ratios])
+    return grid(["arm", "median step", "median ratio to the bare step", "ratio of the sums"], lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "attribution": attribution, "concepts": concepts, "needle": needle, "unnamed": unnamed, "overhead": overhead,
+}  # fmt: skip
+
+
+def _range(values: Sequence[float], digits: int = 2) -> str:
+    if not values:
+        return "-"
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    rows = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
-    newest = {(row["config"], row["seed"], row["hookpoint"], row["estimator"], row["truth"], row["window"]): row for row in rows}
-    demo = [row for row in newest.values() if row["config"] == "demo"]
-    windows = sorted({row["window"] for row in demo})
-    text = f"{BEGIN.format('attribution')}\n{markdown(table(demo), windows)}\n{END}"
     stale = []
     for name in FILES:
         path = ROOT / name
-        old = path.read_text(encoding="utf-8")
-        if BEGIN.format("attribution") not in old:
-            continue
-        start = old.index(BEGIN.format("attribution"))
-        new = old[:start] + text + old[old.index(END, start) + len(END) :]
+        old = new = path.read_text(encoding="utf-8")
+        for title, make in TABLES.items():
+            mark = BEGIN.format(title)
+            if mark in new:
+                start = new.index(mark)
+                new = new[:start] + f"{mark}\n{make()}\n{END}" + new[new.index(END, start) + len(END) :]
         if new != old:
             stale.append(name)
             if not arguments.check:

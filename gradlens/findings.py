@@ -124,4 +124,4 @@ def in_words(learned: Sequence[Mapping[str, Any]], counts: Mapping[str, int], st
 
 def flat(text: str) -> str:
     """On one line and without control characters, for a terminal: models and data sets write these texts."""
-    return re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", text)
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)

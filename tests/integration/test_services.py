@@ -170,20 +170,25 @@ def test_rules_sent_to_a_running_job_take_force_on_every_rank(inputs):
 def test_a_stopped_run_is_readable_and_goes_on_where_it_stopped_and_its_alarms_are_told_once(inputs):
     alarm = {"kind": "alarm", "step": 20, "about": "concept", "name": "some", "text": "some is being learned, they say"}
 
-    def stop(run_id):
+    def raise_alarm(run_id):
         append_line(Path(inputs["runs_dir"]) / run_id / "events.jsonl", alarm)
-        ray.get_actor(f"controller:{run_id}", namespace=NAMESPACE).stop.remote()
 
-    config = tiny_config(inputs, train__steps=300, observe=QUICK)
-    before, after = Watcher(20, stop), Watcher()
-    first = run_job(config, progress=before)
+    before, after = Watcher(20, raise_alarm), Watcher()
+
+    def stop_at_alarm(event):
+        before(event)
+        if event.get("text") == alarm["text"]:  # told while the run is going on
+            ray.get_actor(f"controller:{event['run']}", namespace=NAMESPACE).stop.remote()
+
+    first = run_job(tiny_config(inputs, train__steps=3000, observe=QUICK), progress=stop_at_alarm)
     assert first["status"] == "interrupted"
-    assert 20 <= first["steps"] < 300
-    second = run_job(config, resume=first["run_id"], progress=after)
+    assert 20 <= first["steps"] < 3000
+    steps = first["steps"] + 30
+    second = run_job(tiny_config(inputs, train__steps=steps, observe=QUICK), resume=first["run_id"], progress=after)
     told = [[event for event in watcher.heard if event.get("text") == alarm["text"]] for watcher in (before, after)]
-    assert told == [[{"run": first["run_id"], "arm": None, "phase": "alarm", "step": 20, "text": alarm["text"]}], []]
-    assert (second["run_id"], second["status"], second["steps"]) == (first["run_id"], "done", 300)
-    assert list(curve(second, "train/loss")[0]) == list(range(1, 301))
+    assert told == [[{"run": first["run_id"], "arm": "", "phase": "alarm", "step": 20, "text": alarm["text"]}], []]
+    assert (second["run_id"], second["status"], second["steps"]) == (first["run_id"], "done", steps)
+    assert list(curve(second, "train/loss")[0]) == list(range(1, steps + 1))
 
 
 def test_a_rank_that_is_killed_goes_on_from_the_last_checkpoint(inputs):

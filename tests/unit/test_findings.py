@@ -111,7 +111,7 @@ def test_nothing_that_a_model_wrote_controls_the_terminal():
     own = {**SEA["own"], "said": {"before": nasty, "now": nasty}}
     lines = shown([{"step": 8, **SEA, "words": [nasty], "passage": nasty, "own": own, "labels": [nasty]}], {}, 8)
     assert len(lines) == 7 and all("a [2J b c" in line for line in (lines[1], lines[2], *lines[4:]))
-    assert flat("a\n b") == "a b"
+    assert flat("a\r\nb  c") == "a b  c"
 
 
 def test_a_screen_of_a_run_that_learned_nothing_says_so():

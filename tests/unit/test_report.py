@@ -187,6 +187,9 @@ def test_a_browser_draws_the_page_and_runs_nothing_hostile(tmp_path):
     assert [tag for tag, _ in drawn.tags].count("canvas") >= 6
     marks = [attributes for tag, attributes in drawn.tags if tag == "mark" and attributes.get("title") == "pirate"]
     assert any("63%" in mark.get("style", "") for mark in marks) and any("style" not in mark for mark in marks)  # weaker, strongest token
+    classes = [a.get("class") for _, a in drawn.tags]
+    assert classes.count("card cluster") == 2 and "card alarms" in classes and HOSTILE[:60] in drawn.text["li:"]
+    assert re.search(r'class="explain">Uptake:', result.stdout) and re.search(r'aria-sort="descending"><button[^>]*>uptake<', result.stdout)
     sections = {a.get("id") for tag, a in drawn.tags if tag == "section"}
     assert sections >= {"learned", "outcome", "runs", "curves", "where", "movers", "taught", "answers", "events", "details"}
 
