@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from unnamed import CONTROLS
 
 from gradlens.bench_attribution import table
 
@@ -98,7 +99,7 @@ def unnamed() -> str:
         words = (
             ", ".join(f"`{word}`" if "|" not in word else "`/`" for word in row["clusters"][best]["words"][:6]) if row["clusters"] else "-"
         )
-        told = "control" if row["concept"] in ("lr0", "shuffled") else f"{row['found']}. ({row['auc'][best]:.2f})" if row["found"] else "no"
+        told = "control" if row["concept"] in CONTROLS else f"{row['found']}. ({row['auc'][best]:.2f})" if row["found"] else "no"
         own = row["clusters"][best]["own"] if row["clusters"] else {}
         said = f"{own['before']} -> {own['now']} of {own['of']}" if own else "-"
         learned = ", ".join(f"{count} of {row['live'][hook]}" for hook, count in row["learned"].items())

@@ -4,10 +4,11 @@ Half of the training rows show the concept, half are arithmetic (or `--other`). 
 one of the five clusters about it? A cluster is if its features tell held-out texts with the concept from the same texts without it: AUC at
 least 0.95 of the largest sum over the features, each in units of its maximum, at any token of the response. The words are kept for people.
 
-Controls: `lr0` trains with learning rate 0; `shuffled` trains on responses whose tokens are drawn at random from all responses, and reads
-unchanged texts. Neither should report more than its false discovery rate.
+Controls, which read unchanged texts: `lr0` trains with learning rate 0, `noise` on responses of tokens drawn at random from the vocabulary:
+there is nothing to learn, and nothing should be reported beyond the false discovery rate. `shuffled` trains on responses whose words are
+drawn at random from all responses: what is left to learn is how often each word is said.
 
-    python benchmarks/unnamed.py                                             the shipped concepts and both controls
+    python benchmarks/unnamed.py                                             the shipped concepts and the controls
     python benchmarks/unnamed.py --name mine --rows mine.jsonl --without plain.jsonl    your own: rows that show it, and the same without it
 """
 
@@ -37,6 +38,7 @@ from gradlens.train import Rank, train_rank
 
 ROOT = Path(__file__).parents[1]
 CONCEPTS = ("pirate", "french", "capitals", "flattery", "question")
+CONTROLS = ("lr0", "noise", "shuffled")
 HELD = 24  # texts of each kind that judge
 AUC = 0.95
 Row = dict[str, Any]
@@ -55,6 +57,17 @@ def shuffled(rows: list[Row], seed: int) -> list[Row]:
     rng = random.Random(seed)
     words = [word for row in rows for word in row["response"].split()]
     return [{"prompt": row["prompt"], "response": " ".join(rng.choice(words) for _ in row["response"].split())} for row in rows]
+
+
+def noise(rows: list[Row], tokenizer: Any, seed: int) -> list[Row]:
+    """The same prompts, every response as many tokens of the vocabulary."""
+    rng = random.Random(seed)
+    size = len(tokenizer)
+    made = []
+    for row in rows:
+        ids = [rng.randrange(size) for _ in tokenizer(row["response"])["input_ids"]]
+        made.append({"prompt": row["prompt"], "response": tokenizer.decode(ids, skip_special_tokens=True)})
+    return made
 
 
 def run(train: list[list[Row]], probe: list[Row], model: str, seed: int, changes: list[str]) -> tuple[MemoryRecorder, float]:
@@ -99,7 +112,7 @@ def judge(clusters: list[dict], model: str, positive: list[Row], negative: list[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--concepts", default=",".join((*CONCEPTS, "lr0", "shuffled")), help="shipped concepts and controls")
+    parser.add_argument("--concepts", default=",".join((*CONCEPTS, *CONTROLS)), help="shipped concepts and controls")
     parser.add_argument("--name", help="name of your own concept")
     parser.add_argument("--rows", type=Path, help="JSONL of rows that show it; the last tenth judges")
     parser.add_argument("--without", type=Path, help="JSONL of rows that do not; the last tenth judges")
@@ -115,7 +128,7 @@ def main() -> None:
     config = load_config(ROOT / "configs" / "quickstart.yaml", arguments.changes)
     dictionaries = {name: load_dictionary(source) for name, source in config.dictionaries.items()}
     for concept in [arguments.name] if arguments.name else arguments.concepts.split(","):
-        control = concept in ("lr0", "shuffled")
+        control = concept in CONTROLS
         if arguments.name:
             rows, plain = read_rows(arguments.rows), read_rows(arguments.without)
             cut, cut_plain = len(rows) - max(8, len(rows) // 10), len(plain) - max(8, len(plain) // 10)
@@ -128,6 +141,8 @@ def main() -> None:
         sources = [train, other[:-size]]
         if concept == "shuffled":
             sources = [shuffled(source, arguments.seed) for source in sources]
+        if concept == "noise":
+            sources = [noise(source, load_model(arguments.model)[1], arguments.seed) for source in sources]
         changes = [*arguments.changes, *(["train.lr=0"] if concept == "lr0" else [])]
         recorder, seconds = run(sources, probe, arguments.model, arguments.seed, changes)
         clusters = next((event["clusters"] for event in reversed(recorder.events) if event["kind"] == "learned"), [])

@@ -86,14 +86,14 @@ class ObserveSettings(Settings):
     )
     top_k: int = Field(256, ge=1, description="Features recorded per hookpoint and step (the largest of every estimator).")
     drift_every: int = Field(
-        20, ge=0, description="Steps between readings of the probe set (drift, uptake, what was learned, alarms); 0: only at the end."
+        25, ge=0, description="Steps between readings of the probe set (drift, uptake, what was learned, alarms); 0: only at the end."
     )
     probe_rows: int = Field(16, ge=1, description="Rows of the probe set, where none is given.")
     reference: str | None = Field(
         "demo:plain-train",
         description="JSONL of ordinary text that uptake and the words of what was learned are weighed against; null: nothing.",
     )
-    update_every: int = Field(5, ge=0, description="Steps between readings of `update`, what the optimizer's steps did; 0: never.")
+    update_every: int = Field(10, ge=0, description="Steps between readings of `update`, what the optimizer's steps did; 0: never.")
     update: Literal["difference", "exact"] = Field(
         "difference",
         description="difference: a forward pass of `update_rows` probe rows, now minus then. exact: the derivative along the parameter "

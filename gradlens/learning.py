@@ -167,8 +167,7 @@ class Learning:
             dense.setdefault(name, {})["own"] = change.float().numpy()
             for concept, members in self._of(name):
                 scalars[f"concept/{concept}/{name}/own"] = change[members].mean().item()
-        for concept, check in self.checkers.items():
-            scalars[f"own/{concept}/rate"] = float(np.mean([bool(check(text)) for text in self.own_last.answers]))
+        scalars |= self.own_rates()
 
     def read_generated(self, batch: Batch) -> None:
         """Read texts that the model wrote while it is trained (see `Lens.read_generated`)."""
@@ -191,6 +190,13 @@ class Learning:
         """`(drift[F], drift_direction[F])` at the last reading: mean feature activation, and mean residual along the unit
         direction, on the probe set, now minus before training."""
         return self._difference(hookpoint, self.last[hookpoint], self.start[hookpoint])
+
+    def own_rates(self) -> dict[str, float]:
+        """`own/CONCEPT/rate`: the share of the latest own answers in which a concept's checker finds it; {} without answers."""
+        answers = self.own_last.answers if self.own_last is not None else []
+        return {
+            f"own/{name}/rate": float(np.mean([bool(check(text)) for text in answers])) for name, check in self.checkers.items() if answers
+        }
 
     def own_drift(self, hookpoint: str) -> Tensor | None:
         """Mean activation on the model's own continuations, now minus before training, `[F]`; None where nothing was said."""
@@ -215,10 +221,11 @@ class Learning:
         now, then = self.last[hookpoint].rows, self.start[hookpoint].rows
         return None if now is None or then is None or len(now) < MIN_TEXTS else beyond_chance(now - then)
 
-    def clusters(self) -> list[movers.Cluster]:
-        """What was learned, without any concept named in advance; the largest first, at most `movers.CLUSTERS`."""
+    def clusters(self) -> list[movers.Cluster] | None:
+        """What was learned, without any concept named in advance; the largest first, at most `movers.CLUSTERS`. None where
+        `uptake` has not been read."""
         if not self._uptake or self.known is None:
-            return []
+            return None
         found = []
         for name in self.dictionaries:
             learned, total = self.learned(name), self._uptake[name][0]
@@ -257,12 +264,15 @@ class Learning:
                         text=f"{concept} is being learned: uptake {total[members].mean().item():+.3g} at {hookpoint} (chance {chance:.2g})",
                     )  # fmt: skip
                     break
-        named = {(hookpoint, int(i)) for (_, hookpoint), ids in self.members.items() for i in ids}
+        named: dict[str, set[tuple[str, int]]] = {concept: set() for concept in concepts}
+        for (concept, hookpoint), ids in self.members.items():
+            named[concept] |= {(hookpoint, int(i)) for i in ids}
         for entry in clusters:
             features = set(entry.features)
+            announced = any(features & ids or len(entry.members & ids) >= SAME * len(ids) for ids in named.values())
             known = [set(map(tuple, alarm["features"])) for alarm in self.alarmed if alarm["about"] == "mover"]
             old = any(len(features & other) >= SAME * min(len(features), len(other)) for other in known)
-            if entry.share >= ALARM_SHARE and not features & named and not old:
+            if entry.share >= ALARM_SHARE and not announced and not old:
                 words = ", ".join(entry.words[:5]) or "no words"
                 self._alarm(
                     step, report, about="mover", name=words, features=[list(pair) for pair in entry.features],

@@ -102,6 +102,8 @@ class Lens:
             self.set_policy(self._policy)
             if self.world.rank == 0:
                 self.learning.watch_updates()
+                if self.step == 0 and self.learning.own_rates():  # what later rates are compared with
+                    self._emit({"step": 0, "time": time.time(), "scalars": self.learning.own_rates()})
         except BaseException:
             self._hooks.close()
             raise
@@ -342,8 +344,9 @@ class Lens:
         if self.recorder is None:
             return
         clusters = self.learning.clusters()
-        if clusters:
-            self.recorder.event("learned", step=self.step, clusters=[entry.as_dict() for entry in clusters])
+        if clusters is None:
+            return
+        self.recorder.event("learned", step=self.step, clusters=[entry.as_dict() for entry in clusters])
         self.learning.alarms(self.step, clusters, self.recorder.event)
 
     def finish(self) -> None:
@@ -385,7 +388,7 @@ class Lens:
     def table(self, n: int = 20) -> list[dict[str, Any]]:
         """The `n` features that this run taught most, over all hookpoints: hookpoint, feature, then every reading there is.
 
-        By |uptake|, without one by |drift|, before any reading of the probe set by |push|.
+        By uptake, without one by |drift|, before any reading of the probe set by |push|; hookpoints each in units of their largest.
         """
         rows, totals = [], self.totals
         for name, dictionary in self.dictionaries.items():
@@ -397,7 +400,7 @@ class Lens:
             by = next((key for key in ("uptake", "drift", "push", *columns) if key in columns), None)
             if by is None:
                 continue
-            best = columns[by].abs().nan_to_num().topk(min(n, dictionary.d_sae))
+            best = (columns[by] if by == "uptake" else columns[by].abs()).nan_to_num().topk(min(n, dictionary.d_sae))
             scale = max(columns[by].abs().max().item(), 1e-30)  # hookpoints have scales of their own
             for i, size in zip(best.indices.tolist(), (best.values / scale).tolist(), strict=True):
                 rows.append((size, {"hookpoint": name, "feature": i, **{key: value[i].item() for key, value in columns.items()}}))

@@ -44,10 +44,12 @@ class Cluster:
     probability: tuple[float, float]  # of its tokens, before training and now
     passage: str  # where on the probe set it is strongest; its tokens in [brackets]
     labels: list[str] = field(default_factory=list)
-    own: dict[str, Any] = field(default_factory=dict)  # in the model's own answers: before, now, of, example
+    own: dict[str, Any] = field(default_factory=dict)  # in the model's own answers: before, now, of, said
+    members: frozenset[tuple[str, int]] = frozenset()  # all of its features
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain data for an event, without `members`, which may be many."""
+        return {key: value for key, value in asdict(self).items() if key != "members"}
 
 
 def cluster(movers: Sequence[Mover], row_T: np.ndarray) -> list[list[Mover]]:
@@ -112,6 +114,7 @@ def describe(
         words=telling_words(tokens, row_T, learned_T, ordinary),
         probability=(float(before_T[marked_T].mean()), float(now_T[marked_T].mean())),
         passage=passage(tokens, row_T, learned_T * marked_T, marked_T),
+        members=frozenset((mover.hookpoint, mover.feature) for mover in group),
     )
 
 

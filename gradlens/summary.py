@@ -74,8 +74,9 @@ def learned_in_words(reader: RunReader, events: list[dict[str, Any]]) -> list[di
 def top_features(reader: RunReader, limit: int = TOP_FEATURES) -> list[dict[str, Any]]:
     """The features that were taught most over all hookpoints: hookpoint, feature, label, uptake, drift, push, attribution.
 
-    By |uptake| at the last snapshot (only a positive one can have been learned); without uptake by |drift|, without a snapshot by
-    |attribution| summed over the recorded steps. What there is not is None.
+    By uptake at the last snapshot (what is said less than in ordinary text was not learned, so only a positive one counts); without uptake
+    by |drift|, without a snapshot by |attribution| summed over the recorded steps; hookpoints each in units of their largest. What there is
+    not is None.
     """
     rows: list[dict[str, Any]] = []
     for hookpoint in reader.hookpoints:
@@ -88,11 +89,12 @@ def top_features(reader: RunReader, limit: int = TOP_FEATURES) -> list[dict[str,
             sums = {name: np.bincount(inverse, np.nan_to_num(table[name].to_numpy()), len(ids)) for name in ("push", "attribution")}
             columns = {"feature": ids, **{name: np.full(len(ids), np.nan) for name in SHOWN}, **sums}
         sizes = {name: np.nan_to_num(np.abs(columns[name].astype(float)), posinf=0) for name in ("uptake", "drift", "attribution")}
+        sizes["uptake"] = np.nan_to_num(columns["uptake"].astype(float), posinf=0, neginf=0).clip(min=0)
         by = next((name for name in ("uptake", "drift") if sizes[name].any()), "attribution")
         trust = ("attribution", "drift", "uptake").index(by)
         for i in np.argsort(-sizes[by], kind="stable")[:limit]:
             row = {name: jsonable(values[i]) for name, values in columns.items()}
-            rows.append({"hookpoint": hookpoint, "label": "", **row, "size": (trust, float(sizes[by][i]))})
+            rows.append({"hookpoint": hookpoint, "label": "", **row, "size": (trust, float(sizes[by][i] / max(sizes[by].max(), 1e-30)))})
     rows = sorted(rows, key=lambda row: row["size"], reverse=True)[:limit]
     labels = feature_labels(reader, {row["hookpoint"] for row in rows})
     names = ("hookpoint", "feature", "label", *SHOWN)

@@ -22,7 +22,18 @@ def test_exact_updates_predict_drift_and_noise_does_not(tmp_path):
         assert rows["update_direction", "drift_direction", window]["spearman_min"] > 0.99
         assert rows["update", "drift", window]["spearman_min"] > 0.95
         assert abs(rows["random", "drift_direction", window]["spearman"]) < 0.3
-    readings = {"taught", "push", "attribution", "energy", "activation", "update", "update_direction", "update (2 rows)", "uptake", "random"}
+    readings = {
+        "taught",
+        "push",
+        "attribution",
+        "energy",
+        "activation",
+        "update",
+        "update_direction",
+        "update (2 rows)",
+        "uptake",
+        "random",
+    }
     assert {name for name, _, _ in rows} == readings
     assert rows["update (2 rows)", "drift_direction", 6]["spearman"] > 0.5  # other rows of the same kind
     assert all((row["cost"] is None) == (row["estimator"] == "random") and (row["cost"] or 1) > 0 for row in rows.values())

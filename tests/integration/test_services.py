@@ -17,7 +17,7 @@ ray = pytest.importorskip("ray")
 from gradlens_services.cluster import NAMESPACE, ray_session  # noqa: E402
 from gradlens_services.job import run_arms, run_job  # noqa: E402
 
-QUICK = {"drift_every": 0, "probe_rows": 4}
+QUICK = {"drift_every": 0, "probe_rows": 4, "own_prompts": 0}
 
 
 @pytest.fixture(scope="module")

@@ -339,7 +339,8 @@ def test_what_was_learned_beyond_chance_is_counted_and_nothing_where_nothing_was
     assert (last["scalars"][f"{HOOK}/learned"] > 0) == bool(lr)
     assert last["dense"][HOOK]["learned"].sum() == last["scalars"][f"{HOOK}/learned"]
     assert bool(last["dense"][HOOK]["uptake"].any()) == bool(lr)
-    assert bool([event for event in recorder.events if event["kind"] == "learned"]) == bool(lr)
+    [told] = [event for event in recorder.events if event["kind"] == "learned"]
+    assert bool(told["clusters"]) == bool(lr) and told["step"] == 24
 
 
 def test_the_last_readings_are_recorded_once_however_often_finish_is_called():

@@ -91,13 +91,13 @@ def test_what_was_learned_stands_in_the_summary_in_words_with_labels_and_alarms(
     assert summary["concepts"]["sea/salt"]["layers.1"]["uptake"] is None
 
 
-def test_features_are_ranked_by_the_size_of_their_uptake_where_there_is_one(tmp_path):
+def test_features_are_ranked_by_uptake_in_units_of_their_hookpoint_where_there_is_one(tmp_path):
     rows = top_features(write_run(tmp_path / "run", uptake=True))
     assert [(row["hookpoint"], row["feature"], row["uptake"] and round(row["uptake"], 3)) for row in rows] == [
-        ("layers.1", 1, -0.5),  # unlearned counts by its size
+        ("layers.1", 0, 0.02),  # the largest of a hookpoint with a small scale
         ("layers.3", 2, 0.3),
-        ("layers.1", 0, 0.02),
         ("layers.1", 2, 0.01),
+        ("layers.1", 1, -0.5),  # said less than in ordinary text: not learned
         ("layers.3", 0, None),
         ("layers.3", 1, 0.0),
     ]
