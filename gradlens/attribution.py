@@ -3,6 +3,9 @@
 Shape suffixes: T tokens, D d_model, F d_sae, K active features per token. g = dL/dh of the loss that the optimizer receives.
 Signs: positive = this step teaches more of it. Each fast form has an eager twin `*_eager` that defines it; tests hold them
 together in float64. No hooks, no I/O, nothing of size [T, F] kept.
+
+Sources: `attribution` is gradient x activation (Shrikumar et al., arXiv 1605.01713), for dictionary features as in Marks et al., "Sparse
+feature circuits" (arXiv 2403.19647); `push` and `energy` are the first and second moment of the gradient along a direction.
 """
 
 from __future__ import annotations
