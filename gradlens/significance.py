@@ -38,12 +38,14 @@ def beyond_chance(change_RF: Tensor, fdr: float = FDR, flips: int = FLIPS, seed:
     """Features whose drift is beyond chance, `bool[F]`: at most a share `fdr` of them is expected to be there by chance.
 
     `change_RF`: mean activation of each feature on each text, now minus before. All False with fewer than `MIN_TEXTS` texts. Cost:
-    `flips` products of signs with the changes, 2·flips·R·F, no buffer larger than R x F.
+    `flips` products of signs with the changes, 2·flips·R·F over the features that change at all, no buffer larger than that.
     """
-    change_RF = change_RF.double()
-    R, F = change_RF.shape
-    if R < MIN_TEXTS or not change_RF.any():
-        return torch.zeros(F, dtype=torch.bool)
+    found = torch.zeros(change_RF.shape[1], dtype=torch.bool)
+    changed_F = change_RF.ne(0).any(0)
+    change_RF = change_RF[:, changed_F].double()
+    R = len(change_RF)
+    if R < MIN_TEXTS or not changed_F.any():
+        return found
     floor = fudge(change_RF)
     found_F = statistic(change_RF, floor).abs()
     generator = torch.Generator().manual_seed(seed)
@@ -53,16 +55,20 @@ def beyond_chance(change_RF: Tensor, fdr: float = FDR, flips: int = FLIPS, seed:
             signs_R = torch.randint(0, 2, (R, 1), generator=generator).double() * 2 - 1
             yield statistic(change_RF * signs_R, floor)
 
-    return _accepted(found_F, by_chance(), flips, fdr)
+    found[changed_F] = _accepted(found_F, by_chance(), flips, fdr)
+    return found
 
 
 def risen(first_RF: Tensor, last_SF: Tensor, fdr: float = FDR, draws: int = FLIPS, seed: int = 0) -> Tensor:
     """Features that differ between two sets of texts, not the same ones, by more than chance, `bool[F]`: as `beyond_chance`, with texts
     dealt out anew between the two sets in place of flipped signs. All False with fewer than `MIN_TEXTS` texts on either side."""
-    R, S, F = len(first_RF), len(last_SF), first_RF.shape[1]
+    R, S = len(first_RF), len(last_SF)
     both = torch.cat([first_RF, last_SF]).double()
-    if min(R, S) < MIN_TEXTS or not both.any():
-        return torch.zeros(F, dtype=torch.bool)
+    found = torch.zeros(both.shape[1], dtype=torch.bool)
+    active_F = both.ne(0).any(0)
+    both = both[:, active_F]
+    if min(R, S) < MIN_TEXTS or not active_F.any():
+        return found
 
     def error(first: Tensor, last: Tensor) -> Tensor:
         return (first.var(0) / R + last.var(0) / S).sqrt()
@@ -76,7 +82,8 @@ def risen(first_RF: Tensor, last_SF: Tensor, fdr: float = FDR, draws: int = FLIP
 
     generator = torch.Generator().manual_seed(seed)
     dealt = (difference(torch.randperm(R + S, generator=generator)) for _ in range(draws))
-    return _accepted(difference(torch.arange(R + S)).abs(), dealt, draws, fdr)
+    found[active_F] = _accepted(difference(torch.arange(R + S)).abs(), dealt, draws, fdr)
+    return found
 
 
 def _accepted(found_F: Tensor, by_chance: Iterator[Tensor], draws: int, fdr: float) -> Tensor:
