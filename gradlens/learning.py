@@ -25,6 +25,7 @@ from gradlens.significance import MIN_TEXTS, beyond_chance, one_sided, risen
 from gradlens.update import read_update, trainable_parameters
 from gradlens.uptake import Pairs, uptake
 
+MIN_GAIN = 0.01  # of probability: tokens that express a learned feature have become likelier by this much, weighted by its activation
 ALARM = 0.01  # chance of a false alarm of one watched concept at one reading
 ALARM_SHARE = 0.05  # of all that was learned: below it an unannounced cluster raises no alarm
 SAME = 1 / 3  # clusters that share so much of the smaller one's features are the same
@@ -213,11 +214,17 @@ class Learning:
         return self._uptake[hookpoint]
 
     def learned(self, hookpoint: str) -> Tensor | None:
-        """Features learned beyond chance at the last reading, `bool[F]` (see `significance`): those with an `uptake` above zero, with
-        and without the comparison to ordinary text; for a model without logits those that drifted. None with too few texts."""
+        """Features learned beyond chance at the last reading, `bool[F]` (see `significance`): those with an `uptake` above zero whose
+        tokens have become likelier by `MIN_GAIN` at least; for a model without logits those that drifted. None with too few texts.
+
+        The least gain is there because what is beyond chance may still be nothing: trained on tokens drawn at random, the model gives
+        some words of the probe set a probability of 0.0002 that had 0.0001, in every text.
+        """
         if hookpoint in self._uptake:
             total, rows, raw = self._uptake[hookpoint]
-            return None if len(rows) < MIN_TEXTS else beyond_chance(rows) & (total > 0) & (raw > 0)
+            if len(rows) < MIN_TEXTS:
+                return None
+            return beyond_chance(rows) & (total > 0) & (raw > 0) & (raw >= MIN_GAIN * self.start[hookpoint].acts)
         now, then = self.last[hookpoint].rows, self.start[hookpoint].rows
         return None if now is None or then is None or len(now) < MIN_TEXTS else beyond_chance(now - then)
 

@@ -107,7 +107,7 @@ def overhead(
         raise ConfigError(f"{config}: no `dictionaries`; there is nothing to watch")
     fetch_model(settings)
     rows = bench(settings, chosen, steps, _teller())
-    about = {"config": str(config or "demo"), "time": time.strftime("%Y-%m-%d"), "versions": versions(), "hardware": hardware()}
+    about = {"config": str(config or "demo"), "time": time.strftime("%Y-%m-%d"), "versions": versions()}
     out_file.parent.mkdir(parents=True, exist_ok=True)
     with out_file.open("a", encoding="utf-8") as lines:
         for row in rows:
@@ -124,20 +124,6 @@ def overhead(
         )  # fmt: skip
     out.print(shown)
     err.print(f"appended to {out_file}", soft_wrap=True, markup=False)
-
-
-def hardware() -> dict[str, str | int]:
-    """What the figures were measured on."""
-    import os
-    import platform
-
-    import torch
-
-    found = {
-        "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-    }
-    return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
 def _teller() -> Callable[..., None]:

@@ -46,6 +46,16 @@ def test_a_watched_concept_raises_one_alarm_when_its_uptake_is_beyond_chance():
     assert len(told) == 1  # also after a restart
 
 
+def test_what_is_certain_but_tiny_was_not_learned():
+    made = learning()
+    gain = torch.full((12, 80), 0.02) + 0.001 * torch.rand(12, 80, generator=torch.Generator().manual_seed(0))
+    active = made.start[HOOK].acts > 0
+    for size, learned in ((1.0, True), (0.1, False)):  # two percentage points of probability, and a fifth of one
+        raw = size * 0.02 * made.start[HOOK].acts
+        made._uptake = {HOOK: (raw, gain * size, raw)}
+        assert made.learned(HOOK)[active].all() == learned and not made.learned(HOOK)[~active].any()
+
+
 def test_what_nobody_announced_raises_one_alarm_for_each_cluster_of_some_size():
     made, told = learning(), []
     report = lambda kind, **fields: told.append(fields)  # noqa: E731
