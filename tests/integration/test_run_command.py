@@ -57,17 +57,18 @@ def training_in(folders):
     return next((f for f in folders if (f / "rows.jsonl").is_file() and len(RunReader(f).curve("train/loss")[0]) > 5), None)
 
 
-def test_json_is_one_object_on_stdout_and_the_report_is_written(config):
-    done = gradlens("run", config, "--json", "--set", "train.steps=300")
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
-    expected = {"run_id", "run_dir", "steps", "loss_first", "loss_last", "hookpoints", "top_features", "rules", "policy_version", "gaps"}
-    assert expected <= set(summary)
-    assert summary["rules"][0]["concept"] == "some"
-    assert os.path.getsize(summary["report"]) > 10_000
-    for phase in ("starting Ray", "starting ranks", "training", "writing report"):
-        assert phase in done.stderr, phase
-    assert "(raylet)" not in done.stderr and "Traceback" not in done.stderr
+@pytest.fixture(scope="module")
+def killed(config):
+    """A run that was killed: its processes, and its folder."""
+    with started(config, "--set", "train.steps=100000", "--set", "train.num_workers=2") as (process, folder):
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert any("RayTrainWorker" in " ".join(child.cmdline()) for child in family)
+        sockets = [socket for member in family for socket in member.net_connections("inet") if socket.status == psutil.CONN_LISTEN]
+    return family, folder, {socket.laddr.ip.removeprefix("::ffff:") for socket in sockets}
+
+
+def test_ray_listens_on_loopback_alone(killed):
+    assert killed[2] == {"127.0.0.1"}
 
 
 def test_a_study_compares_its_arms(config):
@@ -92,18 +93,15 @@ def test_ctrl_c_ends_the_run_after_its_step_and_it_can_be_resumed(config):
     more = summary["steps"] + 5
     resumed = gradlens("run", "--resume", folder, "--set", f"train.steps={more}", "--json")
     assert resumed.returncode == 0, resumed.stderr
-    assert json.loads(resumed.stdout)["steps"] == more == RunReader(folder).config["train"]["steps"]
-
-
-def test_ray_listens_on_loopback_alone_and_ends_with_a_killed_command(config):
-    with started(config, "--set", "train.steps=100000", "--set", "train.num_workers=2") as (process, folder):
-        family = psutil.Process(process.pid).children(recursive=True)
-        assert any("RayTrainWorker" in " ".join(child.cmdline()) for child in family)
-        sockets = [socket for member in family for socket in member.net_connections("inet") if socket.status == psutil.CONN_LISTEN]
-        assert {socket.laddr.ip.removeprefix("::ffff:") for socket in sockets} == {"127.0.0.1"}
-    _, alive = psutil.wait_procs(family, timeout=120)  # the agents of Ray give themselves a minute
-    assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
-    assert len(RunReader(folder).curve("train/loss")[0]) > 5
+    summary = json.loads(resumed.stdout)  # one object, and nothing else
+    assert summary["steps"] == more == RunReader(folder).config["train"]["steps"]
+    expected = {"run_id", "run_dir", "steps", "loss_first", "loss_last", "hookpoints", "top_features", "rules", "policy_version", "gaps"}
+    assert expected <= set(summary)
+    assert summary["rules"][0]["concept"] == "some"
+    assert os.path.getsize(summary["report"]) > 10_000
+    for phase in ("starting Ray", "starting ranks", "training", "writing report"):
+        assert phase in resumed.stderr, phase
+    assert "(raylet)" not in resumed.stderr and "Traceback" not in resumed.stderr
 
 
 @pytest.mark.parametrize(
@@ -120,3 +118,10 @@ def test_what_is_wrong_with_a_config_is_one_clear_error(config, changes, code, m
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr and not done.stdout
+
+
+def test_nothing_is_left_of_a_killed_command(killed):
+    family, folder, _ = killed  # killed before the tests above: the agents of Ray give themselves a minute
+    _, alive = psutil.wait_procs(family, timeout=120)
+    assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
+    assert len(RunReader(folder).curve("train/loss")[0]) > 5

@@ -83,7 +83,7 @@ def test_two_ranks_give_the_curves_of_one(inputs, one_rank):
         (steps, first), (others, second) = curve(one, key), curve(two, key)
         assert list(steps) == list(others), key
         assert second == pytest.approx(first, rel=2e-3, abs=1e-6), key
-    columns = ("step", "row_id", "push")
+    columns = ("step", "row_id", "taught")
     tables = [RunReader(run["run_dir"]).examples("some") for run in (one, two)]
     rows = [sorted(zip(*(table[name].to_pylist() for name in columns), strict=True)) for table in tables]
     assert rows[0] and rows[1] == [(step, row, pytest.approx(push, rel=2e-3, abs=1e-6)) for step, row, push in rows[0]]
@@ -117,16 +117,16 @@ def test_lens_actors_give_the_readings_of_the_ranks(inputs, one_rank):
     there = RunReader(summary["run_dir"])
     assert here.keys() == there.keys() and summary["gaps"] == []
     for key in here.keys():
-        if key != "train/step_seconds":
+        if not key.endswith("_seconds"):
             (steps, first), (others, second) = here.curve(key), there.curve(key)
             assert list(steps) == list(others), key
             assert second == pytest.approx(first, rel=2e-3, abs=1e-6, nan_ok=True), key
-    columns = ("step", "row_id", "push")
+    columns = ("step", "row_id", "taught")
     rows = [sorted(zip(*(reader.examples("some")[name].to_pylist() for name in columns), strict=True)) for reader in (here, there)]
     assert rows[0] and rows[1] == [(step, row, pytest.approx(push, rel=2e-3, abs=1e-6)) for step, row, push in rows[0]]
     assert here.dense_steps("layers.2") == there.dense_steps("layers.2") == [2, 4, 6]
     for step in (2, 4, 6):
-        for name in ("push", "attribution", "energy", "drift"):
+        for name in ("uptake", "taught", "push", "attribution", "energy", "drift"):
             first, second = (reader.dense("layers.2", step)[name].to_numpy() for reader in (here, there))
             assert second == pytest.approx(first, rel=2e-3, abs=1e-5), (step, name)
 
@@ -135,14 +135,14 @@ def test_a_lens_actor_that_dies_costs_readings_of_some_steps_and_no_time(inputs)
     def kill(run_id):
         ray.kill(ray.get_actor(f"lens:0:{run_id}", namespace=NAMESPACE), no_restart=False)
 
-    config = tiny_config(two_hookpoints(inputs, name="killed"), ray__lens_actors=1, train__steps=600, observe={**QUICK})
+    config = tiny_config(two_hookpoints(inputs, name="killed"), ray__lens_actors=1, train__steps=300, observe={**QUICK})
     summary = run_job(config, progress=Watcher(20, kill))
-    assert (summary["status"], summary["steps"]) == ("done", 600)
-    assert list(curve(summary, "train/loss")[0]) == list(range(1, 601))
+    assert (summary["status"], summary["steps"]) == ("done", 300)
+    assert list(curve(summary, "train/loss")[0]) == list(range(1, 301))
     gaps = [gap for gap in summary["gaps"] if gap["service"] == "lens"]
     read = set(curve(summary, "layers.3/gradient_norm")[0])
-    assert gaps and sum(gap["count"] for gap in gaps) == 600 - len(read)
-    assert 600 in read, "it came back"
+    assert gaps and sum(gap["count"] for gap in gaps) == 300 - len(read)
+    assert 300 in read, "it came back"
     assert curve(summary, "train/step_seconds")[1][5:].max() < 1.5, "a step waited for a service"
 
 

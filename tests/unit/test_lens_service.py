@@ -49,7 +49,7 @@ def test_totals_of_a_checkpoint_that_lack_something_go_on_from_zero():
     step = projection.take(1)
     assert step["features"].keys() == {HOOK, "layers.2"}
     totals = projection.totals()
-    assert set(totals[HOOK]) == {"push", "attribution", "energy"}
+    assert set(totals[HOOK]) == {"taught", "push", "attribution", "energy"}
     fresh = Projection({HOOK: tiny_dictionary()}, {}, ObserveSettings())
     fresh.add(HOOK, tokens(0))
     fresh.take(1)

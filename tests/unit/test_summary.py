@@ -66,12 +66,12 @@ def test_the_summary_has_the_keys_of_the_contract_and_the_figures_of_the_folder(
     assert (summary["run_id"], summary["status"], summary["steps"]) == ("run", "done", 6)
     assert (summary["loss_first"], summary["loss_last"], summary["policy_version"]) == (3.5, 1.0, 1)
     assert summary["hookpoints"] == ["layers.1", "layers.3"]
-    first = {"hookpoint": "layers.3", "feature": 2, "label": "[salt] and sea"}
-    first |= {"uptake": None, "drift": -7.0, "push": 2.0, "attribution": 1.0}
-    assert summary["top_features"][0] == first and list(summary["top_features"][0]) == list(first)
+    second = {"hookpoint": "layers.3", "feature": 2, "label": "[salt] and sea"}
+    second |= {"uptake": None, "drift": -7.0, "push": 2.0, "attribution": 1.0}
+    assert summary["top_features"][1] == second and list(summary["top_features"][1]) == list(second)
     assert summary["learned_in_words"] == summary["alarms"] == []
-    assert [round(row["drift"], 3) for row in summary["top_features"][1:3]] == [-0.2, 0.1]
-    assert summary["top_features"][2]["label"] == "ahoy"
+    assert round(summary["top_features"][0]["drift"], 3) == -0.2  # the largest of a hookpoint with a small scale
+    assert "ahoy" in [row["label"] for row in summary["top_features"]]
     assert summary["concepts"]["sea/salt"]["layers.3"] == {"uptake": None, "drift": 5.0, "push": 12.0, "attribution": None}
     assert [(rule["label"], rule["gain"]) for rule in summary["rules"]] == [("route:pirate", 0.0)]
     assert [(gap["from_step"], gap["to_step"], gap["count"]) for gap in summary["gaps"]] == [(4, 5, 2)]
