@@ -97,7 +97,7 @@ class ObserveSettings(Settings):
     update: Literal["difference", "exact"] = Field(
         "difference",
         description="difference: a forward pass of `update_rows` probe rows, now minus then. exact: the derivative along the parameter "
-        "change (forward mode, about three to five forward passes).",
+        "change (forward mode, about three forward passes).",
     )
     update_rows: int = Field(2, ge=1, description="Rows of the probe set that `update` is read on, evenly spread over it.")
     own_every: int = Field(

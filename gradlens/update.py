@@ -1,7 +1,7 @@
 """`update`: what the optimizer's actual parameter change does to every feature, to first order, on the probe set.
 
 Whatever made the change (Adam's scaling, clipping, weight decay, momentum, LoRA) is in it, because it is taken from the parameters. Source:
-forward-mode differentiation of the network along the step; costs three to five forward passes of the texts that are read.
+forward-mode differentiation of the network along the step; costs about three forward passes of the texts that are read.
 Shape suffixes: T counted tokens of the probe set, D d_model, F d_sae.
 """
 
