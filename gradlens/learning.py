@@ -174,7 +174,8 @@ class Learning:
         """Read texts that the model wrote while it is trained (see `Lens.read_generated`)."""
         with before_training(unwrap(self.model)):
             reading, _ = read_tokens(self.model, self.dictionaries, [batch], "response")
-        self.generated.append({name: (part.acts, part.rows) for name, part in reading.items()})
+        group_R = _prompts(batch)
+        self.generated.append({name: (part.acts, _mean_by(part.rows, group_R)) for name, part in reading.items()})
         if len(self.generated) > 2:  # the first and the latest are what is compared
             del self.generated[1]
 
@@ -367,6 +368,25 @@ class Learning:
         if "own_start" in state:
             at = {name: ProbeReading(**values) for name, values in state["own_start"]["at"].items()}
             self.own_start = self.own_last = OwnReading(state["own_start"]["answers"], at, None)
+
+
+def _prompts(batch: Batch) -> list[int]:
+    """The number of each row's prompt, for the rows in which the model wrote something."""
+    wrote_BS = batch["labels"] != -100
+    seen: dict[tuple[int, ...], int] = {}
+    keys = []
+    for ids_S, wrote_S in zip(batch["input_ids"], wrote_BS, strict=True):
+        if wrote_S[1:].any():  # a row's first token never counts
+            prompt = tuple(ids_S[: int(wrote_S.int().argmax())].tolist())
+            keys.append(seen.setdefault(prompt, len(seen)))
+    return keys
+
+
+def _mean_by(rows_RF: Tensor, group_R: list[int]) -> Tensor:
+    """Mean row of each group: answers to one prompt are not independent, and chance is judged over what is."""
+    group = torch.tensor(group_R)
+    count = torch.bincount(group).float()
+    return torch.zeros(len(count), rows_RF.shape[1]).index_add_(0, group, rows_RF) / count[:, None]
 
 
 def _activations(pairs: Pairs, features: list[int], T: int) -> np.ndarray:

@@ -150,7 +150,8 @@ class Lens:
 
         `batch`: `input_ids[B, S]`, `attention_mask`, and `labels` with -100 wherever the model did not write (the prompt, padding). They
         are read by the model without its adapter where that can be switched off, so that a change is one of the texts. Call it with what
-        is generated anyway, every so many steps, six texts or more at a time; `rising` says what changed since the first call. Curves:
+        is generated anyway, every so many steps; `rising` says what changed since the first call, beyond what prompts differ by: answers
+        to one prompt count as one text, and it takes six prompts or more a call. Curves:
         `concept/NAME/HOOKPOINT/generated`. Costs a forward pass; does nothing on other ranks than the first.
         """
         if self.world.rank != 0:

@@ -12,7 +12,7 @@ from gradlens.data import prompt_text, read_rows
 from gradlens.models import load_model
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 12
-PROMPTS, SAMPLES, TOKENS = 4, 4, 24
+PROMPTS, SAMPLES, TOKENS = 12, 2, 24
 torch.manual_seed(0)
 model, tokenizer = load_model("smollm2")
 tokenizer.padding_side = "left"

@@ -72,8 +72,9 @@ def test_what_rises_in_generated_texts_is_told_from_the_texts_before():
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
     args = {"concepts": {"c": {HOOK: [1]}}, "recorder": recorder, "probe": [tiny_batch(0)], "observe": ObserveSettings(update_every=0)}
 
-    def rollouts(token: int) -> dict[str, torch.Tensor]:
+    def rollouts(token: int, prompts: int = 8) -> dict[str, torch.Tensor]:
         ids = torch.cat([tiny_batch(seed)["input_ids"][:1] for seed in range(8)])
+        ids[:, :4] = ids[torch.arange(8) % prompts, :4]
         ids[:, 5:] = token
         labels = ids.clone()
         labels[:, :4] = -100
@@ -86,6 +87,10 @@ def test_what_rises_in_generated_texts_is_told_from_the_texts_before():
         assert lens.rising() == []  # the same texts
         lens.read_generated(rollouts(33))
         found = lens.rising(5)
+        assert [len(rows) for _, rows in (reading[HOOK] for reading in lens.learning.generated)] == [8, 8]
+        lens.read_generated(rollouts(33, prompts=4))  # two answers to each of four prompts are four texts: too few to tell
+        assert len(lens.learning.generated[1][HOOK][1]) == 4 and lens.rising() == []
+        lens.read_generated(rollouts(33))
         model(**tiny_batch(0)).loss.backward()
         optimizer.step()
     assert len(found) == 5 and abs(found[0]["change"]) >= abs(found[-1]["change"]) > 0
