@@ -96,9 +96,7 @@ def unnamed() -> str:
     lines = []
     for row in read("unnamed", ("concept", "seed")):
         best = (row["found"] or 1) - 1
-        words = (
-            ", ".join(f"`{word}`".replace("|", "\\|") for word in row["clusters"][best]["words"][:6]) if row["clusters"] else "-"
-        )
+        words = ", ".join(f"`{word}`".replace("|", "\\|") for word in row["clusters"][best]["words"][:6]) if row["clusters"] else "-"
         told = "control" if row["concept"] in CONTROLS else f"{row['found']}. ({row['auc'][best]:.2f})" if row["found"] else "no"
         own = row["clusters"][best]["own"] if row["clusters"] else {}
         said = f"{own['before']} -> {own['now']} of {own['of']}" if own else "-"

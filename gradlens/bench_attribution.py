@@ -18,7 +18,7 @@ import numpy as np
 from gradlens.config import EvaluateSettings, RunConfig
 from gradlens.faithfulness import TRUTHS, concept_auc, scores
 from gradlens.lens import Lens
-from gradlens.probe import read_probe, spread
+from gradlens.probe import evenly, read_probe, spread
 
 WINDOWS = (1, 10, 50)
 AUC_STEPS = 10  # by when features of known concepts should stand out
@@ -88,7 +88,7 @@ class _Collector:
         """Drift on `FEW` rows of the probe set, and on all the others: what is measured on the one is to predict the other."""
         now, then = self.lens.last[hookpoint], self.lens.start[hookpoint]
         few = np.zeros(len(now.rows), dtype=bool)
-        few[np.linspace(0, len(few) - 1, min(FEW, len(few))).round().astype(int)] = True
+        few[evenly(len(few), FEW)] = True
         if few.all():
             return {}
         units = self.lens.dictionaries[hookpoint].unit_directions().cpu()

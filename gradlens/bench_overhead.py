@@ -25,10 +25,14 @@ from gradlens.capture import hidden
 from gradlens.config import ObserveSettings, RunConfig
 from gradlens.data import IGNORE, Mixture, collate
 from gradlens.dictionary import Dictionary
-from gradlens.hookpoints import find_module
+from gradlens.formats import load_dictionary
+from gradlens.hookpoints import canonical, find_module
 from gradlens.lens import Lens
+from gradlens.models import load_model
+from gradlens.reading import pad_id_of
 from gradlens.recorder import NullRecorder
 from gradlens.rules import Policy, load_rules
+from gradlens.train import LossFunction, Rank, Shared, reference_batches, run_concepts, run_examples, split, to_train
 
 NOTHING = {"estimators": [], "drift_every": 0, "update_every": 0, "own_prompts": 0}
 # arm -> changes of `observe`; `default`: the config's own settings
@@ -48,12 +52,6 @@ Progress = Callable[..., None]
 def bench(config: RunConfig, arms: Sequence[str], steps: int, progress: Progress | None = None) -> list[dict[str, Any]]:
     """One entry per arm: `arm, steps, seconds` (median step), `median_ratio` with a 95% interval, `total_ratio` with one over blocks of
     steps, `losses` equal to the bare arm's or not. `naive`: a hook with dense [T, F] products. `rules`: the config's, nothing read."""
-    from gradlens.formats import load_dictionary
-    from gradlens.hookpoints import canonical
-    from gradlens.models import load_model
-    from gradlens.reading import pad_id_of
-    from gradlens.train import LossFunction, Rank, Shared, _concepts, _examples, _to_train, reference_batches, split
-
     device = torch.device("cuda" if torch.cuda.is_available() and config.train.device != "cpu" else "cpu")
     torch.manual_seed(config.train.seed)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -63,10 +61,10 @@ def bench(config: RunConfig, arms: Sequence[str], steps: int, progress: Progress
         rank.phase("loading model")
         model, tokenizer = load_model(config.model.name, config.model.dtype, str(device))
         dictionaries = {canonical(hook): load_dictionary(source, device=device) for hook, source in config.dictionaries.items()}
-        concepts = _concepts(rank, model, tokenizer, dictionaries)
-        sources, probe = _examples(rank, tokenizer)
+        concepts = run_concepts(rank, model, tokenizer, dictionaries)
+        sources, probe = run_examples(rank, tokenizer)
         reference = reference_batches(config.observe, tokenizer, config.data.max_length, device)
-        model = _to_train(config, model, device).train()
+        model = to_train(config, model, device).train()
         mixture, pad = Mixture(sources, config.data.weights, config.train.batch_size, config.train.seed), pad_id_of(tokenizer)
         take: dict[str, Callable[..., float]] = {}
         for arm in arms:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gradlens.data import IGNORE
 from gradlens.hookpoints import canonical, find_module, unwrap
 from gradlens.projection import Tokens
 
@@ -32,11 +33,8 @@ def counted_tokens(input_ids: Tensor, attention_mask: Tensor | None, labels: Ten
     real_BS = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     keep_BS = real_BS & (real_BS.cumsum(-1) > 1)
     if tokens == "response" and labels is not None:
-        keep_BS = keep_BS & (labels != -100)
+        keep_BS = keep_BS & (labels != IGNORE)
     return keep_BS
-
-
-IGNORE = -100  # as `gradlens.data.IGNORE`: a label that the loss does not count
 
 
 def token_loss(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gradlens import movers
 from gradlens.config import ObserveSettings
+from gradlens.data import IGNORE
 from gradlens.dictionary import Dictionary
 from gradlens.groups import group_change
 from gradlens.hookpoints import unwrap
@@ -26,7 +27,7 @@ from gradlens.update import read_update, trainable_parameters
 from gradlens.uptake import Pairs, uptake
 
 MIN_GAIN = 0.01  # of probability: tokens that express a learned feature have become likelier by this much, weighted by its activation
-ALARM = 0.01  # chance of a false alarm of one watched concept at one reading
+ALARM = 0.01  # chance of a false alarm of one watched concept at one reading, over all its hookpoints
 ALARM_SHARE = 0.05  # of all that was learned: below it an unannounced cluster raises no alarm
 SAME = 1 / 3  # clusters that share so much of the smaller one's features are the same
 
@@ -125,7 +126,7 @@ class Learning:
                 for concept, members in self._of(name):
                     scalars[f"concept/{concept}/{name}/{key}"] = total[members].mean().item()
 
-    def read_drift(self, step: int, scalars: dict[str, float]) -> dict[str, dict[str, np.ndarray]]:
+    def read_drift(self, scalars: dict[str, float]) -> dict[str, dict[str, np.ndarray]]:
         """Read the probe set; returns the dense columns of every hookpoint."""
         self.last, known = read_tokens(self.model, self.dictionaries, self.probe, self.observe.tokens)
         self._prob_T = known.prob_T
@@ -225,9 +226,14 @@ class Learning:
             total, rows, raw = self._uptake[hookpoint]
             if len(rows) < MIN_TEXTS:
                 return None
-            return beyond_chance(rows) & (total > 0) & (raw > 0) & (raw >= MIN_GAIN * self.start[hookpoint].acts)
+            return beyond_chance(rows) & (total > 0) & self._gained(hookpoint)
         now, then = self.last[hookpoint].rows, self.start[hookpoint].rows
         return None if now is None or then is None or len(now) < MIN_TEXTS else beyond_chance(now - then)
+
+    def _gained(self, hookpoint: str) -> Tensor:
+        """Features whose tokens have become likelier by `MIN_GAIN` at least, in the mean weighted by activation, `bool[F]`."""
+        raw = self._uptake[hookpoint][2]
+        return (raw > 0) & (raw >= MIN_GAIN * self.start[hookpoint].acts)
 
     def clusters(self) -> list[movers.Cluster] | None:
         """What was learned, without any concept named in advance; the largest first, at most `movers.CLUSTERS`. None where
@@ -261,12 +267,11 @@ class Learning:
         for concept in sorted(concepts):
             if any(alarm["about"] == "concept" and alarm["name"] == concept for alarm in self.alarmed):
                 continue
-            for (name, hookpoint), members in self.members.items():
-                if name != concept or hookpoint not in self._uptake:
-                    continue
-                total, rows, raw = self._uptake[hookpoint]
-                chance = one_sided(rows[:, members].mean(1))
-                if len(rows) >= MIN_TEXTS and chance <= ALARM and raw[members].sum() > 0:
+            mine = [(hookpoint, ids) for (name, hookpoint), ids in self.members.items() if name == concept and hookpoint in self._uptake]
+            for hookpoint, members in mine:
+                total, rows, _ = self._uptake[hookpoint]
+                chance = min(1.0, one_sided(rows[:, members].mean(1)) * len(mine))
+                if len(rows) >= MIN_TEXTS and chance <= ALARM and self._gained(hookpoint)[members].any():
                     self._alarm(
                         step, report, about="concept", name=concept, hookpoint=hookpoint, chance=chance,
                         text=f"{concept} is being learned: uptake {total[members].mean().item():+.3g} at {hookpoint} (chance {chance:.2g})",
@@ -275,9 +280,11 @@ class Learning:
         named: dict[str, set[tuple[str, int]]] = {concept: set() for concept in concepts}
         for (concept, hookpoint), ids in self.members.items():
             named[concept] |= {(hookpoint, int(i)) for i in ids}
+        everything = frozenset().union(*(entry.members for entry in clusters))
         for entry in clusters:
             features = set(entry.features)
-            announced = any(features & ids or len(entry.members & ids) >= SAME * len(ids) for ids in named.values())
+            held = [ids & everything for ids in named.values() if ids & everything]  # of each concept what is in any cluster
+            announced = any(features & ids or len(entry.members & ids) >= SAME * len(ids) for ids in held)
             known = [set(map(tuple, alarm["features"])) for alarm in self.alarmed if alarm["about"] == "mover"]
             old = any(len(features & other) >= SAME * min(len(features), len(other)) for other in known)
             if entry.share >= ALARM_SHARE and not announced and not old:
@@ -308,9 +315,9 @@ class Learning:
         if not self._ordinary and self._reference_batches:
             ids, rows = [], []
             for number, batch in enumerate(self._reference_batches):
-                counted = batch["labels"] != -100 if "labels" in batch else torch.ones_like(batch["input_ids"], dtype=torch.bool)
-                ids.append(batch["input_ids"][counted])
-                rows.append(counted.nonzero()[:, 0] + number * 10_000)
+                counted = batch["labels"] != IGNORE
+                ids.append(batch["input_ids"][counted].cpu())
+                rows.append(counted.nonzero()[:, 0].cpu() + number * 10_000)
             self._ordinary = movers.word_shares(self._words(torch.cat(ids)), torch.cat(rows).numpy())
         return self._ordinary
 
@@ -372,7 +379,7 @@ class Learning:
 
 def _prompts(batch: Batch) -> list[int]:
     """The number of each row's prompt, for the rows in which the model wrote something."""
-    wrote_BS = batch["labels"] != -100
+    wrote_BS = batch["labels"] != IGNORE
     seen: dict[tuple[int, ...], int] = {}
     keys = []
     for ids_S, wrote_S in zip(batch["input_ids"], wrote_BS, strict=True):

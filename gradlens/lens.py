@@ -77,14 +77,15 @@ class Lens:
         members = {(concept, name): ids for concept, features in self.concepts.items() for name, ids in features.items()}
         self.projector: Projector = projector(members) if projector else Projection(self.dictionaries, members, self.observe)
         self._members = {key: torch.tensor(ids) for key, ids in members.items()}
-        self.learning = Learning(model, self.dictionaries, self.observe, self._members, tokenizer, reference, checkers)
+        spoken = (tokenizer, reference, checkers) if self.world.rank == 0 else ()  # the other ranks need no more than live features
+        self.learning = Learning(model, self.dictionaries, self.observe, self._members, *spoken)
         self.control = Control(model, self.dictionaries, self.concepts, self._live, thresholds, quorums)
         self._policy = policy or Policy()
         self._batch: MicroBatch | None = None
         self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
         self._rows: tuple[int, ...] | None = None
         self._scalars: dict[str, float] = {}
-        self._saw_gradients = False
+        self._saw_gradients = self._told_no_logits = False
         self._spent: dict[str, float] = {}  # seconds of this step that went into readings
         self._finished: int | None = None  # the step of the last readings at the end, so that a second call adds none
         self._hooks = ExitStack()
@@ -217,10 +218,16 @@ class Lens:
                 self.control.set_policy(self._policy)  # drawn again, from the features that are live
 
     def _on_output(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if self._batch is None or not torch.is_grad_enabled() or not self._observing():
+            return
         logits = getattr(output, "logits", None)
-        if self._batch is not None and torch.is_grad_enabled() and logits is not None and self._observing():
+        if logits is not None:
             with self._clock("step"):
                 self._batch.note_logits(logits.detach())
+        if self._batch.token_loss_BS is None and not self._told_no_logits and self.recorder is not None:
+            self._told_no_logits = True
+            reason = "the model's output has no logits for the tokens that it reads: what rows teach is not known"
+            self.recorder.event("not_read", step=self.step, estimator="taught", reason=reason)
 
     def _on_hookpoint(self, name: str, module: nn.Module, args: tuple, output: Any) -> Any:
         batch = self._batch
@@ -331,7 +338,7 @@ class Lens:
         dense: dict[str, Any] = {}
         if drift:
             with self._clock("probe"):
-                dense = self.learning.read_drift(self.step, scalars)
+                dense = self.learning.read_drift(scalars)
         if own and drift:
             with self._clock("own"):
                 self.learning.read_own(scalars, dense)
@@ -393,7 +400,7 @@ class Lens:
         """
         rows, totals = [], self.totals
         for name, dictionary in self.dictionaries.items():
-            columns = {key: total for key, total in totals[name].items()}
+            columns = dict(totals[name])
             if self.last is not None and self.last is not self.start:
                 columns["drift"] = self.drift(name)[0]
                 if self.learning.has_uptake(name):

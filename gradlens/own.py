@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradlens.data import IGNORE, Example, collate
 from gradlens.dictionary import Dictionary
 from gradlens.evaluate import continue_texts
-from gradlens.probe import ProbeReading, ProbeTokens, read_tokens
+from gradlens.probe import ProbeReading, ProbeTokens, evenly, read_tokens
 from gradlens.reading import pad_id_of
 
 
@@ -31,8 +32,6 @@ class OwnReading:
 
 def prompts_of(batches: list[dict[str, Tensor]], rows: int) -> list[list[int]]:
     """Prompts of at most `rows` texts, evenly spread: what comes before the first token that the loss counts; half of a plain text."""
-    from gradlens.data import IGNORE
-
     texts: list[list[int]] = []
     for batch in batches:
         mask = batch.get("attention_mask")
@@ -46,8 +45,7 @@ def prompts_of(batches: list[dict[str, Tensor]], rows: int) -> list[list[int]]:
             end = first if first > start + 1 else start + max(1, length // 2)
             texts.append(ids[start:end].tolist())
     texts = [text for text in texts if text]
-    picked = torch.linspace(0, len(texts) - 1, min(rows, len(texts))).round().int().tolist() if texts else []
-    return [texts[i] for i in picked]
+    return [texts[i] for i in evenly(len(texts), rows)]
 
 
 def read_own(
@@ -63,8 +61,6 @@ def read_written(
     model: nn.Module, dictionaries: dict[str, Dictionary], prompts: list[list[int]], written: list[list[int]], pad_id: int
 ) -> tuple[dict[str, ProbeReading], ProbeTokens | None]:
     """Means over the written tokens, read by the model before training where it can be had. `({}, None)` where nothing was written."""
-    from gradlens.data import IGNORE, Example, collate
-
     examples = [
         Example([*prompt, *answer], [*[IGNORE] * len(prompt), *answer], number, "own", "")
         for number, (prompt, answer) in enumerate(zip(prompts, written, strict=True))

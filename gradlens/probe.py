@@ -103,10 +103,14 @@ def _read(dictionary: Dictionary, h_TD: Tensor, lengths: list[int], with_pairs: 
     return reading, Pairs.cat(pairs) if with_pairs else None
 
 
+def evenly(total: int, count: int) -> list[int]:
+    """At most `count` numbers below `total`, evenly spread."""
+    return torch.linspace(0, total - 1, min(count, total)).round().int().tolist() if total else []
+
+
 def spread(batches: list[dict[str, Tensor]], rows: int) -> list[dict[str, Tensor]]:
     """At most `rows` rows of the batches, evenly spread over them; padding that no picked row needs is cut."""
-    total = sum(len(batch["input_ids"]) for batch in batches)
-    wanted = set(torch.linspace(0, total - 1, min(rows, total)).round().int().tolist())
+    wanted = set(evenly(sum(len(batch["input_ids"]) for batch in batches), rows))
     picked: list[dict[str, Tensor]] = []
     number = 0
     for batch in batches:

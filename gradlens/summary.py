@@ -234,7 +234,7 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
                 rows.add_row(escape(name), hookpoint, *(_figure(entry.get(key), "+") for key in shown), line)
     if summary["top_features"]:
         shown = figures(summary["top_features"])
-        rows = table("Features that moved most", "hookpoint", "feature", *shown, "label")
+        rows = table("Features that were taught most", "hookpoint", "feature", *shown, "label")
         for row in summary["top_features"]:
             rows.add_row(
                 row["hookpoint"], str(row["feature"]), *(_figure(row.get(key), "+") for key in shown), escape(_clipped(row["label"]))

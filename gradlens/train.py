@@ -110,15 +110,15 @@ def train_rank(rank: Rank) -> str:
     rank.phase("loading model")
     model, tokenizer = load_model(config.model.name, config.model.dtype, str(rank.device))
     dictionaries = {canonical(hook): load_dictionary(source, device=rank.device) for hook, source in config.dictionaries.items()}
-    concepts = _concepts(rank, model, tokenizer, dictionaries)
-    sources, probe = _examples(rank, tokenizer)
+    concepts = run_concepts(rank, model, tokenizer, dictionaries)
+    sources, probe = run_examples(rank, tokenizer)
     if world.rank == 0:
         if rank.shared.before is None:
             rank.shared.before = read_evaluation(rank.run_dir).get("before") or _evaluated(rank, model, tokenizer, concepts, "before")
         if rank.shared.before:
             write_evaluation(rank.run_dir, "before", rank.shared.before)
     torch.manual_seed(config.train.seed)  # the same adapter whatever was read before
-    model = _to_train(config, model, rank.device)
+    model = to_train(config, model, rank.device)
     torch.manual_seed(config.train.seed + 1 + world.rank)  # dropout differs between ranks
     status = _loop(rank, model, tokenizer, dictionaries, concepts, sources, probe)
     if status == "done" and world.rank == 0:
@@ -359,7 +359,7 @@ def _save(rank: Rank, step: int, model: nn.Module, optimizer: torch.optim.Optimi
     return step
 
 
-def _concepts(rank: Rank, model: nn.Module, tokenizer: Any, dictionaries: dict[str, Dictionary]) -> list[Concept]:
+def run_concepts(rank: Rank, model: nn.Module, tokenizer: Any, dictionaries: dict[str, Dictionary]) -> list[Concept]:
     """The run's concepts with features at every hookpoint: those of an earlier part of the run, or fitted now on rank 0."""
     path = rank.run_dir / "concepts.yaml"
     concepts = rank.shared.concepts
@@ -379,7 +379,7 @@ def _concepts(rank: Rank, model: nn.Module, tokenizer: Any, dictionaries: dict[s
     return rank.shared.concepts
 
 
-def _examples(rank: Rank, tokenizer: Any) -> tuple[list[list[Example]], list[dict[str, Tensor]]]:
+def run_examples(rank: Rank, tokenizer: Any) -> tuple[list[list[Example]], list[dict[str, Tensor]]]:
     """Examples of each training source, numbered through, and the batches of the probe set."""
     data = rank.config.data
     rank.phase("reading data")
@@ -422,7 +422,7 @@ def _kept(config: RunConfig) -> list[int] | None:
     return [config.data.train.index(name) for name in config.data.keep]
 
 
-def _to_train(config: RunConfig, model: nn.Module, device: torch.device) -> nn.Module:
+def to_train(config: RunConfig, model: nn.Module, device: torch.device) -> nn.Module:
     """The model with what is trained marked: an adapter, or every weight."""
     if config.model.method == "lora":
         return apply_lora(model, config.model.lora, config.model.gradient_checkpointing).to(device)

@@ -69,7 +69,7 @@ class Watch(Lens):
     def top(self, n: int = 20) -> Top:
         """The `n` features that this run taught most, with labels: prints as a table, `.df` for pandas.
 
-        By |uptake| on the probe set where there is one (see `Lens.table`); only a positive one can have been learned.
+        By uptake on the probe set where there is one (see `Lens.table`).
         """
         rows = self.table(n)
         return Top({**row, "label": self.labels.get(row["hookpoint"], {}).get(row["feature"], "")} for row in rows)

@@ -61,7 +61,7 @@ def ls(runs_dir: RunsDirOption = RUNS, json_output: JsonOption = False) -> None:
 def show(
     run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, skip_damaged: SkipOption = False, json_output: JsonOption = False
 ) -> None:
-    """What a run has learned: concepts with their curves, features that moved most, rules, measures before and after.
+    """What a run has learned: concepts with their curves, features that were taught most, rules, measures before and after.
 
     Works while the run is going. Example: gradlens runs show last
     """

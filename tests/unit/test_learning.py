@@ -22,18 +22,22 @@ def learning(**extra) -> Learning:
 
 
 def cluster(features, share=0.4, words=("ahoy",)) -> Cluster:
-    return Cluster(share, [(HOOK, i) for i in features], len(features), list(words), (0.1, 0.5), "[ahoy]")
+    pairs = [(HOOK, i) for i in features]
+    return Cluster(share, pairs[:12], len(features), list(words), (0.1, 0.5), "[ahoy]", members=frozenset(pairs))
 
 
 def test_a_watched_concept_raises_one_alarm_when_its_uptake_is_beyond_chance():
     made, told = learning(), []
     rows = torch.zeros(12, 80)
-    made._uptake = {HOOK: (rows.mean(0), rows, rows.sum(0))}
+    made._uptake = {HOOK: (rows.mean(0), rows, rows.mean(0))}
     report = lambda kind, **fields: told.append((kind, fields))  # noqa: E731
     made.alarms(1, [], report)
-    assert told == []
     rows[:, [1, 2]] = torch.rand(12, 2, generator=torch.Generator().manual_seed(0)) + 0.1
-    made._uptake = {HOOK: (rows.mean(0), rows, rows.sum(0))}
+    least = 0.01 * made.start[HOOK].acts  # a percentage point of probability
+    made._uptake = {HOOK: (rows.mean(0), rows, 0.5 * least)}
+    made.alarms(1, [], report)
+    assert told == []  # certain, but next to nothing
+    made._uptake = {HOOK: (rows.mean(0), rows, 2 * least)}
     made.alarms(2, [], report)
     made.alarms(3, [], report)
     [(kind, alarm)] = told
@@ -62,7 +66,8 @@ def test_what_nobody_announced_raises_one_alarm_for_each_cluster_of_some_size():
     made.alarms(1, [cluster([10, 11, 12])], report)
     made.alarms(2, [cluster([10, 11, 30]), cluster([40, 41], share=0.01), cluster([1, 50, 51])], report)
     assert [(alarm["step"], alarm["about"], alarm["name"]) for alarm in told] == [(1, "mover", "ahoy")]
-    made.alarms(3, [cluster([60, 61, 62], words=())], report)  # another one; a cluster of a named concept's features is no surprise
+    late = cluster([*range(20, 40), 2])  # of its 21 features the twelve shown are none of the concept's, but all that it holds are here
+    made.alarms(3, [cluster([60, 61, 62], words=()), late], report)  # another one; a cluster of a named concept's features is no surprise
     assert [(alarm["step"], alarm["name"]) for alarm in told] == [(1, "ahoy"), (3, "no words")]
 
 

@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
@@ -494,3 +495,19 @@ def test_a_run_that_goes_on_measures_from_where_the_first_part_began():
     for mine, other in zip(second.learning.uptake(HOOK), whole.learning.uptake(HOOK), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-9)
     assert second.learning.uptake(HOOK)[0].abs().max() > 0
+
+
+def test_a_model_that_makes_no_logits_is_told_once_and_read_without_them():
+    model, recorder = tiny_model().train(), MemoryRecorder()
+    # as where the loss is fused with the output embeddings
+    model.register_forward_hook(lambda module, args, output: setattr(output, "logits", None), prepend=True)
+    optimizer = torch.optim.SGD(trainable(model), lr=0.1)
+    batch = tiny_batch(0)
+    with Lens(model, optimizer, {HOOK: tiny_dictionary()}, recorder=recorder, probe=[batch]) as lens:
+        for _ in range(2):
+            model(**batch).loss.backward()
+            optimizer.step()
+    [event] = [event for event in recorder.events if event["kind"] == "not_read"]
+    assert event["estimator"] == "taught" and "no logits" in event["reason"]
+    assert np.isnan(recorder.records[0]["features"][HOOK]["taught"]).all() and recorder.records[0]["features"][HOOK]["push"].any()
+    assert not lens.learning.has_uptake(HOOK) and lens.drift(HOOK)[0].any() and lens.table(3)

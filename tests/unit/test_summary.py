@@ -198,7 +198,7 @@ def test_ls_and_show_on_the_command_line(runs_dir):
     assert re.search(r"demo-1 +done +6 +3\.5 -> 1", invoke("runs", "ls", "--runs-dir", runs_dir).stdout)
     shown = json.loads(invoke("runs", "show", "demo", "--runs-dir", runs_dir, "--json").stdout)
     assert set(KEYS) <= set(shown) and shown["curves"]["sea/salt"]["layers.1"]["estimator"] == "drift"
-    assert "Features that moved most" in invoke("runs", "show", "--runs-dir", runs_dir).stdout
+    assert "Features that were taught most" in invoke("runs", "show", "--runs-dir", runs_dir).stdout
     assert "no runs in" in invoke("runs", "ls", "--runs-dir", runs_dir / "none").stdout
     assert "not found" in str(invoke("runs", "show", "nope", "--runs-dir", runs_dir).exception)
 

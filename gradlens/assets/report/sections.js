@@ -112,7 +112,7 @@ function drawMovers(body, redraw) {
   function fill() {
     const word = moversView.search.trim().toLowerCase();
     const rows = movers.rows.filter((row) => !word || `${row.feature} ${row.label} ${row.concepts.join(" ")}`.toLowerCase().includes(word));
-    const size = (row) => { const v = row[moversView.sort]; return isWord(v) && moversView.sort !== "label" ? Infinity : typeof v === "number" ? (moversView.sort === "feature" ? v : Math.abs(v)) : -1; };
+    const size = (row) => { const v = row[moversView.sort]; return isWord(v) && moversView.sort !== "label" ? Infinity : typeof v === "number" ? (moversView.sort === "feature" || moversView.sort === "uptake" ? v : Math.abs(v)) : -Infinity; };
     rows.sort((a, b) => (moversView.sort === "label" ? a.label.localeCompare(b.label) : size(b) - size(a) || 0) * (moversView.down ? 1 : -1));
     const shown = moversView.all ? rows : rows.slice(0, 15);
     const top = Math.max(1e-12, ...movers.rows.map((row) => (typeof row[movers.by] === "number" ? Math.abs(row[movers.by]) : 0)));
@@ -126,7 +126,7 @@ function drawMovers(body, redraw) {
       const share = key === movers.by && typeof row[key] === "number" ? Math.round(28 * Math.abs(row[key]) / top) : 0;
       return el("td", { cls: "num", style: share ? { background: `color-mix(in srgb, var(${row[key] < 0 ? "--c1" : "--c0"}) ${share}%, transparent)`, "padding-right": "8px" } : {} }, number(row[key], true));
     };
-    card.replaceChildren(el("div", { cls: `scroll${shown.length > 15 ? " tall" : ""}`, tabindex: "0", role: "region", "aria-label": "Features that moved most" }, el("table", {}, el("thead", {}, el("tr", {}, head)),
+    card.replaceChildren(el("div", { cls: `scroll${shown.length > 15 ? " tall" : ""}`, tabindex: "0", role: "region", "aria-label": "Features that were taught most" }, el("table", {}, el("thead", {}, el("tr", {}, head)),
       el("tbody", {}, shown.map((row) => el("tr", {}, columns.map(([key]) => cell(row, key))))))),
     el("p", { cls: "quiet small", style: { margin: "12px 0 0" } }, `${shown.length} of ${rows.length} kept here, of ${movers.of} features; after step ${movers.step}. `,
       rows.length > 15 ? el("button", { cls: "link", type: "button", onclick: () => { moversView.all = !moversView.all; fill(); } }, moversView.all ? "Show fewer" : "Show all") : null));
@@ -226,7 +226,7 @@ if (RUNS.some((run) => Object.keys(run.rates).length || Object.keys(run.nll).len
 section("runs", RUNS.length > 1 ? "Runs" : "Run", RUNS.length > 1 ? "Runs" : "Run", null, drawRuns);
 const redrawCurves = hasCurves ? section("curves", "Curves", "Learning curves", null, drawCurves) : () => {};
 if (MEASURED) section("where", "Where", "Where and when", `${MEASURED === "uptake" ? "Uptake" : "Drift"} of each concept at each hookpoint over the run: blue has come, orange has gone. Rows of a group share their scale.`, drawHeat);
-if (RUNS.some((run) => Object.values(run.movers).some((m) => m.rows.length))) section("movers", "Features", "Features that moved most", "Single dictionary features, with their automatic labels. Uptake is what the model learned to say, drift what it reads differently. Sums over the run: taught, the loss on tokens that express a feature; push and attribution, what the gradients asked for.", drawMovers);
+if (RUNS.some((run) => Object.values(run.movers).some((m) => m.rows.length))) section("movers", "Features", "Features that were taught most", "Single dictionary features, with their automatic labels. Uptake is what the model learned to say, drift what it reads differently. Sums over the run: taught, the loss on tokens that express a feature; push and attribution, what the gradients asked for.", drawMovers);
 if (RUNS.some((run) => Object.keys(run.examples).length)) section("taught", "Taught by", "What taught it", "Training rows that taught each concept most, over the steps that used them: by the loss of their tokens that express it. Those tokens are marked.", drawExamples);
 if (Object.keys(DATA.prompts).length) section("answers", "Answers", "Answers, before and after", "Greedy answers to held-out prompts. Marked words are what the concept's checker recognised.", drawAnswers);
 section("events", "Events", "Events", null, drawEvents);
