@@ -64,20 +64,29 @@ def attribution() -> str:
 
 
 def concepts() -> str:
-    """AUC of the features of known concepts after ten steps, by estimator, hookpoint and concept: mean and range over seeds."""
+    """AUC of the features of known concepts after ten steps, by estimator, hookpoint and concept: mean and range over seeds. Each feature
+    counted once, and (after the stroke) as often as it fires."""
     rows = [row for row in read("attribution", ("config", "seed", "hookpoint", "estimator", "truth", "window")) if row["config"] == "demo"]
     found: dict[str, dict[tuple[str, str], list[float]]] = {}
+    firing: dict[tuple[str, str, str], list[float]] = {}
     for row in rows:
         own = "drift_direction" if row["estimator"].endswith("_direction") else "drift"
         if row["window"] == 1 and row["truth"] == own:
             for concept, value in row["concept_auc"].items():
                 if value is not None:
                     found.setdefault(row["estimator"], {}).setdefault((concept, row["hookpoint"]), []).append(value)
+                    firing.setdefault((row["estimator"], concept, row["hookpoint"]), []).append(row["concept_auc_firing"][concept])
     columns = sorted({column for values in found.values() for column in values}, key=lambda column: (column[1], column[0]))
     order = sorted(found, key=lambda name: -np.mean([np.mean(values) for values in found[name].values()]))
     return grid(
         ["estimator", *(f"{concept}, {hook}" for concept, hook in columns)],
-        [[f"`{name}`", *(_range(found[name].get(column, [])) for column in columns)] for name in order],
+        [
+            [
+                f"`{name}`",
+                *(f"{_range(found[name].get(column, []))} / {_range(firing.get((name, *column), []))}" for column in columns),
+            ]
+            for name in order
+        ],
     )
 
 

@@ -28,6 +28,7 @@ FEW = 2  # rows of the cheap form of `update`
 NOT_ESTIMATES = {*TRUTHS, "probe_rate", "learned", "own"}
 # estimator -> reading that it comes from; the others are taken at every step
 COSTS = {"update": "update", "update_direction": "update", "uptake": "probe", f"update ({FEW} rows)": "few", "random": None}
+AUCS = ("concept_auc", "concept_auc_firing")
 TIMED = 5  # readings of `FEW` rows that are timed
 Progress = Callable[..., None]
 
@@ -122,25 +123,30 @@ def bench(config: RunConfig, seeds: Sequence[int], windows: Sequence[int] = WIND
         for hookpoint, found in collector.curves.items():
             estimates = found.estimates()
             estimates["random"] = rng.normal(size=next(iter(estimates.values())).shape)
-            live = found.live()
-            aucs = {name: _aucs(steps, members, hookpoint, live) for name, steps in estimates.items()}
+            live, rate = found.live(), found.columns["probe_rate"][0]
+            aucs = {name: _aucs(steps, members, hookpoint, live, rate) for name, steps in estimates.items()}
             made = scores(hookpoint, estimates, found.truths(), live, windows)
             if "few/drift" in found.columns:
                 few = {name: np.diff(steps, axis=0) for name, steps in found.truths("few/").items()}
                 for truth, steps in few.items():
                     name = f"update ({FEW} rows)"
-                    aucs[name] = _aucs(steps, members, hookpoint, live)
+                    aucs[name] = _aucs(steps, members, hookpoint, live, rate)
                     made += scores(hookpoint, {name: steps}, {truth: found.truths("rest/")[truth]}, live, windows)
             for score in made:
                 cost = costs.get(COSTS.get(score.estimator, "step"))
-                about = {"concept_auc": aucs[score.estimator], "live": int(live.sum()), "cost": cost}
-                rows.append({"seed": seed, **score.as_dict(), **about})
+                rows.append({"seed": seed, **score.as_dict(), **aucs[score.estimator], "live": int(live.sum()), "cost": cost})
     return rows
 
 
-def _aucs(steps: np.ndarray, members: dict[tuple[str, str], list[int]], hookpoint: str, live: np.ndarray) -> dict[str, float | None]:
-    """Of every concept: how far its features stand out after `AUC_STEPS` steps."""
-    return {concept: concept_auc(steps[:AUC_STEPS].sum(0), ids, live) for (concept, hook), ids in members.items() if hook == hookpoint}
+def _aucs(
+    steps: np.ndarray, members: dict[tuple[str, str], list[int]], hookpoint: str, live: np.ndarray, rate: np.ndarray
+) -> dict[str, dict[str, float | None]]:
+    """Of every concept: how far its features stand out after `AUC_STEPS` steps, each counted once, and each as often as it fires."""
+    total, mine = steps[:AUC_STEPS].sum(0), {concept: ids for (concept, hook), ids in members.items() if hook == hookpoint}
+    return {
+        "concept_auc": {concept: concept_auc(total, ids, live) for concept, ids in mine.items()},
+        "concept_auc_firing": {concept: concept_auc(total, ids, live, rate) for concept, ids in mine.items()},
+    }
 
 
 def _train(config: RunConfig, seed: int, phase: Progress | None) -> tuple[_Collector, dict[tuple[str, str], list[int]]]:
@@ -181,8 +187,9 @@ def table(rows: Sequence[dict]) -> list[dict]:
         entry |= {"spearman_min": min(spread), "spearman_max": max(spread)}
         costs = [member["cost"] for member in members if member.get("cost") is not None]
         entry["cost"] = float(np.mean(costs)) if costs else None
-        for concept in members[0]["concept_auc"]:
-            values = [member["concept_auc"][concept] for member in members if member["concept_auc"][concept] is not None]
-            entry.setdefault("concept_auc", {})[concept] = float(np.mean(values)) if values else None
+        for kind in AUCS:
+            for concept in members[0].get(kind, {}):
+                values = [member[kind][concept] for member in members if member[kind][concept] is not None]
+                entry.setdefault(kind, {})[concept] = float(np.mean(values)) if values else None
         merged.append(entry)
     return sorted(merged, key=lambda entry: (entry["hookpoint"], entry["truth"], entry["window"], -entry["spearman"]))

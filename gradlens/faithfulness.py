@@ -73,12 +73,18 @@ def precision_at(estimate_F: np.ndarray, truth_F: np.ndarray, top: int = TOP) ->
     return len(largest[0] & largest[1]) / top
 
 
-def concept_auc(estimate_F: np.ndarray, members: Sequence[int], live_F: np.ndarray) -> float | None:
-    """Probability that a live feature of the concept has a larger estimate than a live one outside it; None without both."""
+def concept_auc(estimate_F: np.ndarray, members: Sequence[int], live_F: np.ndarray, rate_F: np.ndarray | None = None) -> float | None:
+    """Probability that a live feature of the concept has a larger estimate than a live one outside it; None without both.
+
+    `rate_F`: each of the concept's features counts as often as it fires, so that one that marks most of the concept's tokens counts for
+    more than one that marks a word in a hundred.
+    """
     inside_F = np.zeros(len(estimate_F), dtype=bool)
     inside_F[list(members)] = True
-    found = auc(estimate_F[live_F & inside_F], estimate_F[live_F & ~inside_F])
-    return None if np.isnan(found) else found
+    others = estimate_F[live_F & ~inside_F]
+    found = [auc([value], others) for value in estimate_F[live_F & inside_F]]
+    weights = np.ones(len(found)) if rate_F is None else rate_F[live_F & inside_F]
+    return float(np.average(found, weights=weights)) if len(found) and len(others) and weights.sum() > 0 else None
 
 
 def _mean(values) -> float:

@@ -35,8 +35,8 @@ def attribution(
     Trains as CONFIG says, without its rules and without Ray, and reads everything at every step; that takes about five times as long as
     the run itself. `drift` is of feature activations, `drift_direction` along unit directions, both on the config's probe set.
     `update (2 rows)` is drift on two of its rows, judged by the drift on the others. `top 20`: of the 20 features that an estimator says
-    move most, the share that are among the 20 that do. `AUC`: whether the features of a concept stand out after 10 steps. `cost`: of one
-    reading, in steps.
+    move most, the share that are among the 20 that do. `AUC`: whether the features of a concept stand out after 10 steps, each counted
+    once / each as often as it fires. `cost`: of one reading, in steps.
 
     Examples:
       gradlens bench attribution
@@ -144,6 +144,7 @@ def _print(merged: list[dict]) -> None:
     """One table per hookpoint and truth: rank correlation for each window, and for the longest the share of the top 20 found."""
     from rich.table import Table
 
+    from gradlens.bench_attribution import AUCS
     from gradlens.faithfulness import TRUTHS
 
     words = {"drift": "drift of feature activations", "drift_direction": "drift along directions"}
@@ -163,10 +164,11 @@ def _print(merged: list[dict]) -> None:
             for estimator in longest:
                 cells = {entry["window"]: entry for entry in rows if entry["estimator"] == estimator}
                 last = cells[windows[-1]]
-                aucs = [last.get("concept_auc", {}).get(name) for name in concepts]
+                aucs = [[last.get(kind, {}).get(name) for kind in AUCS] for name in concepts]
                 shown.add_row(
                     estimator, *(_with_range(cells.get(window)) for window in windows), f"{last['precision']:.0%}",
-                    *("-" if value is None else f"{value:.2f}" for value in aucs), "-" if last["cost"] is None else f"{last['cost']:.0%}",
+                    *(" / ".join("-" if value is None else f"{value:.2f}" for value in pair) for pair in aucs),
+                    "-" if last["cost"] is None else f"{last['cost']:.0%}",
                 )  # fmt: skip
             out.print(shown)
             out.print()

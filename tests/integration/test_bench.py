@@ -37,7 +37,8 @@ def test_exact_updates_predict_drift_and_noise_does_not(tmp_path):
     assert {name for name, _, _ in rows} == readings
     assert rows["update (2 rows)", "drift_direction", 6]["spearman"] > 0.5  # other rows of the same kind
     assert all((row["cost"] is None) == (row["estimator"] == "random") and (row["cost"] or 1) > 0 for row in rows.values())
-    assert rows["update", "drift", 6]["concept_auc"].keys() == {"some"} and rows["push", "drift", 1]["seeds"] == 2
+    assert rows["update", "drift", 6]["concept_auc"].keys() == rows["update", "drift", 6]["concept_auc_firing"].keys() == {"some"}
+    assert rows["push", "drift", 1]["seeds"] == 2
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert {line["seed"] for line in lines} == {0, 1} and lines[0]["versions"]["torch"]
     before = len(lines)

@@ -45,4 +45,7 @@ def test_precision_and_auc():
     assert precision_at(np.array([1.0, -1, 0, 5, 0, 0]), truth, top=3) == pytest.approx(2 / 3)
     live = np.array([True] * 5 + [False])
     assert concept_auc(np.array([5.0, 4, 3, 2, 1, 99]), [0, 2, 5], live) == pytest.approx(5 / 6)
+    # the feature of value 5 is above all others, that of value 3 above two of three, and fires nine times as often
+    rate = np.array([0.1, 0, 0.9, 0, 0, 0])
+    assert concept_auc(np.array([5.0, 4, 3, 2, 1, 99]), [0, 2, 5], live, rate) == pytest.approx(0.1 + 0.9 * 2 / 3)
     assert concept_auc(np.ones(6), [5], live) is None
