@@ -1,8 +1,8 @@
 """Estimators of what a step teaches: pure functions of activations, gradients and a dictionary.
 
 Shape suffixes: T tokens, D d_model, F d_sae, K active features per token. g = dL/dh of the loss that the optimizer receives.
-Signs: positive = this step teaches more of it. Each fast form has an eager twin `*_eager` that defines it; tests hold them
-together in float64. No hooks, no I/O, nothing of size [T, F] kept.
+Signs: positive = this step teaches more of it. Each has an eager twin `*_eager` that defines it, which `impl="eager"` computes; tests hold
+the others to it in float64. No hooks, no I/O, nothing of size [T, F] or [F, D] made.
 
 Sources: `attribution` is gradient x activation (Shrikumar et al., arXiv 1605.01713), for dictionary features as in Marks et al., "Sparse
 feature circuits" (arXiv 2403.19647); `push` and `energy` are the first and second moment of the gradient along a direction.
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from gradlens.dictionary import Dictionary
+from gradlens.encoding import TILE, TOKENS, encode_active, used_rows
+from gradlens.engine import Impl, choose
 
-CHUNK = 256  # tokens whose active decoder rows are gathered at a time
+Active = tuple[Tensor, Tensor]  # `encode_active`
 
 
 def push(dictionary: Dictionary, g_sum_D: Tensor) -> Tensor:
@@ -23,7 +25,7 @@ def push(dictionary: Dictionary, g_sum_D: Tensor) -> Tensor:
 
     Exact, since the sum over tokens and the projection commute; costs 2DF. Linear: add `g_sum` over micro-batches and ranks first.
     """
-    return -(dictionary.W_dec @ g_sum_D) / _norms(dictionary)
+    return -dictionary.along(g_sum_D)
 
 
 def push_eager(dictionary: Dictionary, g_TD: Tensor) -> Tensor:
@@ -31,18 +33,24 @@ def push_eager(dictionary: Dictionary, g_TD: Tensor) -> Tensor:
     return -(g_TD @ dictionary.unit_directions().T).sum(0)
 
 
-def attribution(dictionary: Dictionary, h_TD: Tensor, g_TD: Tensor, active: tuple[Tensor, Tensor] | None = None) -> Tensor:
+def attribution(
+    dictionary: Dictionary, h_TD: Tensor, g_TD: Tensor, active: Active | None = None, impl: Impl = "auto", deterministic: bool = False
+) -> Tensor:
     """`attribution[F]` = -Σ_t f_ti <g_t, d_i> (gradient x activation): which active features, scaled up, would lower the loss.
 
-    Only active pairs are touched: 2TKD instead of 2TDF. `active` is `dictionary.encode_active(h)` where it is at hand.
+    Only active pairs are touched: 2TKD instead of 2TDF. `active` is `encode_active(dictionary, h)` where it is at hand. `deterministic`:
+    the same bits every time on an accelerator too, where sums by atomic additions are not.
     Equals minus the gradient with respect to s at s = 1 of the loss with h + Σ_j (s_j - 1) f_j d_j spliced in.
     """
-    idx_TK, val_TK = dictionary.encode_active(h_TD) if active is None else active
-    total_F = torch.zeros(dictionary.d_sae, dtype=g_TD.dtype, device=g_TD.device)
-    for idx, val, g in zip(idx_TK.split(CHUNK), val_TK.split(CHUNK), g_TD.split(CHUNK), strict=True):
-        dots = torch.einsum("tkd,td->tk", dictionary.W_dec[idx], g)
-        total_F.index_add_(0, idx.flatten(), (val * dots).flatten())
-    return -total_F
+    which = choose(impl, g_TD)
+    if which == "eager":
+        return attribution_eager(dictionary, h_TD, g_TD)
+    idx_TK, val_TK = encode_active(dictionary, h_TD, impl) if active is None else active
+    if which == "triton":
+        from gradlens import kernels
+
+        return -kernels.gated_sum(idx_TK, val_TK, g_TD, dictionary.W_dec, dictionary.d_sae, deterministic)
+    return -feature_sums(idx_TK, val_TK * pair_dots(dictionary, g_TD, idx_TK, impl), dictionary.d_sae)
 
 
 def attribution_eager(dictionary: Dictionary, h_TD: Tensor, g_TD: Tensor) -> Tensor:
@@ -50,19 +58,59 @@ def attribution_eager(dictionary: Dictionary, h_TD: Tensor, g_TD: Tensor) -> Ten
     return -(dictionary.encode(h_TD) * (g_TD @ dictionary.W_dec.T)).sum(0)
 
 
-def energy(dictionary: Dictionary, g_TD: Tensor) -> Tensor:
+def pair_dots(dictionary: Dictionary, g_TD: Tensor, idx_TK: Tensor, impl: Impl = "auto") -> Tensor:
+    """`<g_t, d_i>` of active pairs, `[T, K]`; costs 2TKD and no copy of the rows.
+
+    PyTorch has this product as the gradient of a weighted sum of rows (`embedding_bag`) with respect to its weights.
+    """
+    if choose(impl, g_TD) == "triton":
+        from gradlens import kernels
+
+        return kernels.gated(idx_TK, torch.ones_like(idx_TK, dtype=g_TD.dtype), g_TD, dictionary.W_dec)
+    parts = []
+    for idx, g in zip(idx_TK.split(TOKENS), g_TD.split(TOKENS), strict=True):
+        T, K = idx.shape
+        W_dec, idx = used_rows(dictionary.W_dec, idx, g.dtype)
+        starts = torch.arange(0, T * K, K, device=idx.device)
+        bags = torch.arange(T, device=idx.device).repeat_interleave(K)
+        dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(g.contiguous(), W_dec, idx.flatten(), starts, bags, 0, -1)
+        parts.append(dots.view(T, K))
+    return torch.cat(parts) if parts else g_TD.new_zeros(idx_TK.shape)
+
+
+def pair_dots_eager(dictionary: Dictionary, g_TD: Tensor, idx_TK: Tensor) -> Tensor:
+    """`<g_t, d_i>` of active pairs by their definition."""
+    return (g_TD @ dictionary.W_dec.T).gather(1, idx_TK)
+
+
+def feature_sums(idx_TK: Tensor, weight_TK: Tensor, F: int) -> Tensor:
+    """Sum of the pairs' weights by feature, `[F]`."""
+    return torch.zeros(F, dtype=weight_TK.dtype, device=weight_TK.device).index_add_(0, idx_TK.flatten(), weight_TK.flatten())
+
+
+def energy(dictionary: Dictionary, g_TD: Tensor, impl: Impl = "auto") -> Tensor:
     """`energy[F]` = Σ_t <g_t, d̂_i>²: how much gradient there is along i, whatever its sign.
 
-    d̂ᵀ(GᵀG)d̂ where there are more tokens than dimensions, else the dense form in chunks: 2DF·min(T, D). Additive over tokens.
+    d̂ᵀ(GᵀG)d̂ (2D²(T + F)) where that is cheaper, else token by token (2TDF), a tile at a time. Additive over tokens.
     """
     T, D = g_TD.shape
-    norms = _norms(dictionary)
-    if T > D:
-        return ((dictionary.W_dec @ (g_TD.T @ g_TD)) * dictionary.W_dec).sum(-1) / norms.square()
-    total_F = torch.zeros(dictionary.d_sae, dtype=g_TD.dtype, device=g_TD.device)
-    for g in g_TD.split(CHUNK):
-        total_F += (g @ dictionary.W_dec.T).square().sum(0)
-    return total_F / norms.square()
+    which, by_gram = choose(impl, g_TD), T * dictionary.d_sae > D * (T + dictionary.d_sae)
+    if which == "eager":
+        return energy_eager(dictionary, g_TD)
+    gram_DD = g_TD.T @ g_TD if by_gram else None
+    if which == "triton":
+        from gradlens import kernels
+
+        total_F = kernels.quadratic_form(gram_DD, dictionary.W_dec) if by_gram else kernels.energy_sum(g_TD, dictionary.W_dec)
+        return total_F / dictionary.norms.square()
+    parts = []
+    for rows in dictionary.W_dec.split(max(1, TILE // (D if by_gram else TOKENS))):
+        rows = rows.to(g_TD.dtype)
+        if by_gram:
+            parts.append(torch.linalg.vecdot(rows @ gram_DD, rows))
+        else:
+            parts.append(sum((g @ rows.T).square_().sum(0) for g in g_TD.split(TOKENS)))
+    return torch.cat(parts) / dictionary.norms.to(g_TD.dtype).square()
 
 
 def energy_eager(dictionary: Dictionary, g_TD: Tensor) -> Tensor:
@@ -70,27 +118,26 @@ def energy_eager(dictionary: Dictionary, g_TD: Tensor) -> Tensor:
     return (g_TD @ dictionary.unit_directions().T).square().sum(0)
 
 
-def explained_energy(
-    dictionary: Dictionary, h_TD: Tensor, g_TD: Tensor, active: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
+def explained_energy(dictionary: Dictionary, h_TD: Tensor, g_TD: Tensor, active: Active | None = None) -> tuple[Tensor, Tensor]:
     """`(explained, total)`: Σ_t ||P_t g_t||² and Σ_t ||g_t||², P_t the projector on the span of the features active at token t.
 
     `unexplained` = 1 - explained / total: the share of the gradient outside the dictionary's reach. (All decoder rows together span
     every direction as soon as there are as many as dimensions; what the dictionary can say of a token are its active features.)
     Solved through the K x K Gram matrix of the active unit rows in float64; both are additive over tokens and ranks.
     """
-    idx_TK, val_TK = dictionary.encode_active(h_TD) if active is None else active
+    idx_TK, val_TK = encode_active(dictionary, h_TD) if active is None else active
     explained = torch.zeros((), dtype=torch.float64, device=g_TD.device)
-    for idx, val, g in zip(idx_TK.split(CHUNK), val_TK.split(CHUNK), g_TD.split(CHUNK), strict=True):
+    tokens = max(1, TILE // (idx_TK.shape[1] * dictionary.d_in))
+    for idx, val, g in zip(idx_TK.split(tokens), val_TK.split(tokens), g_TD.split(tokens), strict=True):
         is_active = (val > 0).to(g.dtype)
-        rows_TKD = dictionary.unit_directions(idx) * is_active[..., None]
+        rows_TKD = dictionary.unit_directions(idx).to(g.dtype) * is_active[..., None]
         dots_TK = torch.einsum("tkd,td->tk", rows_TKD, g).double()
         gram_TKK = torch.einsum("tkd,tjd->tkj", rows_TKD, rows_TKD).double()
         # Inactive slots get a 1 on the diagonal; the ridge keeps dependent rows solvable and costs 1e-10 relative.
         gram_TKK += torch.diag_embed(1 - is_active.double() + 1e-10)
         solved_TK = torch.cholesky_solve(dots_TK[..., None], torch.linalg.cholesky_ex(gram_TKK)[0])[..., 0]
         explained += (dots_TK * solved_TK).sum()
-    return explained, g_TD.double().square().sum()
+    return explained, torch.einsum("td,td->t", g_TD, g_TD).double().sum()
 
 
 def explained_energy_eager(dictionary: Dictionary, h_TD: Tensor, g_TD: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,7 +147,3 @@ def explained_energy_eager(dictionary: Dictionary, h_TD: Tensor, g_TD: Tensor) -
         rows = dictionary.W_dec[acts_F > 0].double()
         explained += (torch.linalg.pinv(rows) @ (rows @ g_D.double())).square().sum() if len(rows) else 0
     return explained, g_TD.double().square().sum()
-
-
-def _norms(dictionary: Dictionary) -> Tensor:
-    return dictionary.W_dec.norm(dim=-1).clamp_min(torch.finfo(dictionary.W_dec.dtype).tiny)

@@ -92,11 +92,12 @@ class _Collector:
         few[evenly(len(few), FEW)] = True
         if few.all():
             return {}
-        units = self.lens.dictionaries[hookpoint].unit_directions().cpu()
+        dictionary = self.lens.dictionaries[hookpoint]
         parts = {}
         for name, picked in (("few/", few), ("rest/", ~few)):
             parts[f"{name}drift"] = (now.rows - then.rows)[picked].mean(0).numpy()
-            parts[f"{name}drift_direction"] = (units @ (now.row_means - then.row_means)[picked].mean(0)).numpy()
+            moved_D = (now.row_means - then.row_means)[picked].mean(0)
+            parts[f"{name}drift_direction"] = dictionary.along(moved_D.to(dictionary.W_dec.device)).cpu().numpy()
         return parts
 
     def costs(self) -> dict[str, float]:

@@ -84,6 +84,11 @@ class ObserveSettings(Settings):
         ["taught", "push", "attribution", "energy", "unexplained"],
         description="Estimators computed at every observed step; activation: how much a batch's tokens express each feature, a baseline.",
     )
+    token_share: float = Field(
+        1.0, gt=0, le=1,
+        description="Share of a batch's tokens, drawn at random, whose active features are looked at; sums stay unbiased, and concepts get "
+        "the standard errors `taught_se` and `attribution_se`. push and energy always see all.",
+    )  # fmt: skip
     top_k: int = Field(256, ge=1, description="Features recorded per hookpoint and step (the largest of every estimator).")
     drift_every: int = Field(
         25, ge=0, description="Steps between readings of the probe set (drift, uptake, what was learned, alarms); 0: only at the end."

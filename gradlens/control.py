@@ -181,11 +181,11 @@ class Control:
             device = dictionary.W_dec.device
             looked_up[hookpoint] = torch.tensor(ids, device=device)
             if rule.mode == "route":
-                level_N = torch.tensor(levels or [0.0] * len(ids), dtype=dictionary.W_dec.dtype, device=device).clamp_min(rule.threshold)
-                above[hookpoint] = torch.full((dictionary.d_sae,), torch.inf, dtype=dictionary.W_dec.dtype, device=device)
+                level_N = torch.tensor(levels or [0.0] * len(ids), dtype=dictionary.work_dtype, device=device).clamp_min(rule.threshold)
+                above[hookpoint] = torch.full((dictionary.d_sae,), torch.inf, dtype=dictionary.work_dtype, device=device)
                 above[hookpoint][looked_up[hookpoint]] = level_N
             else:
-                basis[hookpoint] = orthonormal_basis(dictionary.W_dec[looked_up[hookpoint]])
+                basis[hookpoint] = orthonormal_basis(dictionary.unit_directions(looked_up[hookpoint]))
         device = next(iter(looked_up.values())).device
         zero = lambda: torch.zeros((), dtype=torch.float64, device=device)  # noqa: E731
         return ActiveRule(rule, looked_up, basis, above, zero(), zero())

@@ -1,4 +1,4 @@
-"""The frozen dictionary: encoder, decoder, activation, and its health on live activations.
+"""The frozen dictionary: encoder, decoder, activation. What it does to many tokens, fast, is in `encoding.py`.
 
 Shape suffixes: T tokens, D d_model, F d_sae, K active features per token.
 Pure functions and one frozen dataclass; files and formats are in `formats.py`.
@@ -12,8 +12,8 @@ Encoders (pre = (x - b_dec if apply_b_dec_to_input else x) @ W_enc + b_enc), as 
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
+import functools
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -65,6 +65,11 @@ class Dictionary:
             raise InputError("dictionary: gated needs b_gate, r_mag and b_mag")
 
     @property
+    def work_dtype(self) -> torch.dtype:
+        """The precision that is computed in: the weights', at least float32. Large dictionaries are kept in half precision."""
+        return torch.promote_types(self.W_dec.dtype, torch.float32)
+
+    @property
     def d_in(self) -> int:
         return self.W_enc.shape[0]
 
@@ -74,21 +79,34 @@ class Dictionary:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Dictionary:
         """The same dictionary with every tensor moved and converted."""
-        moved = {name: value.to(device=device, dtype=dtype) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        return replace(self, **{name: value.to(device=device, dtype=dtype) for name, value in values.items() if isinstance(value, Tensor)})
+
+    @functools.cached_property
+    def norms(self) -> Tensor:
+        """`||d_i||`, `[F]` in `work_dtype`, at least the smallest positive number."""
+        norms_F = torch.cat([rows.to(self.work_dtype).norm(dim=-1) for rows in self._row_blocks()])
+        return norms_F.clamp_min(torch.finfo(self.work_dtype).tiny)
+
+    def along(self, v_D: Tensor) -> Tensor:
+        """`<v, d̂_i>` of every feature, `[F]`, without a copy of the directions."""
+        dots = [rows.to(v_D.dtype) @ v_D for rows in self._row_blocks()]
+        return torch.cat(dots) / self.norms.to(v_D.dtype)
+
+    def _row_blocks(self) -> tuple[Tensor, ...]:
+        return self.W_dec.split(max(1, 2**21 // self.d_in))  # 16 MB in float64
 
     def unit_directions(self, features: Tensor | None = None) -> Tensor:
-        """Unit decoder rows `[F, D]` (or of the given features); a zero row stays zero."""
-        rows = self.W_dec if features is None else self.W_dec[features]
+        """Unit decoder rows `[F, D]` (or of the given features) in `work_dtype`; a zero row stays zero."""
+        rows = (self.W_dec if features is None else self.W_dec[features]).to(self.work_dtype)
         return rows / rows.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
 
     def preactivations(self, x_TD: Tensor, features: Tensor | None = None) -> Tensor:
         """Encoder output before the activation, `[T, F]`, or `[T, S]` for the given features."""
         if self.apply_b_dec_to_input:
             x_TD = x_TD - self.b_dec
-        if features is None:
-            return x_TD @ self.W_enc + self.b_enc
-        return x_TD @ self.W_enc[:, features] + self.b_enc[features]
+        W_enc, b_enc = (self.W_enc, self.b_enc) if features is None else (self.W_enc[:, features], self.b_enc[features])
+        return x_TD @ W_enc.to(x_TD.dtype) + b_enc
 
     def encode(self, x_TD: Tensor) -> Tensor:
         """`feature_acts[T, F]` >= 0 of activations `x[T, D]`. Eager: makes the whole [T, F]."""
@@ -107,53 +125,6 @@ class Dictionary:
         val, idx = flat.topk(min(self.k * acts_TF.shape[0], flat.numel()))
         return torch.zeros_like(flat).scatter(0, idx, val).view_as(acts_TF)
 
-    def encode_active(self, x_TD: Tensor, chunk: int = 256) -> tuple[Tensor, Tensor]:
-        """Active pairs `(idx[T, K], val[T, K])`: feature ids and activations, padded with id 0 and value 0.
-
-        Equal to `encode` scattered to pairs; works in chunks of tokens, so that no [T, F] is kept.
-        K is k for topk, else the largest number of active features of any token.
-        """
-        if x_TD.shape[0] == 0:
-            return x_TD.new_zeros((0, 1), dtype=torch.long), x_TD.new_zeros((0, 1))
-        if self.activation == "batchtopk" and self.threshold is None:
-            chunk = x_TD.shape[0]  # the batch decides together
-        parts = []
-        for x in x_TD.split(chunk):
-            acts = self.preactivations(x).relu() if self.activation == "topk" else self.encode(x)
-            width = self.k if self.activation == "topk" else int((acts > 0).sum(-1).max().item())
-            val, idx = acts.topk(max(width, 1), dim=-1)
-            parts.append((idx.where(val > 0, 0), val))
-        K = max(val.shape[1] for _, val in parts)
-        pad = torch.nn.functional.pad
-        return (
-            torch.cat([pad(idx, (0, K - idx.shape[1])) for idx, _ in parts]),
-            torch.cat([pad(val, (0, K - val.shape[1])) for _, val in parts]),
-        )
-
     def decode(self, acts_TF: Tensor) -> Tensor:
         """Reconstruction `[T, D]` of `feature_acts[T, F]`."""
-        return acts_TF @ self.W_dec + self.b_dec
-
-
-@dataclass(frozen=True)
-class Health:
-    """How well a dictionary fits live activations."""
-
-    fvu: float  # fraction of variance unexplained, sum ||x - x̂||² / sum ||x - mean x||²; NaN where there is no variance
-    l0: float  # mean number of active features per token
-    dead: float  # share of features that fired on no token
-    tokens: int
-
-
-def health(dictionary: Dictionary, x_TD: Tensor, chunk: int = 1024) -> Health:
-    """FVU, L0 and dead fraction of a dictionary on activations `x[T, D]`."""
-    fired = torch.zeros(dictionary.d_sae, dtype=torch.bool, device=x_TD.device)
-    residual = l0 = 0.0
-    for x in x_TD.split(chunk):
-        acts = dictionary.encode(x)
-        residual += (x - dictionary.decode(acts)).double().square().sum().item()
-        l0 += (acts > 0).sum().item()
-        fired |= (acts > 0).any(0)
-    total = (x_TD - x_TD.mean(0)).double().square().sum().item()
-    T = x_TD.shape[0]
-    return Health(fvu=residual / total if total > 0 else math.nan, l0=l0 / max(T, 1), dead=1 - fired.double().mean().item(), tokens=T)
+        return acts_TF @ self.W_dec.to(acts_TF.dtype) + self.b_dec

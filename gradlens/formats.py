@@ -40,6 +40,7 @@ ARCHITECTURES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 _SCALES = ("scaling_factor", "finetuning_scaling_factor")  # fine-tuned scale of the activations, before SAELens 6
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
+LARGE = 2 * 2**30  # bytes in float32, of both matrices
 
 
 def shipped() -> list[str]:
@@ -47,8 +48,11 @@ def shipped() -> list[str]:
     return sorted(path.parent.name for path in ASSETS.glob(f"*/{CFG}"))
 
 
-def load_dictionary(source: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Dictionary:
+def load_dictionary(source: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Dictionary:
     """Dictionary from a SAELens folder (or the weights file in it), or a shipped name such as `smollm2-l15`.
+
+    `dtype`: float32, unless said otherwise; a dictionary of more than `LARGE` bytes in float32 stays as it is stored and, from safetensors
+    on the CPU, mapped: its blocks are read when they are needed.
 
     `metadata` of the result: `source`, `model_name`, `firing_rate` (float32 `[F]` or None), and what `gradlens.json` says.
     Raises `InputError` for what is missing, corrupt, of an unknown architecture, of the wrong shape, or holds code.
@@ -63,6 +67,11 @@ def load_dictionary(source: str | Path, device: torch.device | str = "cpu", dtyp
         )
     activation, extra = ARCHITECTURES[architecture]
     _check_tensors(tensors, ("W_enc", "W_dec", "b_dec", *extra), config, weights_path)
+    large = sum(tensor.numel() for tensor in tensors.values()) * 4 > LARGE and not _folds(tensors, config)
+    if dtype is None:
+        dtype = tensors["W_dec"].dtype if large else torch.float32
+    if not large:
+        tensors = {name: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for name, tensor in tensors.items()}
     tensors = _fold(tensors, config, config_path)
     tensors = {name: tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()}
     if activation == "gated":
@@ -99,7 +108,7 @@ def save_dictionary(dictionary: Dictionary, folder: str | Path, dtype: torch.dty
     tensors = {}
     for name in ("W_enc", "W_dec", "b_dec", *ARCHITECTURES[architecture][1]):
         tensors[name] = getattr(dictionary, name).detach().to("cpu", dtype).contiguous()
-        if not tensors[name].isfinite().all():
+        if not all(part.isfinite().all() for part in tensors[name].split(max(1, 2**22 // max(1, tensors[name][:1].numel())))):
             raise InputError(f"{folder}: {name} has values that {dtype} cannot hold; save with dtype=torch.float32")
     facts = dict(dictionary.metadata)
     firing_rate = facts.pop("firing_rate", None)
@@ -261,8 +270,14 @@ def _check_tensors(tensors: dict[str, Tensor], names: tuple[str, ...], config: d
         found = tuple(tensors[name].shape)
         if found != expected:
             raise InputError(f"{path}: {name} has shape {list(found)}, expected {list(expected)} (d_in {D}, d_sae {F} in {CFG})")
-        if not tensors[name].isfinite().all():
+        if not all(part.isfinite().all() for part in tensors[name].split(max(1, 2**22 // max(1, tensors[name][:1].numel())))):
             raise InputError(f"{path}: {name} holds NaN or infinite values; the file is damaged or its training failed")
+
+
+def _folds(tensors: dict[str, Tensor], config: dict[str, Any]) -> bool:
+    """Whether `_fold` changes a matrix."""
+    scaled = (config.get("normalize_activations") or "none") != "none" or bool(config.get("rescale_acts_by_decoder_norm"))
+    return scaled or any(name in tensors for name in _SCALES)
 
 
 def _fold(tensors: dict[str, Tensor], config: dict[str, Any], config_path: Path) -> dict[str, Tensor]:
@@ -271,7 +286,6 @@ def _fold(tensors: dict[str, Tensor], config: dict[str, Any], config_path: Path)
     Scalar input norm s (as `SAE.fold_activation_norm_scaling_factor` of SAELens): W_enc*s, W_dec/s, b_dec/s. Fine-tuned scale of the
     activations: W_dec*scale. `rescale_acts_by_decoder_norm` of topk: W_enc*|W_dec|, b_enc*|W_dec|, W_dec/|W_dec|.
     """
-    tensors = {name: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for name, tensor in tensors.items()}
     for name in _SCALES:
         scale = tensors.pop(name, None)
         if scale is None or bool((scale == 1).all()):

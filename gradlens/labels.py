@@ -61,6 +61,7 @@ def label_features(
     progress: Progress | None = None,
 ) -> dict[str, dict[int, Label]]:
     """Labels of all features, `{hookpoint: {feature: Label}}`, from the tokens of `examples` (all but each first one)."""
+    from gradlens.encoding import encode_active
     from gradlens.reading import pad_id_of, read_texts
 
     collectors = {hook: _Collector(dictionary.d_sae) for hook, dictionary in dictionaries.items()}
@@ -68,8 +69,8 @@ def label_features(
     for i, h in read_texts(model, list(dictionaries), examples, pad_id_of(tokenizer), batch_size, progress):
         part_ids = np.array([parts.setdefault(part, len(parts)) for part in word_parts(examples[i].input_ids, tokenizer)])
         for hook, dictionary in dictionaries.items():
-            x_SD = h[hook][1:].to(device=dictionary.W_enc.device, dtype=dictionary.W_enc.dtype)
-            idx_SK, val_SK = dictionary.encode_active(x_SD)
+            x_SD = h[hook][1:].to(device=dictionary.W_enc.device, dtype=dictionary.work_dtype)
+            idx_SK, val_SK = encode_active(dictionary, x_SD)
             collectors[hook].add(i, part_ids, idx_SK.cpu().numpy(), val_SK.float().cpu().numpy())
     labels: dict[str, dict[int, Label]] = {}
     for hook, dictionary in dictionaries.items():

@@ -304,7 +304,8 @@ class Learning:
         return [(concept, members) for (concept, name), members in self.members.items() if name == hookpoint]
 
     def _difference(self, hookpoint: str, now: ProbeReading, then: ProbeReading) -> tuple[Tensor, Tensor]:
-        return now.acts - then.acts, self.dictionaries[hookpoint].unit_directions().double().cpu() @ (now.mean - then.mean)
+        dictionary = self.dictionaries[hookpoint]
+        return now.acts - then.acts, dictionary.along((now.mean - then.mean).to(dictionary.W_dec.device)).cpu()
 
     def _words(self, ids_T: Tensor) -> list[str]:
         if self.tokenizer is None:

@@ -20,6 +20,7 @@ from gradlens.capture import MicroBatch, hidden, replaced
 from gradlens.config import ObserveSettings
 from gradlens.control import Control
 from gradlens.dictionary import Dictionary
+from gradlens.encoding import encode_active
 from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.hookpoints import canonical, find_module, unwrap
 from gradlens.learning import Learning
@@ -28,6 +29,13 @@ from gradlens.projection import Members, Projection, Projector
 from gradlens.rules import Policy
 from gradlens.selftest import self_test
 from gradlens.world import Single, World, flat_sum_
+
+# scalar of a record -> the event that tells of it
+FLAWS = {
+    "not_finite_tokens": ("not_finite", "{count} tokens with an activation, gradient or loss that is not finite: they are left out"),
+    "crowded_tokens": ("gap", "{count} tokens with more active features than there is room for: only the largest are read"),
+    "dropped_steps": ("gap", "readings came faster than they could leave the device: those of this step are dropped"),
+}
 
 
 class Lens:
@@ -66,7 +74,11 @@ class Lens:
         device = next(model.parameters()).device
         # float32 whatever the model trains in; float64 only where the model itself is (tests of exactness)
         self.dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
-        self.dictionaries = {canonical(name): dictionary.to(device, self.dtype) for name, dictionary in dictionaries.items()}
+        # what is kept in half precision stays in it
+        self.dictionaries = {
+            canonical(name): dictionary.to(device, self.dtype if dictionary.W_dec.dtype == dictionary.work_dtype else None)
+            for name, dictionary in dictionaries.items()
+        }
         self.modules = {name: find_module(model, name) for name in self.dictionaries}
         self.concepts = {
             concept: {canonical(name): ids for name, ids in features.items() if canonical(name) in self.dictionaries and ids}
@@ -85,7 +97,8 @@ class Lens:
         self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
         self._rows: tuple[int, ...] | None = None
         self._scalars: dict[str, float] = {}
-        self._saw_gradients = self._told_no_logits = False
+        self._saw_gradients = False
+        self._told: set[str] = set()  # flaws that an event has told of: once a run is enough
         self._spent: dict[str, float] = {}  # seconds of this step that went into readings
         self._finished: int | None = None  # the step of the last readings at the end, so that a second call adds none
         self._hooks = ExitStack()
@@ -224,8 +237,8 @@ class Lens:
         if logits is not None:
             with self._clock("step"):
                 self._batch.note_logits(logits.detach())
-        if self._batch.token_loss_BS is None and not self._told_no_logits and self.recorder is not None:
-            self._told_no_logits = True
+        if self._batch.token_loss_BS is None and "no logits" not in self._told and self.recorder is not None:
+            self._told.add("no logits")
             reason = "the model's output has no logits for the tokens that it reads: what rows teach is not known"
             self.recorder.event("not_read", step=self.step, estimator="taught", reason=reason)
 
@@ -273,7 +286,7 @@ class Lens:
 
     @torch.no_grad()
     def _encode(self, name: str, h_TD: Tensor) -> tuple[Tensor, Tensor]:
-        return self.dictionaries[name].encode_active(h_TD.to(self.dtype))
+        return encode_active(self.dictionaries[name], h_TD.to(self.dtype))
 
     # -- around the optimizer's step ------------------------------------------------------------------------------------------
 
@@ -359,12 +372,12 @@ class Lens:
 
     def finish(self) -> None:
         """Last readings and dense snapshot; does nothing where the last step had them."""
-        if self.start is None or self.step in (0, self._finished) or self._due(self.observe.drift_every):
-            return
-        self._finished = self.step
-        record: dict[str, Any] = {"step": self.step, "time": time.time(), "scalars": {}}
-        self._measure(record, True, True)
-        self.projector.skip(record, self._emit)
+        if self.start is not None and self.step not in (0, self._finished) and not self._due(self.observe.drift_every):
+            self._finished = self.step
+            record: dict[str, Any] = {"step": self.step, "time": time.time(), "scalars": {}}
+            self._measure(record, True, True)
+            self.projector.skip(record, self._emit)
+        self.projector.settle()
 
     @contextmanager
     def _clock(self, part: str) -> Iterator[None]:
@@ -379,8 +392,15 @@ class Lens:
         return self.step == self.steps or (bool(every) and self.step % every == 0)
 
     def _emit(self, record: dict[str, Any]) -> None:
-        if self.recorder is not None and self.world.rank == 0:
-            self.recorder.record(record)
+        if self.recorder is None or self.world.rank != 0:
+            return
+        for key, value in record["scalars"].items():
+            flaw = key.rpartition("/")[2]
+            if flaw in FLAWS and flaw not in self._told:
+                self._told.add(flaw)
+                kind, reason = FLAWS[flaw]
+                self.recorder.event(kind, step=record["step"], reason=reason.format(count=int(value)), where=key.rpartition("/")[0])
+        self.recorder.record(record)
 
     def _warn_no_gradients(self) -> None:
         if self.recorder is not None:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gradlens.attribution import feature_sums
 from gradlens.capture import counted_tokens, read_with_loss
 from gradlens.dictionary import Dictionary
+from gradlens.encoding import decode_active, encode_active
 from gradlens.uptake import Pairs
 
 CHUNK = 512  # tokens encoded at a time
@@ -63,7 +65,7 @@ def read_tokens(
         lengths += [n for n in keep_BS.sum(1).tolist() if n]
         read, loss_BS = read_with_loss(model, list(dictionaries), batch)
         for name, h_BSD in read.items():
-            gathered[name].append(h_BSD[keep_BS.to(h_BSD.device)].to(dictionaries[name].W_dec.dtype))
+            gathered[name].append(h_BSD[keep_BS.to(h_BSD.device)].to(dictionaries[name].work_dtype))
         ids.append(batch["input_ids"][keep_BS].cpu())
         if loss_BS is not None:
             probs.append((-loss_BS[keep_BS.to(loss_BS.device)]).exp().cpu())
@@ -86,13 +88,13 @@ def _read(dictionary: Dictionary, h_TD: Tensor, lengths: list[int], with_pairs: 
     residual = torch.zeros((), dtype=torch.float64, device=h_TD.device)
     pairs: list[Pairs] = []
     for first, (h, row) in zip(range(0, T, CHUNK), zip(h_TD.split(CHUNK), row_T.split(CHUNK), strict=True), strict=True):
-        acts_TF = dictionary.encode(h)
-        rows_RF.index_add_(0, row, acts_TF.float())
-        acts_F += acts_TF.sum(0)
-        fires_F += (acts_TF > 0).sum(0)
-        residual += (h - dictionary.decode(acts_TF)).double().square().sum()
+        idx_TK, val_TK = encode_active(dictionary, h)
+        rows_RF.view(-1).index_add_(0, (row[:, None] * F + idx_TK).flatten(), val_TK.flatten().float())
+        acts_F += feature_sums(idx_TK, val_TK.double(), F)
+        fires_F += feature_sums(idx_TK, (val_TK > 0).double(), F)
+        residual += (h - decode_active(dictionary, idx_TK, val_TK)).double().square().sum()
         if with_pairs:
-            pairs.append(Pairs.of(acts_TF.cpu(), first))
+            pairs.append(Pairs.of(idx_TK.cpu(), val_TK.cpu(), first))
     mean_D = h_TD.double().mean(0)
     variance = (h_TD.double() - mean_D).square().sum().clamp_min(1e-30)
     lengths_R1 = torch.tensor(lengths, device=rows_RF.device)[:, None]

@@ -7,22 +7,26 @@ Shape suffixes: T tokens, K active features per token, D d_model, F d_sae, B row
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from gradlens import attribution as estimators
 from gradlens.config import ObserveSettings
 from gradlens.dictionary import Dictionary
-from gradlens.groups import angle, group_basis
+from gradlens.encoding import encode_active, full
+from gradlens.groups import group_basis
+from gradlens.outbox import Outbox
+from gradlens.sampling import draw, variance_of_sum
+from gradlens.step_readings import Contents, read_examples, read_lessons, read_sums
 from gradlens.uptake import taught, taught_by_row
 from gradlens.world import World, flat_sum_
 
 SUMMED = ("taught", "push", "attribution", "energy", "activation")
-TOP_TOKENS = 8  # kept of each row
+NEED_PAIRS = {"attribution", "unexplained", "activation"}
 TOP_FEATURES = 64  # kept of each row: those that it teaches most
 Record = dict[str, Any]
 Members = dict[tuple[str, str], list[int]]  # (concept, hookpoint) -> feature ids
@@ -40,6 +44,10 @@ class Tokens:
     rows: int
     row_ids: tuple[int, ...] | None = None  # None: rows are not recorded one by one
     loss_T: Tensor | None = None  # loss of each token, 0 where the loss does not count it; None: the model made no logits
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Tokens:
+        """The same with every tensor changed."""
+        return replace(self, **{name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)})
 
 
 class Projector(Protocol):
@@ -61,24 +69,23 @@ class Projector(Protocol):
         """Sums over all steps, float64 `[F]`: hookpoint -> estimator -> sum."""
         ...
 
+    def settle(self) -> None:
+        """The last step is over: hand on what is still on its way here."""
+        ...
+
     def set_totals(self, totals: dict[str, dict[str, Tensor]]) -> None: ...
 
 
 class _Sums:
-    """What one step accumulates at one hookpoint, on the device."""
+    """What one step accumulates at one hookpoint, on the device, in float64."""
 
-    def __init__(self, dictionary: Dictionary, groups: int) -> None:
-        like = dictionary.W_dec
-        self.g_sum = torch.zeros(dictionary.d_in, dtype=torch.float64, device=like.device)
-        self.taught = torch.zeros(dictionary.d_sae, dtype=torch.float64, device=like.device)
-        self.attribution = torch.zeros(dictionary.d_sae, dtype=torch.float64, device=like.device)
-        self.energy = torch.zeros(dictionary.d_sae, dtype=torch.float64, device=like.device)
-        self.activation = torch.zeros(dictionary.d_sae, dtype=torch.float64, device=like.device)
-        self.groups = torch.zeros(groups, dtype=torch.float64, device=like.device)  # ||QᵀG||² of every concept
-        self.scalars = torch.zeros(4, dtype=torch.float64, device=like.device)  # explained, total, tokens, loss
-
-    def tensors(self) -> list[Tensor]:
-        return [self.g_sum, self.taught, self.attribution, self.energy, self.activation, self.groups, self.scalars]
+    def __init__(self, dictionary: Dictionary, concepts: int) -> None:
+        zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=dictionary.W_dec.device)  # noqa: E731
+        self.g_sum = zeros(dictionary.d_in)
+        self.taught, self.attribution, self.energy, self.activation = (zeros(dictionary.d_sae) for _ in range(4))
+        self.groups = zeros(concepts)  # ||QᵀG||² of every concept
+        self.variances = zeros(2, concepts)  # of its `taught` and `attribution`, where tokens are drawn
+        self.scalars = zeros(6)  # explained, total, tokens, loss, tokens that are not finite, tokens with too many active features
 
 
 class Projection:
@@ -97,159 +104,190 @@ class Projection:
             name: {key: torch.zeros(dictionary.d_sae, dtype=torch.float64) for key in SUMMED if key in observe.estimators}
             for name, dictionary in dictionaries.items()
         }
+        self._outbox = Outbox()
+        self._generators: dict[torch.device, torch.Generator] = {}  # our own: training draws what it would draw without us
+
+    # -- during a step --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def add(self, hookpoint: str, tokens: Tokens, pairs: tuple[Tensor, Tensor] | None = None) -> None:
-        """Add a micro-batch; `pairs`: its active features, where somebody has encoded it already."""
-        dictionary, sums, wanted = self.dictionaries[hookpoint], self._sums[hookpoint], self.observe.estimators
-        h_TD, g_TD = tokens.h_TD.to(dictionary.W_dec.dtype), tokens.g_TD.to(dictionary.W_dec.dtype)
+        """Add a micro-batch; `pairs`: its active features, where somebody has encoded it already.
+
+        Tokens whose activation, gradient or loss is not finite are left out and counted.
+        """
+        dictionary, sums, wanted, concepts = (
+            self.dictionaries[hookpoint], self._sums[hookpoint], self.observe.estimators, self._of(hookpoint)
+        )  # fmt: skip
+        tokens, bad_T = _finite(tokens, dictionary.work_dtype)
+        g_TD = tokens.g_TD
         sums.g_sum += g_TD.sum(0, dtype=torch.float64)
-        sums.scalars[1] += g_TD.double().square().sum()
+        sums.scalars[1] += torch.einsum("td,td->t", g_TD, g_TD).double().sum()
         sums.scalars[2] += tokens.counted_T.sum()
-        for index, key in enumerate(self._of(hookpoint)):
-            sums.groups[index] += (g_TD @ self._bases[key]).double().square().sum()
-        learns = "taught" in wanted and tokens.loss_T is not None
-        by_row = tokens.row_ids is not None and (learns or bool(self._members))
-        if pairs is None and (by_row or learns or {"attribution", "unexplained", "activation"} & set(wanted)):
-            pairs = dictionary.encode_active(h_TD)
-        if "attribution" in wanted:
-            sums.attribution += estimators.attribution(dictionary, h_TD, g_TD, pairs)
+        sums.scalars[4] += bad_T.sum()
+        for index, key in enumerate(concepts):
+            sums.groups[index] += (g_TD @ self._bases[key].to(g_TD.dtype)).double().square().sum()
         if "energy" in wanted:
             sums.energy += estimators.energy(dictionary, g_TD)
-        if "activation" in wanted:
-            idx_TK, val_TK = pairs
-            sums.activation.index_add_(0, idx_TK.flatten(), (val_TK * tokens.counted_T[:, None]).flatten().double())
-        if "unexplained" in wanted:
-            sums.scalars[0] += estimators.explained_energy(dictionary, h_TD, g_TD, pairs)[0]
+        learns = "taught" in wanted and tokens.loss_T is not None
         if learns:
-            sums.taught += taught(*pairs, tokens.loss_T, dictionary.d_sae)
             sums.scalars[3] += tokens.loss_T.sum()
-        if by_row:
-            self._add_rows(hookpoint, tokens, pairs, g_TD)
+        by_row = tokens.row_ids is not None and (learns or bool(self._members))
+        if not (by_row or learns or NEED_PAIRS & set(wanted)):
+            return
+        T, weight, every = len(g_TD), 1.0, tokens
+        if pairs is None and self.observe.token_share < 1 and T > 1:
+            at_N = draw(T, self.observe.token_share, self._generator(g_TD.device))
+            tokens, weight = tokens.map(lambda values: values[at_N]), T / len(at_N)
+        if pairs is None:
+            pairs = encode_active(dictionary, tokens.h_TD)
+        idx_TK, val_TK = pairs[0], pairs[1].masked_fill(bad_T[:, None], 0) if every is tokens else pairs[1]
+        sums.scalars[5] += (full(dictionary, val_TK) & tokens.counted_T).sum()
+        gated_TK = None
+        if "attribution" in wanted:
+            gated_TK = -val_TK * estimators.pair_dots(dictionary, tokens.g_TD, idx_TK)
+            sums.attribution += weight * estimators.feature_sums(idx_TK, gated_TK.double(), dictionary.d_sae)
+        if "activation" in wanted:
+            sums.activation += weight * estimators.feature_sums(idx_TK, (val_TK * tokens.counted_T[:, None]).double(), dictionary.d_sae)
+        if "unexplained" in wanted:
+            sums.scalars[0] += weight * estimators.explained_energy(dictionary, tokens.h_TD, tokens.g_TD, (idx_TK, val_TK))[0]
+        if learns:
+            sums.taught += weight * taught(idx_TK, val_TK, tokens.loss_T, dictionary.d_sae)
         if learns and tokens.row_ids is not None:
-            best = taught_by_row(*pairs, tokens.loss_T, tokens.row_T, tokens.rows, dictionary.d_sae, TOP_FEATURES)
-            self._lessons.append((hookpoint, tokens.row_ids, *best))
+            ids_BK, best_BK = taught_by_row(idx_TK, val_TK, tokens.loss_T, tokens.row_T, tokens.rows, dictionary.d_sae, TOP_FEATURES)
+            self._lessons.append((hookpoint, tokens.row_ids, ids_BK, weight * best_BK))
+        if by_row or weight != 1:
+            self._add_concepts(hookpoint, every, tokens, weight, (idx_TK, val_TK), gated_TK, by_row)
+
+    def _add_concepts(
+        self, name: str, every: Tokens, drawn: Tokens, weight: float, pairs: tuple[Tensor, Tensor], gated_TK: Tensor | None, by_row: bool
+    ) -> None:
+        """Per row and concept, means over its features: loss of tokens that express it, push, activation; and what each token teaches.
+
+        Where tokens were drawn: how far the concept's sums may be off.
+        """
+        dictionary, sums, (idx_TK, val_TK), rows = self.dictionaries[name], self._sums[name], pairs, every.rows
+        g_BD = every.g_TD.new_zeros(rows, every.g_TD.shape[1]).index_add_(0, every.row_T, every.g_TD)
+        tokens_B = val_TK.new_zeros(rows).index_add_(0, every.row_T, every.counted_T.to(val_TK.dtype)).clamp_min(1)
+        for index, key in enumerate(self._of(name)):
+            members = self._members[key]
+            mine_TK = torch.isin(idx_TK, members) / len(members)
+            act_T = ((val_TK * mine_TK).sum(-1) * drawn.counted_T).to(val_TK.dtype)
+            taught_T = torch.full_like(act_T, torch.nan) if drawn.loss_T is None else act_T * drawn.loss_T.to(act_T.dtype)
+            if weight != 1:
+                sums.variances[0, index] += variance_of_sum(taught_T.double(), len(every.g_TD))
+                if gated_TK is not None:
+                    sums.variances[1, index] += variance_of_sum((gated_TK * mine_TK).sum(-1).double(), len(every.g_TD))
+            if by_row:
+                act_B, taught_B = (act_T.new_zeros(rows).index_add_(0, drawn.row_T, weight * part) for part in (act_T, taught_T))
+                push_B = -(g_BD @ dictionary.unit_directions(members).to(g_BD.dtype).mean(0))
+                entry = {"concept": key[0], "hookpoint": name, "row_ids": every.row_ids, "push": push_B}
+                by_token = {"row": drawn.row_T, "position": drawn.position_T, "taught": taught_T}
+                self._examples.append(entry | {"activation": act_B / tokens_B, "taught": taught_B, "tokens": by_token})
 
     def _of(self, hookpoint: str) -> list[tuple[str, str]]:
         """The concepts with features at a hookpoint."""
         return [key for key in self._members if key[1] == hookpoint]
 
-    def _add_rows(self, name: str, tokens: Tokens, pairs: tuple[Tensor, Tensor], g_TD: Tensor) -> None:
-        """Per row and concept, means over its features: loss of tokens that express it, push, activation; and what each token teaches."""
-        dictionary, (idx_TK, val_TK) = self.dictionaries[name], pairs
-        counted_T = tokens.counted_T.to(g_TD.dtype)
-        g_BD = g_TD.new_zeros(tokens.rows, g_TD.shape[1]).index_add_(0, tokens.row_T, g_TD)
-        tokens_B = g_TD.new_zeros(tokens.rows).index_add_(0, tokens.row_T, counted_T).clamp_min(1)
-        for (concept, hookpoint), features in self._members.items():
-            if hookpoint != name:
-                continue
-            act_T = (val_TK * torch.isin(idx_TK, features)).sum(-1).to(g_TD.dtype) * counted_T / len(features)
-            direction_D = dictionary.unit_directions(features).mean(0)
-            push_B = -(g_BD @ direction_D)
-            act_B = act_T.new_zeros(tokens.rows).index_add_(0, tokens.row_T, act_T) / tokens_B
-            entry = {"concept": concept, "hookpoint": name, "row_ids": tokens.row_ids, "push": push_B, "activation": act_B}
-            lesson_T = act_T * tokens.loss_T.to(act_T.dtype) if tokens.loss_T is not None else act_T.new_full(act_T.shape, float("nan"))
-            entry["taught"] = act_T.new_zeros(tokens.rows).index_add_(0, tokens.row_T, lesson_T)
-            by_token = {"row": tokens.row_T, "position": tokens.position_T, "taught": lesson_T}
-            self._examples.append(entry | {"tokens": by_token})
+    def _generator(self, device: torch.device) -> torch.Generator:
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(0)
+        return self._generators[device]
+
+    # -- after it -------------------------------------------------------------------------------------------------------------
 
     def finish(self, record: Record, world: World, emit: Callable[[Record], None]) -> None:
-        """The readings of the step, summed over ranks, go into the record at once."""
-        flat_sum_(world, [tensor for sums in self._sums.values() for tensor in sums.tensors()])
-        rows = (self.take_examples(world.size), self.take_lessons())
-        parts = world.gather(rows) if world.size > 1 else [rows]
-        examples, lessons = ([row for part in parts for row in part[which]] for which in (0, 1))
-        part = self.take(world.size)
-        record["scalars"] |= part["scalars"]
-        record |= {"features": part["features"], "examples": examples, "lessons": lessons}
-        self.skip(record, emit)
+        """The readings of the step, summed over ranks, go into the record when they have left the device."""
+        flat_sum_(world, [tensor for sums in self._sums.values() for tensor in vars(sums).values()])
+        contents = self._contents(world.size)
+        if world.size > 1:  # all ranks gather at the same time, so this waits for the device
+            mine = tree_map_only(Tensor, Tensor.cpu, (contents.examples, contents.lessons))
+            for which, rows in zip((contents.examples, contents.lessons), zip(*world.gather(mine), strict=True), strict=False):
+                which[:] = [row for part in rows for row in part]
+
+        def read(arrived: Contents | None) -> None:
+            if arrived is None:  # too many steps were on their way
+                record["scalars"]["observe/dropped_steps"] = float(self._outbox.dropped)
+            else:
+                part = self._read(arrived, world.size)
+                record["scalars"] |= part.pop("scalars")
+                record.update(part)
+            self._hand_on(record, emit)
+
+        self._outbox.put(contents, read)
+        self._clear()
 
     def skip(self, record: Record, emit: Callable[[Record], None]) -> None:
+        self._outbox.put(None, lambda _: self._hand_on(record, emit))
+
+    def _hand_on(self, record: Record, emit: Callable[[Record], None]) -> None:
         for name, columns in record.get("dense", {}).items():
             columns |= {key: total.float().numpy() for key, total in self._totals[name].items()}
         emit(record)
 
+    def take(self, ranks: int) -> Record:
+        """The readings of the step in progress, whose sums must be those of all ranks: `{"features", "scalars", "examples", "lessons"}`."""
+        part = self._read(tree_map_only(Tensor, Tensor.cpu, self._contents(ranks)), ranks)
+        self._clear()
+        return part
+
     def totals(self) -> dict[str, dict[str, Tensor]]:
+        self.settle()
         return self._totals
+
+    def settle(self) -> None:
+        self._outbox.flush()
 
     def set_totals(self, totals: dict[str, dict[str, Tensor]]) -> None:
         """Go on from these sums. What they lack (an estimator that was not computed then) goes on from zero."""
         for name, part in self._totals.items():
             part.update({key: value.clone() for key, value in totals.get(name, {}).items() if key in part})
 
-    def take_examples(self, ranks: int) -> list[dict[str, Any]]:
-        """The rows of the step in progress, one for each row, concept and hookpoint; a rank's loss is averaged with the others'."""
-        entries, self._examples = self._examples, []
-        found = []
-        for entry in entries:
-            top = _top_tokens(entry["tokens"], len(entry["push"]))
-            about = {"concept": entry["concept"], "hookpoint": entry["hookpoint"]}
-            columns = (entry["row_ids"], entry["taught"].tolist(), (entry["push"] / ranks).tolist(), entry["activation"].tolist(), top)
-            for row, lesson, push, activation, tokens in zip(*columns, strict=False):
-                found.append(about | {"row_id": row, "taught": lesson, "push": push, "activation": activation} | tokens)
-        return found
+    def _contents(self, ranks: int) -> Contents:
+        """The step as it is on the device; a rank's loss is averaged with the others', so linear sums take 1/R and squares 1/R²."""
+        hooks = {}
+        for name, sums in self._sums.items():
+            g_sum = sums.g_sum / ranks
+            wanted = {
+                "taught": sums.taught,
+                "push": estimators.push(self.dictionaries[name], g_sum.to(self.dictionaries[name].work_dtype)).double(),
+                "attribution": sums.attribution / ranks,
+                "energy": sums.energy / ranks**2,
+                "activation": sums.activation,
+            }
+            inside = [(self._bases[key].double().T @ g_sum).norm() for key in self._of(name)]
+            hooks[name] = {key: value for key, value in wanted.items() if key in self.observe.estimators} | {
+                "inside": torch.stack(inside) if inside else g_sum.new_zeros(0), "whole": g_sum.norm(), "groups": sums.groups,
+                "variances": sums.variances, "scalars": sums.scalars,
+            }  # fmt: skip
+        return Contents(hooks, self._examples, self._lessons)
 
-    def take_lessons(self) -> list[dict[str, Any]]:
-        """Of every row of the step the features that it teaches most, at each hookpoint: `row_id, hookpoint, features, taught`."""
-        taken, self._lessons = self._lessons, []
-        found = []
-        for hookpoint, row_ids, idx_BK, val_BK in taken:
-            for row, ids, values in zip(row_ids, idx_BK.tolist(), val_BK.tolist(), strict=False):
-                kept = sum(value > 0 for value in values)
-                found.append({"row_id": row, "hookpoint": hookpoint, "features": ids[:kept], "taught": values[:kept]})
-        return found
+    def _clear(self) -> None:
+        self._examples, self._lessons = [], []
+        for sums in self._sums.values():
+            for tensor in vars(sums).values():
+                tensor.zero_()
 
-    def take(self, ranks: int) -> Record:
-        """`{"features", "scalars"}` of the step in progress, whose sums must be those of all ranks; they are added to the totals."""
+    def _read(self, contents: Contents, ranks: int) -> Record:
+        """From tensors on the CPU; adds to the totals."""
         scalars: dict[str, float] = {}
-        features = {name: self._take(name, ranks, scalars) for name in self._sums}
-        return {"features": features, "scalars": scalars}
-
-    def _take(self, name: str, ranks: int, scalars: dict[str, float]) -> dict[str, np.ndarray]:
-        dictionary, sums = self.dictionaries[name], self._sums[name]
-        # A rank's loss is averaged with the others', so linear sums take 1/R and squares 1/R².
-        values = {
-            "taught": sums.taught.clone(),  # the sums are emptied below
-            "push": estimators.push(dictionary, (sums.g_sum / ranks).to(dictionary.W_dec.dtype)).double(),
-            "attribution": sums.attribution / ranks,
-            "energy": sums.energy / ranks**2,
-            "activation": sums.activation.clone(),
-        }
-        values = {key: value.cpu() for key, value in values.items() if key in self.observe.estimators}
-        explained, total, tokens, loss = sums.scalars.tolist()
-        if "taught" in values and loss == 0:
-            values["taught"].fill_(float("nan"))  # the model made no logits
-        scalars[f"{name}/gradient_norm"] = total**0.5 / ranks
-        if "unexplained" in self.observe.estimators:
-            scalars[f"{name}/unexplained"] = 1 - explained / total if total > 0 else float("nan")
-        scalars["train/counted_tokens"] = tokens
-        for key, value in values.items():
-            self._totals[name][key] += value.nan_to_num() if key == "taught" else value
-        whole = (sums.g_sum / ranks).norm().item()
-        for (concept, _), energy in zip(self._of(name), sums.groups.tolist(), strict=True):
-            inside = (self._bases[concept, name].double().T @ (sums.g_sum / ranks)).norm().item()
-            scalars[f"concept/{concept}/{name}/group_gradient"] = energy**0.5 / ranks
-            scalars[f"concept/{concept}/{name}/group_share"] = energy / total if total > 0 else float("nan")
-            scalars[f"concept/{concept}/{name}/group_angle"] = angle(inside, whole)
-        for tensor in sums.tensors():
-            tensor.zero_()
-        pinned: set[int] = set()
-        for (concept, hookpoint), members in self._members.items():
-            if hookpoint == name:
-                members = members.cpu()
-                pinned.update(members.tolist())
-                scalars.update({f"concept/{concept}/{name}/{key}": value[members].mean().item() for key, value in values.items()})
-        k = min(max(1, self.observe.top_k // max(1, len(values))), dictionary.d_sae)
-        chosen = sorted(pinned.union(*(value.abs().nan_to_num().topk(k).indices.tolist() for value in values.values())))
-        return {"feature": np.array(chosen, dtype=np.int32), **{key: value[chosen].float().numpy() for key, value in values.items()}}
+        features = {}
+        for name, sums in contents.hooks.items():
+            concepts = {concept: ids.cpu() for (concept, hookpoint), ids in self._members.items() if hookpoint == name}
+            found = {key: sums[key] for key in self._totals[name]}
+            features[name] = read_sums(name, sums, found, concepts, self.observe, ranks, scalars)
+            for key, value in found.items():
+                self._totals[name][key] += value.nan_to_num() if key == "taught" else value
+        rows = {"examples": read_examples(contents.examples, ranks), "lessons": read_lessons(contents.lessons)}
+        return {"features": features, "scalars": scalars, **rows}
 
 
-def _top_tokens(tokens: dict[str, Tensor], rows: int) -> list[dict[str, list]]:
-    """Of each row the `TOP_TOKENS` tokens that teach most: `{"positions", "token_taught"}`, largest first."""
-    row, position, lesson = (tokens[name].cpu().numpy() for name in ("row", "position", "taught"))
-    found = []
-    for index in range(rows):
-        mine = np.flatnonzero((row == index) & (lesson > 0))
-        mine = mine[np.argsort(-lesson[mine], kind="stable")[:TOP_TOKENS]]
-        found.append({"positions": position[mine].tolist(), "token_taught": lesson[mine].tolist()})
-    return found
+def _finite(tokens: Tokens, dtype: torch.dtype) -> tuple[Tokens, Tensor]:
+    """The tokens in the precision that is computed in, and which of them are not finite, `bool[T]`: those are emptied, so that they add
+    nothing."""
+    h_TD, g_TD = tokens.h_TD.to(dtype), tokens.g_TD.to(dtype)
+    bad_T = ~(h_TD.isfinite().all(-1) & g_TD.isfinite().all(-1))
+    if tokens.loss_T is not None:
+        bad_T = bad_T | ~tokens.loss_T.isfinite()
+    h_TD, g_TD = (values.masked_fill(bad_T[:, None], 0) for values in (h_TD, g_TD))
+    loss_T = None if tokens.loss_T is None else tokens.loss_T.masked_fill(bad_T, 0)
+    return replace(tokens, h_TD=h_TD, g_TD=g_TD, loss_T=loss_T, counted_T=tokens.counted_T & ~bad_T), bad_T

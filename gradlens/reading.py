@@ -47,7 +47,7 @@ def read_texts(
 
 def encode_chunks(dictionary: Dictionary, h_SD: Tensor) -> Iterator[Tensor]:
     """Yields `feature_acts[chunk, F]` of the tokens of one text, `ENCODE_ELEMENTS` at most in each."""
-    h_SD = h_SD.to(device=dictionary.W_enc.device, dtype=dictionary.W_enc.dtype)
+    h_SD = h_SD.to(device=dictionary.W_enc.device, dtype=dictionary.work_dtype)
     for part in h_SD.split(max(1, ENCODE_ELEMENTS // dictionary.d_sae)):
         yield dictionary.encode(part)
 

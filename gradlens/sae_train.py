@@ -20,7 +20,8 @@ import numpy as np
 import torch
 import yaml
 
-from gradlens.dictionary import Dictionary, health
+from gradlens.dictionary import Dictionary
+from gradlens.encoding import health
 from gradlens.errors import ConfigError, InputError
 from gradlens.formats import CFG, load_dictionary, save_dictionary
 from gradlens.sae import Recipe, Trainer

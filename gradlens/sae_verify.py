@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from gradlens.dictionary import Dictionary, Health, health
+from gradlens.dictionary import Dictionary
+from gradlens.encoding import Health, health
 from gradlens.formats import check_width
 from gradlens.hookpoints import blocks, canonical
 from gradlens.sae_data import collect, count, take, windows

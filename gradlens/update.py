@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gradlens.attribution import feature_sums
 from gradlens.capture import Stop, counted_tokens, hidden, inference
 from gradlens.dictionary import Dictionary
+from gradlens.encoding import encode_active
 from gradlens.hookpoints import canonical, find_module, unwrap
 
 CHUNK = 512  # tokens encoded at a time
@@ -100,10 +102,12 @@ def read_update(
             parts[name].append(pair)
     out = {}
     for name, dictionary in dictionaries.items():
-        h_TD, dh_TD = (torch.cat(both).to(dictionary.W_dec.dtype) for both in zip(*parts[name], strict=True))
+        h_TD, dh_TD = (torch.cat(both).to(dictionary.work_dtype) for both in zip(*parts[name], strict=True))
         acts_F = torch.zeros(dictionary.d_sae, dtype=torch.float64, device=h_TD.device)
         for h, dh in zip(h_TD.split(CHUNK), dh_TD.split(CHUNK), strict=True):
-            acts_F += (dictionary.encode(h + dh / 2) - dictionary.encode(h - dh / 2)).sum(0)
-        direction_F = dictionary.unit_directions() @ dh_TD.mean(0)
+            for sign in (1, -1):
+                idx_TK, val_TK = encode_active(dictionary, h + sign * dh / 2)
+                acts_F += feature_sums(idx_TK, sign * val_TK.double(), dictionary.d_sae)
+        direction_F = dictionary.along(dh_TD.mean(0))
         out[name] = UpdateReading((acts_F / len(h_TD)).cpu(), direction_F.double().cpu())
     return out

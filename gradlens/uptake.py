@@ -29,10 +29,10 @@ class Pairs:
     value_P: Tensor  # float32
 
     @classmethod
-    def of(cls, acts_TF: Tensor, first: int = 0) -> Pairs:
-        """The active pairs of some tokens, the first of which is number `first`."""
-        token_P, feature_P = acts_TF.nonzero(as_tuple=True)
-        return cls((token_P + first).int(), feature_P.int(), acts_TF[token_P, feature_P].float())
+    def of(cls, idx_TK: Tensor, val_TK: Tensor, first: int = 0) -> Pairs:
+        """From the active pairs of some tokens (`encode_active`), the first of which is number `first`."""
+        token_P, slot_P = val_TK.nonzero(as_tuple=True)
+        return cls((token_P + first).int(), idx_TK[token_P, slot_P].int(), val_TK[token_P, slot_P].float())
 
     @classmethod
     def cat(cls, parts: list[Pairs]) -> Pairs:

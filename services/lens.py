@@ -95,9 +95,7 @@ class LensService:
     def _read(self, batches: Batches) -> Record:
         for hookpoint, tokens in batches:
             self._projection.add(hookpoint, tokens)
-        return self._projection.take(self._task.ranks) | {
-            "examples": self._projection.take_examples(self._task.ranks), "lessons": self._projection.take_lessons()
-        }  # fmt: skip
+        return self._projection.take(self._task.ranks)
 
 
 @dataclass
@@ -165,6 +163,9 @@ class RemoteProjection:
 
     def skip(self, record: Record, emit: Callable[[Record], None]) -> None:
         self._put(_Waiting(record, emit, None))
+
+    def settle(self) -> None:
+        """Nothing to do: the thread hands everything on, and `close` waits for it."""
 
     def totals(self) -> dict[str, dict[str, Tensor]]:
         """Waits until the steps so far are through (for a checkpoint); nothing from an actor that does not answer."""
@@ -269,8 +270,7 @@ def _add_totals(record: Record, totals: dict[str, dict[str, Tensor]]) -> None:
 
 
 def _on_cpu(tokens: Tokens) -> Tokens:
-    names = [name for name in ("h_TD", "g_TD", "counted_T", "row_T", "position_T", "loss_T") if getattr(tokens, name) is not None]
-    return replace(tokens, **{name: getattr(tokens, name).cpu() for name in names})
+    return tokens.map(Tensor.cpu)
 
 
 def deal(hookpoints: list[str], actors: int) -> list[list[str]]:

@@ -1,11 +1,13 @@
-"""The dictionary: every activation against plain loops in float64, pairs against the dense form, health against its definition."""
+"""The dictionary: every activation against plain loops in float64."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
-from gradlens.dictionary import ACTIVATIONS, Dictionary, health
+from gradlens.dictionary import ACTIVATIONS, Dictionary
+from gradlens.encoding import encode_active
 from gradlens.errors import InputError
 
 D, F, T = 7, 19, 23
@@ -72,25 +74,14 @@ def test_encode_equals_its_definition(activation, subtract, extra):
     torch.testing.assert_close(d.encode(x), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("activation, subtract, extra", CASES)
-@pytest.mark.parametrize("chunk", [1, 5, 256])
-def test_active_pairs_scattered_equal_encode(activation, subtract, extra, chunk):
-    d, x = build(activation, apply_b_dec_to_input=subtract, **extra), tokens()
-    idx, val = d.encode_active(x, chunk=chunk)
-    assert idx.shape == val.shape and idx.dtype == torch.long
-    assert ((val > 0) | (idx == 0)).all(), "padding has id 0"
-    scattered = torch.zeros(T, F, dtype=torch.float64).scatter_add(1, idx, val)
-    torch.testing.assert_close(scattered, d.encode(x), rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_one_token_and_no_token(activation):
     d, x = build(activation), tokens(count=1)
     expected = torch.tensor(plain_encode(d, x), dtype=torch.float64)
     torch.testing.assert_close(d.encode(x), expected, rtol=0, atol=1e-12)
-    idx, val = d.encode_active(x)
+    idx, val = encode_active(d, x)
     torch.testing.assert_close(torch.zeros(1, F, dtype=torch.float64).scatter_add(1, idx, val), expected, rtol=0, atol=1e-12)
-    idx, val = d.encode_active(x[:0])
+    idx, val = encode_active(d, x[:0])
     assert idx.shape == val.shape and idx.shape[0] == 0
     assert d.encode(x[:0]).shape == (0, F)
 
@@ -103,7 +94,7 @@ def test_topk_with_ties_keeps_exactly_k_of_the_largest():
     acts = d.encode(x)
     assert sorted(acts[0].tolist()) == [0, 0, 0, 2, 2, 2]
     assert not acts[1].any()
-    idx, val = d.encode_active(x)
+    idx, val = encode_active(d, x)
     torch.testing.assert_close(torch.zeros(2, 6).double().scatter_add(1, idx, val), acts)
 
 
@@ -120,7 +111,7 @@ def test_nothing_active_gives_zero_pairs_and_the_decoder_bias(activation):
     low = torch.full((F,), -1e6, dtype=torch.float64)
     d = Dictionary(**{**vars(d), "b_gate": low} if activation == "gated" else {**vars(d), "b_enc": low})
     x = tokens()
-    idx, val = d.encode_active(x)
+    idx, val = encode_active(d, x)
     assert idx.shape == (T, 1) and not val.any() and not idx.any()
     torch.testing.assert_close(d.decode(d.encode(x)), d.b_dec.expand(T, D))
 
@@ -143,42 +134,21 @@ def test_decode_and_unit_directions():
     acts = d.encode(x)
     expected = torch.stack([d.b_dec + sum(acts[t, i] * d.W_dec[i] for i in range(F)) for t in range(T)])
     torch.testing.assert_close(d.decode(acts), expected)
+    v = torch.randn(D, dtype=torch.float64)
+    torch.testing.assert_close(d.along(v), d.unit_directions() @ v)
+    torch.testing.assert_close(d.norms, d.W_dec.norm(dim=-1))
     unit = d.unit_directions(torch.tensor([3, 5]))
     torch.testing.assert_close(unit, torch.stack([d.W_dec[3] / d.W_dec[3].norm(), d.W_dec[5] / d.W_dec[5].norm()]))
     W_dec = d.W_dec.clone()
     W_dec[2] = 0
-    assert not Dictionary(**{**vars(d), "W_dec": W_dec}).unit_directions()[2].any()
+    zeroed = dataclasses.replace(d, W_dec=W_dec)
+    assert not zeroed.unit_directions()[2].any() and zeroed.along(v)[2] == 0
 
 
 def test_preactivations_of_some_features_are_columns_of_all():
     d, x = build("relu"), tokens()
     chosen = torch.tensor([0, 7, 18])
     torch.testing.assert_close(d.preactivations(x, chosen), d.preactivations(x)[:, chosen])
-
-
-def test_health_equals_its_definition_whatever_the_chunk():
-    d, x = build("topk"), tokens()
-    acts = d.encode(x)
-    left = sum((x[t] - d.decode(acts[t : t + 1])[0]).square().sum() for t in range(T))
-    total = sum((x[t] - x.mean(0)).square().sum() for t in range(T))
-    for chunk in (4, 1000):
-        found = health(d, x, chunk)
-        assert found.fvu == pytest.approx((left / total).item(), rel=1e-9)
-        assert found.l0 == pytest.approx((acts > 0).sum().item() / T)
-        assert found.dead == pytest.approx(1 - (acts > 0).any(0).sum().item() / F)
-        assert found.tokens == T
-
-
-def test_a_perfect_dictionary_has_no_fvu():
-    eye = torch.eye(D, dtype=torch.float64)
-    d = Dictionary(torch.cat([eye, -eye], 1), torch.zeros(2 * D).double(), torch.cat([eye, -eye]), torch.zeros(D).double())
-    assert health(d, tokens()).fvu < 1e-25
-
-
-def test_without_variance_there_is_no_fvu():
-    for count in (0, 1):
-        found = health(build("topk"), tokens(count=count))
-        assert math.isnan(found.fvu) and found.tokens == count
 
 
 def test_to_converts_every_tensor():

@@ -9,7 +9,7 @@ from conftest import tiny_model
 from sae_jobs import corpus, loader, settings
 from words import word_tokenizer
 
-from gradlens.dictionary import health
+from gradlens.encoding import health
 from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.sae import Recipe, Trainer, decode_pairs, encode_pairs, learning_rate, select
 from gradlens.sae_config import load_sae_config

@@ -9,7 +9,7 @@ from sae_jobs import corpus, loader, settings
 from typer.testing import CliRunner
 from words import word_tokenizer
 
-from gradlens.dictionary import Health, health
+from gradlens.encoding import Health, health
 from gradlens.errors import ConfigError, InputError
 from gradlens.formats import load_dictionary, save_dictionary
 from gradlens.sae_config import SaeConfig, load_sae_config

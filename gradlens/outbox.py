@@ -1,0 +1,60 @@
+"""What a step accumulated leaves the device without making anybody wait: pinned, asynchronous copies that the next step overlaps.
+
+On the CPU there is nothing to copy, and everything is handed on at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+WAITING = 4  # steps whose copies may be under way; beyond that a step's readings are dropped
+
+
+class Outbox:
+    """Hands nested tensors on as CPU tensors, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[Any, Any, Callable[[Any], None]]] = deque()  # when it is there, what it is, who gets it
+        self.dropped = 0
+
+    def put(self, content: Any, then: Callable[[Any], None]) -> None:
+        """Call `then(content)` when every tensor of it is on the CPU: now, or at a later `put` or `flush`.
+
+        The tensors may be changed as soon as this returns. `then(None)` where too much is on its way already.
+        """
+        self.flush(wait=False)
+        on_device = any(isinstance(leaf, Tensor) and leaf.device.type != "cpu" for leaf in tree_leaves(content))
+        if on_device and sum(arrived is not None for arrived, _, _ in self._waiting) >= WAITING:
+            self.dropped += 1
+            content, on_device = None, False
+        if not on_device and not self._waiting:
+            then(content)
+            return
+        arrived = None
+        if on_device:
+            content = tree_map(_copied, content)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        else:
+            content = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, content)
+        self._waiting.append((arrived, content, then))
+
+    def flush(self, wait: bool = True) -> None:
+        """Hand on what has arrived; `wait`: all."""
+        while self._waiting and (self._waiting[0][0] is None or wait or self._waiting[0][0].query()):
+            arrived, content, then = self._waiting.popleft()
+            if arrived is not None:
+                arrived.synchronize()
+            then(content)
+
+
+def _copied(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor) or leaf.device.type == "cpu":
+        return leaf
+    return torch.empty(leaf.shape, dtype=leaf.dtype, pin_memory=True).copy_(leaf, non_blocking=True)

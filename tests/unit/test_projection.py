@@ -1,0 +1,158 @@
+"""What a step accumulates: tokens that are drawn, tokens that are not finite, and the way off the device."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_dictionary
+
+from gradlens import outbox
+from gradlens.config import ObserveSettings
+from gradlens.outbox import WAITING, Outbox
+from gradlens.projection import Projection, Tokens
+from gradlens.sampling import draw, variance_of_sum
+
+HOOK = "layers.1"
+ALL = ["taught", "push", "attribution", "energy", "unexplained", "activation"]
+
+
+def some_tokens(T=40, seed=0, width=None):
+    generator = torch.Generator().manual_seed(seed)
+    width = width or tiny_dictionary().d_in
+    h, g = torch.randn(2, T, width, generator=generator)
+    row = torch.arange(T) * 4 // T
+    return Tokens(h, g, torch.ones(T, dtype=torch.bool), row, torch.arange(T), 4, (10, 11, 12, 13), torch.rand(T, generator=generator))
+
+
+def read(tokens, **observe):
+    projection = Projection(
+        {HOOK: tiny_dictionary()}, {("some", HOOK): [3, 5, 9]}, ObserveSettings(estimators=ALL, top_k=80 * 5, **observe)
+    )
+    projection.add(HOOK, tokens)
+    part = projection.take(1)
+    return part, projection.totals()[HOOK]
+
+
+def test_the_variance_of_a_drawn_sum_is_what_all_possible_draws_have():
+    y = torch.tensor([0.0, 0.0, 3.0, 1.0, -2.0, 0.5], dtype=torch.float64)
+    for count in (2, 3, 5):
+        picks = [torch.tensor(pick) for pick in itertools.combinations(range(6), count)]
+        estimates = torch.stack([6 / count * y[pick].sum() for pick in picks])
+        assert estimates.mean() == pytest.approx(y.sum().item())
+        stated = torch.stack([variance_of_sum(y[pick], 6) for pick in picks])
+        assert stated.mean().item() == pytest.approx(estimates.var(correction=0).item())
+    assert variance_of_sum(y, 6) == 0
+
+
+def test_draws_are_distinct_in_order_and_of_the_share_asked_for():
+    generator = torch.Generator().manual_seed(0)
+    picked = draw(1000, 0.1, generator)
+    assert len(picked.unique()) == 100 and (picked.diff() > 0).all() and not torch.equal(picked, draw(1000, 0.1, generator))
+    assert len(draw(3, 0.01, generator)) == 1 and len(draw(3, 1.0, generator)) == 3
+
+
+def test_sums_over_drawn_tokens_are_unbiased_and_say_how_far_they_may_be_off():
+    tokens = some_tokens()
+    whole, exact = read(tokens)
+    projection = Projection(
+        {HOOK: tiny_dictionary()}, {("some", HOOK): [3, 5, 9]}, ObserveSettings(estimators=ALL, top_k=400, token_share=0.25)
+    )
+    draws = []
+    for _ in range(400):
+        projection.add(HOOK, tokens)
+        draws.append(projection.take(1))
+    for key in ("taught", "attribution"):
+        name = f"concept/some/{HOOK}/{key}"
+        values, errors = (np.array([part["scalars"][name + end] for part in draws]) for end in ("", "_se"))
+        truth = whole["scalars"][name]
+        spread = values.std()
+        assert abs(values.mean() - truth) < 4 * spread / 20 and spread > 0
+        assert np.sqrt((errors**2).mean()) == pytest.approx(spread, rel=0.15)
+    for key in ("push", "energy"):  # of all tokens
+        torch.testing.assert_close(projection.totals()[HOOK][key] / 400, exact[key], rtol=1e-5, atol=1e-6)
+    row = {part["row_id"]: part for part in whole["examples"]}[11]
+    drawn = [entry for part in draws for entry in part["examples"] if entry["row_id"] == 11]
+    assert np.mean([entry["taught"] for entry in drawn]) == pytest.approx(row["taught"], rel=0.15)
+    assert {entry["push"] for entry in drawn} == {row["push"]}
+    assert f"concept/some/{HOOK}/taught_se" not in whole["scalars"]
+
+
+@pytest.mark.parametrize("where", ["h_TD", "g_TD", "loss_T"])
+def test_a_token_that_is_not_finite_is_counted_and_adds_nothing(where):
+    good, broken = some_tokens(), some_tokens()
+    getattr(broken, where)[7] = float("nan")
+    part, totals = read(broken)
+    assert part["scalars"][f"{HOOK}/not_finite_tokens"] == 1 and part["scalars"]["train/counted_tokens"] == 39
+    others = good.map(lambda values: values[torch.arange(40) != 7])
+    expected = read(others)[1]
+    for key, total in totals.items():
+        torch.testing.assert_close(total, expected[key], rtol=1e-5, atol=1e-6, msg=key)
+    assert f"{HOOK}/not_finite_tokens" not in read(good)[0]["scalars"]
+
+
+def test_without_a_finite_token_nothing_is_known():
+    broken = some_tokens()
+    broken.g_TD[:] = float("nan")
+    part, _ = read(broken)
+    assert all(np.isnan(column).all() for key, column in part["features"][HOOK].items() if key != "feature")
+
+
+class FakeEvent:
+    """A copy that has arrived when it is told so."""
+
+    made: list = []
+
+    def __init__(self):
+        self.arrived = False
+        FakeEvent.made.append(self)
+
+    def record(self):
+        pass
+
+    def query(self):
+        return self.arrived
+
+    def synchronize(self):
+        self.arrived = True
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """Tensors of the meta device stand for those of an accelerator."""
+    FakeEvent.made = []
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(outbox, "_copied", lambda leaf: torch.ones(2) if isinstance(leaf, torch.Tensor) else leaf)
+    return lambda: torch.empty(2, device="meta")
+
+
+def test_what_leaves_a_device_is_handed_on_in_order_when_it_has_arrived(device):
+    box, seen = Outbox(), []
+    box.put({"a": device(), "n": 1}, lambda content: seen.append(content["n"]))
+    box.put(None, lambda _: seen.append("skipped"))  # waits for the one before
+    box.put({"a": device(), "n": 2}, lambda content: seen.append(content["n"]))
+    assert seen == []
+    FakeEvent.made[1].arrived = True
+    box.flush(wait=False)
+    assert seen == []  # the first has not arrived
+    FakeEvent.made[0].arrived = True
+    box.put({"a": device(), "n": 3}, lambda content: seen.append(content["n"]))
+    assert seen == [1, "skipped", 2]
+    box.flush()
+    assert seen == [1, "skipped", 2, 3] and box.dropped == 0
+
+
+def test_steps_beyond_what_may_wait_are_dropped_in_their_turn_and_counted(device):
+    box, seen = Outbox(), []
+    for number in range(WAITING + 2):
+        box.put({"a": device(), "n": number}, lambda content, number=number: seen.append((number, content is not None)))
+    assert box.dropped == 2 and seen == []
+    box.flush()
+    assert seen == [(n, n < WAITING) for n in range(WAITING + 2)]
+
+
+def test_on_the_cpu_everything_is_handed_on_at_once():
+    box, seen = Outbox(), []
+    tensor = torch.ones(2)
+    box.put({"a": tensor}, lambda content: seen.append(content["a"] is tensor))
+    assert seen == [True]
