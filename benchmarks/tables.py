@@ -1,4 +1,4 @@
-"""Writes the tables of `docs/attribution.md` and the README from `benchmarks/results/*.jsonl`, between the marks in them.
+"""Writes the tables of `docs/` and the README from `benchmarks/results/*.jsonl`, between the marks in them.
 
 python benchmarks/tables.py          # rewrites the files
 python benchmarks/tables.py --check  # exits 1 where a file is not up to date
@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plots
+from scaling import slope
 from unnamed import CONTROLS
 
 from gradlens.bench_attribution import table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-FILES = ("README.md", "docs/attribution.md")
+FILES = ("README.md", "docs/attribution.md", "docs/performance.md")
+PLOT = ROOT / "docs" / "images" / "scaling.svg"
 TRUTHS = {"drift_direction": "along directions", "drift": "of activations"}
 BEGIN, END = "<!-- table: {} -->", "<!-- end -->"
 Row = dict[str, Any]
@@ -115,19 +118,52 @@ def unnamed() -> str:
 
 
 def overhead() -> str:
-    """Steps with and without gradlens."""
-    rows = [row for row in read("overhead", ("config", "arm")) if row["config"] == "demo"]
+    """Steps of the demo with and without gradlens."""
+    return _arms([row for row in read("overhead", ("job", "arm")) if row["job"] == "demo"], "median ratio to the bare step", "median_ratio")
+
+
+def shapes() -> str:
+    """The same for blocks in the shape of other models, as a share of the whole model's step."""
+    rows = [row for row in read("overhead", ("job", "arm")) if row["job"] != "demo" and row["arm"] != "bare"]
+    return _arms(rows, "whole model", "whole_model_ratio")
+
+
+def _arms(rows: Sequence[Row], title: str, ratio: str) -> str:
     lines = []
     for row in rows:
-        ratios = [
-            f"{row[f'{kind}_ratio']:.3f} ({' to '.join(f'{v:.3f}' for v in row[f'{kind}_interval'])})" for kind in ("median", "total")
-        ]
-        lines.append([row["arm"], f"{row['seconds']:.2f} s", *ratios])
-    return grid(["arm", "median step", "median ratio to the bare step", "ratio of the sums"], lines)
+        shown = f"{row[ratio]:.3f}"
+        if ratio == "median_ratio":
+            shown += f" ({row['median_interval'][0]:.3f} to {row['median_interval'][1]:.3f})"
+        times = [f"{row[key] * 1e3:.1f} ms" if row["floor_seconds"] else "-" for key in ("reading_seconds", "floor_seconds")]
+        memory = f"{row['reading_peak_bytes'] / 1e6:.1f} MB"
+        job = [] if row["job"] == "demo" else [row["job"]]
+        lines.append([*job, row["arm"], f"{row['seconds']:.2f} s", shown, *([] if job else [f"{row['total_ratio']:.3f}"]), *times, memory])
+    job, sums = ([], ["ratio of the sums"]) if all(row["job"] == "demo" for row in rows) else (["shape"], [])
+    return grid([*job, "arm", "median step", title, *sums, "readings", "floor", "peak memory"], lines)
+
+
+def scaling() -> str:
+    """Slopes of time and memory over sizes, and the largest sizes."""
+    rows = read("scaling", ("sweep", "tokens", "features", "hookpoints", "width"))
+    lines = []
+    for sweep in ("tokens", "features", "hookpoints"):
+        mine = sorted((row for row in rows if row["sweep"] == sweep), key=lambda row: row[sweep])
+        first, last = mine[0], mine[-1]
+        naive = [row for row in mine if "naive_seconds" in row]
+        beside = f"{naive[-1]['naive_seconds'] / naive[-1]['seconds']:.1f} at {naive[-1][sweep]:,}"
+        lines.append(
+            [
+                f"{sweep}, {first[sweep]:,} to {last[sweep]:,}", f"{slope(mine, sweep, 'seconds'):.2f}",
+                f"{first['seconds'] * 1e3:.0f} to {last['seconds'] * 1e3:.0f} ms",
+                f"{first['peak_bytes'] / 1e6:.0f} to {last['peak_bytes'] / 1e6:.0f} MB", beside,
+            ]
+        )  # fmt: skip
+    return grid(["sweep", "slope of time (1: linear)", "time of a step's readings", "peak memory", "naive hook: times as long"], lines)
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "attribution": attribution, "concepts": concepts, "needle": needle, "unnamed": unnamed, "overhead": overhead,
+    "attribution": attribution, "concepts": concepts, "needle": needle, "unnamed": unnamed, "overhead": overhead, "shapes": shapes,
+    "scaling": scaling,
 }  # fmt: skip
 
 
@@ -155,6 +191,11 @@ def main() -> None:
             stale.append(name)
             if not arguments.check:
                 path.write_text(new, encoding="utf-8")
+    drawn = plots.scaling(read("scaling", ("sweep", "tokens", "features", "hookpoints", "width")))
+    if not PLOT.is_file() or PLOT.read_text(encoding="utf-8") != drawn:
+        stale.append(PLOT.name)
+        if not arguments.check:
+            PLOT.write_text(drawn, encoding="utf-8")
     print(f"{'out of date' if arguments.check else 'written'}: {', '.join(stale) or 'none'}")
     sys.exit(bool(stale) and arguments.check)
 

@@ -57,10 +57,6 @@ class Curves:
         """Drift of the whole probe set, or (`rest/`, `few/`) of some of its rows."""
         return {name: np.stack(self.columns[kind + name]) for name in TRUTHS}
 
-    def live(self) -> np.ndarray:
-        """Features that fire on the probe set at some step."""
-        return np.stack(self.columns["probe_rate"]).max(0) > 0
-
 
 class _Collector:
     """A recorder that keeps every dense reading in memory, and what each reading cost."""
@@ -124,7 +120,8 @@ def bench(config: RunConfig, seeds: Sequence[int], windows: Sequence[int] = WIND
         for hookpoint, found in collector.curves.items():
             estimates = found.estimates()
             estimates["random"] = rng.normal(size=next(iter(estimates.values())).shape)
-            live, rate = found.live(), found.columns["probe_rate"][0]
+            rate = np.stack(found.columns["probe_rate"]).max(0)
+            live = rate > 0
             aucs = {name: _aucs(steps, members, hookpoint, live, rate) for name, steps in estimates.items()}
             made = scores(hookpoint, estimates, found.truths(), live, windows)
             if "few/drift" in found.columns:

@@ -4,115 +4,178 @@ Every arm has a model of its own (frozen weights are shared) and sees the same b
 that whatever else the machine does falls on all alike. A step is forward, backward, clipping and the optimizer with everything that
 hangs on it. Two ratios to the bare step are given: the median over steps, which is what a step without readings of the probe set costs, and
 the ratio of the sums, which has those in it.
+
+What the readings at the hookpoints take is also compared with the floor that arithmetic sets: the larger of their operations at the rate of
+a matrix product, and their bytes at the rate of a copy, both rates measured in the same process.
 """
 
 from __future__ import annotations
 
 import copy
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradlens.bench_jobs import Job, Micro, Progress
 from gradlens.capture import hidden
-from gradlens.config import ObserveSettings, RunConfig
-from gradlens.data import IGNORE, Mixture, collate
 from gradlens.dictionary import Dictionary
-from gradlens.formats import load_dictionary
-from gradlens.hookpoints import canonical, find_module
+from gradlens.hookpoints import find_module
 from gradlens.lens import Lens
-from gradlens.models import load_model
-from gradlens.reading import pad_id_of
-from gradlens.recorder import NullRecorder
-from gradlens.rules import Policy, load_rules
-from gradlens.train import LossFunction, Rank, Shared, reference_batches, run_concepts, run_examples, split, to_train
+from gradlens.peak_memory import PeakMemory
+from gradlens.recorder import MemoryRecorder
+from gradlens.rules import Policy
+from gradlens.train import LossFunction
 
 NOTHING = {"estimators": [], "drift_every": 0, "update_every": 0, "own_prompts": 0}
-# arm -> changes of `observe`; `default`: the config's own settings
+ESTIMATORS = ("push", "taught", "attribution", "energy", "unexplained")
+# arm -> changes of `observe`; `default`: the job's own settings
 ARMS: dict[str, dict[str, Any]] = {
     "hooks": NOTHING,
-    "push": NOTHING | {"estimators": ["push"]},
-    "taught": NOTHING | {"estimators": ["taught"]},
-    "estimators": NOTHING | {"estimators": ["taught", "push", "attribution", "energy", "unexplained"]},
+    **{name: NOTHING | {"estimators": [name]} for name in ESTIMATORS},
+    "estimators": NOTHING | {"estimators": list(ESTIMATORS)},
     "default": {},
     "rules": NOTHING,
 }
 ALL_ARMS = ("bare", *ARMS, "naive")
 RESAMPLES = 1000
-Progress = Callable[..., None]
 
 
-def bench(config: RunConfig, arms: Sequence[str], steps: int, progress: Progress | None = None) -> list[dict[str, Any]]:
+class Meter:
+    """Seconds, and when asked the peak memory, of what runs at the hookpoints."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.weigh = device, False
+        self.seconds = self.peak_bytes = 0.0
+
+    def __call__(self, work: Callable[..., Any], *args: Any) -> Any:
+        if not self.weigh:
+            began = time.perf_counter()
+            done = work(*args)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.seconds += time.perf_counter() - began
+            return done
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            done = work(*args)
+            torch.cuda.synchronize()
+            self.peak_bytes = max(self.peak_bytes, torch.cuda.max_memory_allocated() - before)
+            return done
+        with PeakMemory() as memory:
+            done = work(*args)
+        self.peak_bytes = max(self.peak_bytes, memory.peak)
+        return done
+
+
+def bench(job: Job, arms: Sequence[str], steps: int, device: torch.device, progress: Progress) -> list[dict[str, Any]]:
     """One entry per arm: `arm, steps, seconds` (median step), `median_ratio` with a 95% interval, `total_ratio` with one over blocks of
-    steps, `losses` equal to the bare arm's or not. `naive`: a hook with dense [T, F] products. `rules`: the config's, nothing read."""
-    device = torch.device("cuda" if torch.cuda.is_available() and config.train.device != "cpu" else "cpu")
-    torch.manual_seed(config.train.seed)
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        rank = Rank(config, Path(folder), NullRecorder(), device=device, shared=Shared())
-        if progress is not None:
-            rank.phase = progress
-        rank.phase("loading model")
-        model, tokenizer = load_model(config.model.name, config.model.dtype, str(device))
-        dictionaries = {canonical(hook): load_dictionary(source, device=device) for hook, source in config.dictionaries.items()}
-        concepts = run_concepts(rank, model, tokenizer, dictionaries)
-        sources, probe = run_examples(rank, tokenizer)
-        reference = reference_batches(config.observe, tokenizer, config.data.max_length, device)
-        model = to_train(config, model, device).train()
-        mixture, pad = Mixture(sources, config.data.weights, config.train.batch_size, config.train.seed), pad_id_of(tokenizer)
+    steps, `whole_model_ratio` (see `Job.scale`), `losses` equal to the bare arm's or not; of the readings at the hookpoints
+    `reading_seconds` (median step), `reading_peak_bytes`, `floor_seconds`, `flops`, `bytes`. The last step is not timed but weighed.
+    `naive`: a hook with dense [T, F] products. `rules`: the job's, nothing read."""
+    with ExitStack() as stack:
         take: dict[str, Callable[..., float]] = {}
+        meters = {arm: Meter(device) for arm in arms}
+        lenses: dict[str, Lens] = {}
         for arm in arms:
-            rank.phase(f"preparing {arm}")
-            mine = _copy(model)
-            optimizer = torch.optim.AdamW([p for p in mine.parameters() if p.requires_grad], lr=config.train.lr)
+            progress(f"preparing {arm}")
+            mine = _copy(job.model)
+            optimizer = torch.optim.AdamW([p for p in mine.parameters() if p.requires_grad], lr=job.lr)
             watching: AbstractContextManager = nullcontext()
             if arm == "naive":
-                watching = _naive(mine, dictionaries)
+                watching = _naive(mine, job.dictionaries, meters[arm])
             elif arm != "bare":
-                policy = Policy(version=1, rules=tuple(load_rules(list(config.rules)))) if arm == "rules" else None
-                watching = Lens(
-                    mine, optimizer, dictionaries, policy=policy, recorder=NullRecorder(), probe=probe, tokenizer=tokenizer,
-                    reference=reference,
-                    observe=config.observe.model_copy(update=ARMS[arm]),
-                    concepts={concept.name: concept.features for concept in concepts},
-                    thresholds={concept.name: concept.thresholds for concept in concepts},
-                    quorums={concept.name: concept.quorum for concept in concepts},
+                watching = lenses[arm] = Lens(
+                    mine, optimizer, job.dictionaries, policy=Policy(version=1, rules=tuple(job.rules)) if arm == "rules" else None,
+                    recorder=MemoryRecorder(), observe=job.observe.model_copy(update=ARMS[arm]), **job.lens,
                 )  # fmt: skip
-            lens = stack.enter_context(watching)
-            take[arm] = partial(_step, mine, optimizer, LossFunction(mine), config.train.max_grad_norm, lens, device)
+            stack.enter_context(watching)
+            if arm in lenses:
+                projector = lenses[arm].projector
+                projector.add, projector.finish = (partial(meters[arm], part) for part in (projector.add, projector.finish))
+            take[arm] = partial(_step, mine, optimizer, LossFunction(mine), job.max_grad_norm, lenses.get(arm), device)
         seconds: dict[str, list[float]] = {arm: [] for arm in arms}
+        readings: dict[str, list[float]] = {arm: [] for arm in arms}
         losses: dict[str, list[float]] = {arm: [] for arm in arms}
-        for step in range(steps):
-            examples = sorted(mixture.batch(step), key=lambda example: len(example.input_ids))
-            parts = split(examples, config.train.micro_batch_size)
-            counted = sum(label != IGNORE for example in examples for label in example.labels[1:])
-            micro = [
-                ({key: value.to(device) for key, value in collate(part, pad).items()}, [example.row_id for example in part])
-                for part in parts
-            ]
+        tokens = 0
+        for step in range(steps + 1):
+            micro, counted = job.batch(step)
+            tokens = max(tokens, counted)
             turn = step % len(arms)
             for arm in (*arms[turn:], *arms[:turn]):
+                meters[arm].seconds, meters[arm].weigh = 0.0, step == steps
                 began = time.perf_counter()
-                losses[arm].append(take[arm](micro, max(counted, 1)))
-                seconds[arm].append(time.perf_counter() - began)
-            rank.phase("measuring", done=step + 1, total=steps)
-    return [_entry(arm, seconds, losses, config.observe) for arm in arms]
+                loss = take[arm](micro, counted)
+                if step < steps:
+                    seconds[arm].append(time.perf_counter() - began)
+                    readings[arm].append(meters[arm].seconds)
+                    losses[arm].append(loss)
+            progress("measuring", done=min(step + 1, steps), total=steps)
+        entries = [_entry(arm, seconds, losses, job) for arm in arms]
+    peaks = measured_peaks(device)
+    for entry in entries:
+        arm = entry["arm"]
+        entry |= {"job": job.name, "tokens": tokens, "reading_seconds": float(np.median(readings[arm]))}
+        entry |= {"reading_peak_bytes": int(meters[arm].peak_bytes), **peaks}
+        wanted = lenses[arm].observe.estimators if arm in lenses and arm not in ("hooks", "rules") else ESTIMATORS if arm == "naive" else []
+        flops, moved = (sum(part) for part in zip(*(work(d, tokens, wanted) for d in job.dictionaries.values()), strict=True))
+        floor = max(flops / peaks["peak_flops"], moved / peaks["peak_bandwidth"])
+        entry |= {"flops": flops, "bytes": moved, "floor_seconds": floor}
+    return entries
+
+
+def work(dictionary: Dictionary, T: int, estimators: Sequence[str]) -> tuple[float, float]:
+    """`(operations, bytes)` that the estimators need at least at one hookpoint: every matrix and every token's vector read once."""
+    D, F, size = dictionary.d_in, dictionary.d_sae, dictionary.W_dec.element_size()
+    K = dictionary.k or 64
+    matrix, flops, moved = D * F * size, 0.0, 0.0
+    if set(estimators) - {"push", "energy"}:  # active pairs, which these share
+        flops, moved = flops + 2.0 * T * D * F, moved + matrix + T * D * size
+    if "push" in estimators:
+        flops, moved = flops + 2.0 * D * F, moved + matrix
+    if "attribution" in estimators:
+        flops, moved = flops + 2.0 * T * K * D, moved + min(T * K, F) * D * size
+    if "energy" in estimators:
+        flops, moved = flops + min(2.0 * D * D * (T + F), 2.0 * T * D * F), moved + matrix
+    if "unexplained" in estimators:
+        flops += 2.0 * T * K * K * D
+    return flops, moved + (T * D * size if estimators else 0)
+
+
+def measured_peaks(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, float]:
+    """`peak_flops` of a matrix product and `peak_bandwidth` (bytes read and written) of a copy, best of five, here and now."""
+    size = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    b = torch.empty(2**26, device=device)
+    c = torch.empty_like(b)
+
+    def best(run: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    return {"peak_flops": 2 * size**3 / best(lambda: a @ a), "peak_bandwidth": 2 * b.numel() * 4 / best(lambda: c.copy_(b))}
 
 
 def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Any, norm: float | None, lens: Any, device: torch.device,
-    micro: list[tuple[dict[str, Tensor], list[int]]], counted: int,
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Any, norm: float | None, lens: Lens | None, device: torch.device,
+    micro: Micro, counted: int,
 ) -> float:  # fmt: skip
     """One optimizer step; its loss."""
     total = 0.0
     for batch, rows in micro:
-        if isinstance(lens, Lens):
+        if lens is not None:
             lens.set_rows(rows)
         loss = loss_of(batch) / counted
         loss.backward()
@@ -130,7 +193,7 @@ def _copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad})
 
 
-def _naive(model: nn.Module, dictionaries: dict[str, Dictionary]) -> ExitStack:
+def _naive(model: nn.Module, dictionaries: dict[str, Dictionary], meter: Meter) -> ExitStack:
     """What one would write first: per hookpoint the dense activations and the dense product of gradients and directions."""
     stack, totals = ExitStack(), {name: 0.0 for name in dictionaries}
 
@@ -140,25 +203,25 @@ def _naive(model: nn.Module, dictionaries: dict[str, Dictionary]) -> ExitStack:
             return
         kept = h.detach()
 
-        def on_gradient(g: Tensor) -> None:
+        def dense(g: Tensor) -> None:
             acts_TF = dictionary.encode(kept.flatten(0, 1))
             dots_TF = g.flatten(0, 1) @ dictionary.W_dec.T
             totals[name] += -(acts_TF * dots_TF).sum(0) - dots_TF.sum(0) + dots_TF.square().sum(0)
 
-        h.register_hook(on_gradient)
+        h.register_hook(partial(meter, dense))
 
     for name in dictionaries:
         stack.callback(find_module(model, name).register_forward_hook(partial(watch, name)).remove)
     return stack
 
 
-def _entry(arm: str, seconds: dict[str, list[float]], losses: dict[str, list[float]], observe: ObserveSettings) -> dict[str, Any]:
+def _entry(arm: str, seconds: dict[str, list[float]], losses: dict[str, list[float]], job: Job) -> dict[str, Any]:
     bare, mine = np.array(seconds["bare"]), np.array(seconds[arm])
     rng = np.random.default_rng(0)
     ratios = mine / bare
     picks = rng.integers(0, len(bare), (RESAMPLES, len(bare)))
     # readings of the probe set come every so many steps: whole periods are drawn, so that each has its share of them
-    period = min(max(observe.drift_every, 1), len(bare))
+    period = min(max(job.observe.drift_every, 1), len(bare))
     blocks = np.array([[m.sum(), b.sum()] for m, b in zip(_blocks(mine, period), _blocks(bare, period), strict=True)])
     drawn = blocks[rng.integers(0, len(blocks), (RESAMPLES, len(blocks)))].sum(1)
     return {
@@ -169,6 +232,7 @@ def _entry(arm: str, seconds: dict[str, list[float]], losses: dict[str, list[flo
         "median_interval": np.percentile(np.median(ratios[picks], axis=1), (2.5, 97.5)).tolist(),
         "total_ratio": float(mine.sum() / bare.sum()),
         "total_interval": np.percentile(drawn[:, 0] / drawn[:, 1], (2.5, 97.5)).tolist(),
+        "whole_model_ratio": float(1 + np.median((mine - bare) / (bare * job.scale))),
         "same_losses": losses[arm] == losses["bare"],
     }
 

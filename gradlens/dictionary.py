@@ -88,6 +88,12 @@ class Dictionary:
         norms_F = torch.cat([rows.to(self.work_dtype).norm(dim=-1) for rows in self._row_blocks()])
         return norms_F.clamp_min(torch.finfo(self.work_dtype).tiny)
 
+    @functools.cached_property
+    def gram(self) -> Tensor:
+        """`<d̂_i, d̂_j>`, `[F, F]`: for small dictionaries only."""
+        units = self.unit_directions()
+        return units @ units.T
+
     def along(self, v_D: Tensor) -> Tensor:
         """`<v, d̂_i>` of every feature, `[F]`, without a copy of the directions."""
         dots = [rows.to(v_D.dtype) @ v_D for rows in self._row_blocks()]

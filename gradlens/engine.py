@@ -22,17 +22,17 @@ def choose(impl: Impl, x: Tensor) -> Literal["eager", "torch", "triton"]:
     """
     if impl == "auto":
         return "triton" if x.is_cuda and _trusted(x.device, x.dtype) else "torch"
-    if impl == "triton" and importlib.util.find_spec("triton") is None:
-        raise ConfigError("impl: triton is not installed; use impl: torch, or pip install triton")
     if impl not in ("eager", "torch", "triton"):
         raise ConfigError(f"impl: {impl!r} is not one of auto, eager, torch, triton")
+    if impl == "triton" and importlib.util.find_spec("triton") is None:
+        raise ConfigError("impl: triton is not installed; use impl: torch, or pip install triton")
     return impl
 
 
 @functools.cache
 def _trusted(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernels give what they should on this device; asked once, on a small case."""
-    if importlib.util.find_spec("triton") is None:
+    if dtype == torch.float64 or importlib.util.find_spec("triton") is None:
         return False
     from gradlens.kernels import self_check
 

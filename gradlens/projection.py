@@ -131,9 +131,9 @@ class Projection:
         learns = "taught" in wanted and tokens.loss_T is not None
         if learns:
             sums.scalars[3] += tokens.loss_T.sum()
+        if not (learns or NEED_PAIRS & set(wanted)):
+            return  # what rows teach is read with the estimators that look at active features
         by_row = tokens.row_ids is not None and (learns or bool(self._members))
-        if not (by_row or learns or NEED_PAIRS & set(wanted)):
-            return
         T, weight, every = len(g_TD), 1.0, tokens
         if pairs is None and self.observe.token_share < 1 and T > 1:
             at_N = draw(T, self.observe.token_share, self._generator(g_TD.device))
@@ -285,9 +285,10 @@ def _finite(tokens: Tokens, dtype: torch.dtype) -> tuple[Tokens, Tensor]:
     """The tokens in the precision that is computed in, and which of them are not finite, `bool[T]`: those are emptied, so that they add
     nothing."""
     h_TD, g_TD = tokens.h_TD.to(dtype), tokens.g_TD.to(dtype)
-    bad_T = ~(h_TD.isfinite().all(-1) & g_TD.isfinite().all(-1))
-    if tokens.loss_T is not None:
-        bad_T = bad_T | ~tokens.loss_T.isfinite()
+    sum_T = h_TD.sum(-1) + g_TD.sum(-1)  # not finite where one of them is not, and read in one pass
+    bad_T = ~(sum_T if tokens.loss_T is None else sum_T + tokens.loss_T).isfinite()
+    if bad_T.device.type == "cpu" and not bad_T.any():  # elsewhere asking would make the host wait
+        return replace(tokens, h_TD=h_TD, g_TD=g_TD), bad_T
     h_TD, g_TD = (values.masked_fill(bad_T[:, None], 0) for values in (h_TD, g_TD))
     loss_T = None if tokens.loss_T is None else tokens.loss_T.masked_fill(bad_T, 0)
     return replace(tokens, h_TD=h_TD, g_TD=g_TD, loss_T=loss_T, counted_T=tokens.counted_T & ~bad_T), bad_T

@@ -77,6 +77,11 @@ def attribution(
 def overhead(
     config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A run config. Default: the demo's.")] = None,
     changes: SetOption = [],  # noqa: B006
+    shape: Annotated[
+        str | None,
+        typer.Option(help="Blocks in the shape of a known model, with random weights, instead of a config's job; `list` for their names."),
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of a step, with --shape.")] = 512,
     arms: Annotated[str, typer.Option(help="What is compared with the bare step, by commas; `all` for all.")] = "default",
     steps: Annotated[int, typer.Option(min=1, help="Steps of every arm; whole multiples of observe.drift_every are fair.")] = 40,
     out_file: Annotated[Path, typer.Option("--out", help="JSONL that the results are appended to.")] = RESULTS / "overhead.jsonl",
@@ -84,30 +89,48 @@ def overhead(
 ) -> None:
     """What does watching cost? Steps with and without gradlens, in paired order in one process, on the same batches.
 
-    Arms: hooks (nothing read), push, taught, estimators (all that are read at every step), default (what CONFIG observes), rules (its
-    rules, nothing read), naive (a hook with dense products, for comparison). Ratios to the bare step: the median over steps, and that of
-    the sums, which has the readings of the probe set in it.
+    Arms: hooks (nothing read), push, taught, attribution, energy, unexplained (one each), estimators (all of them), default (what CONFIG
+    observes, the probe set too), rules (its rules, nothing read), naive (a hook with dense products, for comparison).
 
-    Example: gradlens bench overhead --arms default,naive --steps 40
+    Ratios to the bare step: the median over steps, and that of the sums, which has the readings of the probe set in it. `readings`: the
+    median time at the hookpoints in a step. `floor`: what arithmetic needs for them at least, at the rates of a matrix product and of a
+    copy measured in the same process. `peak`: the memory that they take beside the dictionary.
+
+    Examples:
+      gradlens bench overhead --arms default,naive --steps 50
+      gradlens bench overhead --shape gemma-2-2b-16k --tokens 512 --arms all --steps 5
     """
+    import torch
     from rich.table import Table
 
+    from gradlens.bench_jobs import SHAPES, config_job, shape_job
     from gradlens.bench_overhead import ALL_ARMS, bench
     from gradlens.cli.run import DEMO, fetch_model
     from gradlens.config import load_config
     from gradlens.errors import ConfigError
     from gradlens.runfolder import versions
 
+    if shape == "list":
+        out.print("\n".join(SHAPES), highlight=False)
+        return
     chosen = list(ALL_ARMS) if arms == "all" else ["bare", *(arm for arm in arms.split(",") if arm != "bare")]
     unknown = [arm for arm in chosen if arm not in ALL_ARMS]
     if unknown:
         raise ConfigError(f"--arms: unknown arm {unknown[0]!r}; there is {', '.join(ALL_ARMS)}")
-    settings = load_config(config or DEMO, changes)
-    if not settings.dictionaries:
-        raise ConfigError(f"{config}: no `dictionaries`; there is nothing to watch")
-    fetch_model(settings)
-    rows = bench(settings, chosen, steps, _teller())
-    about = {"config": str(config or "demo"), "time": time.strftime("%Y-%m-%d"), "versions": versions()}
+    if shape is not None and (config or changes):
+        raise ConfigError("--shape brings its own model and data; leave CONFIG and --set away")
+    tell, device = _teller(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if shape is None:
+        settings = load_config(config or DEMO, changes)
+        if not settings.dictionaries:
+            raise ConfigError(f"{config}: no `dictionaries`; there is nothing to watch")
+        fetch_model(settings)
+        job = config_job(settings, torch.device("cpu") if settings.train.device == "cpu" else device, str(config or "demo"), tell)
+    else:
+        tell(f"preparing {shape}")
+        job = shape_job(shape, tokens, device)
+    rows = bench(job, chosen, steps, next(job.model.parameters()).device, tell)
+    about = {"time": time.strftime("%Y-%m-%d"), "versions": versions()}
     out_file.parent.mkdir(parents=True, exist_ok=True)
     with out_file.open("a", encoding="utf-8") as lines:
         for row in rows:
@@ -115,12 +138,14 @@ def overhead(
     if json_output:
         print_json({"rows": rows, "results": str(out_file), **about})
         return
-    shown = Table("arm", "step", "median ratio", "95%", "ratio of sums", "95%", "same losses", box=None)
+    whole = ["whole model"] if job.scale != 1 else []
+    shown = Table("arm", "step", "median ratio (95%)", "of sums", *whole, "readings", "floor", "peak", "same losses", box=None)
     for row in rows:
-        ranges = [f"{low:.3f} to {high:.3f}" for low, high in (row["median_interval"], row["total_interval"])]
         shown.add_row(
-            row["arm"], f"{row['seconds']:.3f} s", f"{row['median_ratio']:.3f}", ranges[0], f"{row['total_ratio']:.3f}", ranges[1],
-            "yes" if row["same_losses"] else "no",
+            row["arm"], f"{row['seconds']:.3f} s",
+            f"{row['median_ratio']:.3f} ({row['median_interval'][0]:.3f} to {row['median_interval'][1]:.3f})", f"{row['total_ratio']:.3f}",
+            *([f"{row['whole_model_ratio']:.4f}"] if whole else []), f"{row['reading_seconds'] * 1000:.1f} ms",
+            f"{row['floor_seconds'] * 1000:.1f} ms", f"{row['reading_peak_bytes'] / 1e6:.1f} MB", "yes" if row["same_losses"] else "no",
         )  # fmt: skip
     out.print(shown)
     err.print(f"appended to {out_file}", soft_wrap=True, markup=False)

@@ -2,10 +2,12 @@
 
 import json
 
+import pytest
 import yaml
 from tiny_job import write_inputs
 from typer.testing import CliRunner
 
+from gradlens.bench_overhead import ALL_ARMS
 from gradlens.cli.app import app
 from gradlens.errors import ConfigError
 
@@ -38,6 +40,7 @@ def test_exact_updates_predict_drift_and_noise_does_not(tmp_path):
     assert rows["update (2 rows)", "drift_direction", 6]["spearman"] > 0.5  # other rows of the same kind
     assert all((row["cost"] is None) == (row["estimator"] == "random") and (row["cost"] or 1) > 0 for row in rows.values())
     assert rows["update", "drift", 6]["concept_auc"].keys() == rows["update", "drift", 6]["concept_auc_firing"].keys() == {"some"}
+    assert 0 <= rows["update", "drift", 6]["concept_auc_firing"]["some"] <= 1
     assert rows["push", "drift", 1]["seeds"] == 2
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert {line["seed"] for line in lines} == {0, 1} and lines[0]["versions"]["torch"]
@@ -58,11 +61,27 @@ def test_overhead_compares_arms_on_the_same_steps(tmp_path):
     out = tmp_path / "overhead.jsonl"
     command = ["bench", "overhead", str(tmp_path / "job.yaml"), "--arms", "all", "--steps", "4", "--out", str(out), "--json"]
     rows = {row["arm"]: row for row in json.loads(CliRunner().invoke(app, command, catch_exceptions=False).stdout)["rows"]}
-    assert list(rows) == ["bare", "hooks", "push", "taught", "estimators", "default", "rules", "naive"]
+    assert list(rows) == list(ALL_ARMS)
     assert rows["bare"]["median_ratio"] == rows["bare"]["total_ratio"] == 1
     for arm, row in rows.items():
         assert row["steps"] == 4 and row["seconds"] > 0 and row["median_interval"][0] <= row["median_ratio"] <= row["median_interval"][1]
         assert row["same_losses"] == (arm != "rules")  # watching changes nothing, a rule does
+        assert (row["reading_peak_bytes"] > 0) == (arm != "bare"), arm
+        assert (row["floor_seconds"] > 0) == (arm not in ("bare", "hooks", "rules"))
     assert [json.loads(line)["arm"] for line in out.read_text().splitlines()] == list(rows)
     error = CliRunner().invoke(app, ["bench", "overhead", "--arms", "defualt"]).exception
     assert isinstance(error, ConfigError) and "naive" in str(error)
+
+
+def test_overhead_in_the_shape_of_a_known_model(tmp_path):
+    out = tmp_path / "overhead.jsonl"
+    command = ["bench", "overhead", "--shape", "smollm2-135m-18k", "--tokens", "256", "--arms", "taught,naive", "--steps", "1"]
+    rows = {row["arm"]: row for row in json.loads(CliRunner().invoke(app, [*command, "--out", str(out), "--json"]).stdout)["rows"]}
+    assert rows["taught"]["same_losses"] and rows["taught"]["tokens"] == 255
+    assert rows["taught"]["flops"] == pytest.approx(2 * 255 * 576 * 18_432)
+    # the naive hook makes several [T, F]: 19 MB each
+    assert rows["naive"]["reading_peak_bytes"] > 3 * 256 * 18_432 * 4 and rows["taught"]["reading_peak_bytes"] < 64e6
+    assert 1 < rows["naive"]["whole_model_ratio"] < rows["naive"]["median_ratio"]
+    for wrong in (["--shape", "gpt-5"], ["--shape", "gemma-2-2b-16k", "--set", "train.lr=1"]):
+        assert isinstance(CliRunner().invoke(app, ["bench", "overhead", *wrong]).exception, ConfigError)
+    assert "llama-3.1-8b-131k" in CliRunner().invoke(app, ["bench", "overhead", "--shape", "list"]).stdout.split()

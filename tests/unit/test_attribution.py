@@ -8,6 +8,10 @@ import torch
 from gradlens import attribution as A
 from gradlens import edits
 from gradlens.dictionary import Dictionary
+from gradlens.encoding import encode_active
+from gradlens.engine import choose
+from gradlens.errors import ConfigError
+from gradlens.peak_memory import PeakMemory
 
 KINDS = ["relu", "jumprelu", "topk", "batchtopk", "batchtopk-threshold", "gated"]
 
@@ -118,3 +122,78 @@ def test_around_is_a_quorum_of_the_counted_tokens_near_the_predicted_one(window,
             share = sum(bool(active[row, t]) for t in near) / max(len(near), 1)
             assert gated[row, position] == (bool(near) and share >= quorum - 1e-9), (row, position)
         assert not gated[row, 11]  # predicts nothing
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("D", [33, 576])
+def test_fast_forms_err_no_more_than_the_definition_in_the_same_precision(dtype, D):
+    """Bound: the largest error of the eager form in this dtype, plus one rounding of the largest sum of magnitudes."""
+    exact = make("topk", D=D, F=300)
+    given, T = exact.to(dtype=dtype), 200
+    h, g = torch.randn(2, T, D, dtype=torch.float64)
+    idx, val = encode_active(given, h.to(dtype))
+    scatter = lambda values: torch.zeros(T, 300, dtype=torch.float64).scatter_add(1, idx, values.double())  # noqa: E731
+    dots, acts, units = g @ exact.W_dec.T, scatter(val), exact.unit_directions()
+    low = g.to(dtype)
+    cases = {
+        "push": (A.push(given, low.sum(0)), A.push_eager(given, low), -(g @ units.T).sum(0), (g @ units.T).abs().sum(0)),
+        "attribution": (
+            A.attribution(given, h.to(dtype), low, (idx, val)),
+            -(acts.to(dtype) * (low @ given.W_dec.T)).sum(0), -(acts * dots).sum(0), (acts * (g.abs() @ exact.W_dec.abs().T)).sum(0),
+        ),
+        "energy": (
+            A.energy(given, low), A.energy_eager(given, low), (g @ units.T).square().sum(0), (g.abs() @ units.abs().T).square().sum(0),
+        ),
+    }  # fmt: skip
+    for name, (fast, eager, truth, magnitude) in cases.items():
+        bound = (eager.double() - truth).abs().max() + torch.finfo(dtype).eps * magnitude.max()
+        assert (fast.double() - truth).abs().max() <= bound, name
+
+
+@pytest.mark.parametrize("kind", ["topk", "relu"])
+def test_pair_products_equal_their_definition_also_with_a_dictionary_in_half_precision(kind):
+    dictionary = make(kind)
+    h, g = torch.randn(2, 300, 13, dtype=torch.float64)
+    idx, _ = encode_active(dictionary, h)
+    torch.testing.assert_close(A.pair_dots(dictionary, g, idx), A.pair_dots_eager(dictionary, g, idx), rtol=1e-9, atol=1e-9)
+    half = dictionary.to(dtype=torch.float16)
+    back = half.to(dtype=torch.float64)
+    torch.testing.assert_close(A.pair_dots(half, g, idx), A.pair_dots_eager(back, g, idx), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(A.energy(half, g), A.energy_eager(back, g), rtol=1e-5, atol=1e-5)
+
+
+def test_estimators_of_a_large_dictionary_take_little_memory(monkeypatch):
+    """d_sae 60,000: [T, F] and [F, D] would be 96 and 31 MB; the products of all rows are not kept."""
+    T, D, F = 400, 128, 60_000
+    generator = torch.Generator().manual_seed(0)
+    W_dec = torch.randn(F, D, generator=generator)
+    dictionary = Dictionary(W_dec.T.contiguous(), torch.zeros(F), W_dec, torch.zeros(D), activation="topk", k=32)
+    h, g = torch.randn(2, T, D, generator=generator)
+    active = encode_active(dictionary, h)
+    torch.testing.assert_close(dictionary.norms, W_dec.norm(dim=-1))
+    with PeakMemory() as memory:
+        A.push(dictionary, g.sum(0))
+        A.attribution(dictionary, h, g, active)
+        A.energy(dictionary, g)
+        A.energy(dictionary, g[:100])
+        found = A.explained_energy(dictionary, h, g, active)
+    assert memory.peak < 32e6
+    monkeypatch.setattr(A, "GRAM", 0)
+    small = make("topk")
+    h, g = torch.randn(2, 50, 13, dtype=torch.float64)
+    whole = A.explained_energy(small, h, g)  # without the products of all rows
+    monkeypatch.undo()
+    torch.testing.assert_close(whole[0], A.explained_energy(small, h, g)[0])
+    assert 0 < found[0] < found[1]
+
+
+def test_which_implementation_computes():
+    x = torch.zeros(2, 3)
+    assert choose("auto", x) == choose("torch", x) == "torch" and choose("eager", x) == "eager"
+    with pytest.raises(ConfigError, match="cuda.*is not one of auto"):
+        choose("cuda", x)
+    for kind in KINDS:
+        dictionary = make(kind)
+        h, g = torch.randn(2, 9, 13, dtype=torch.float64)
+        for estimator in (A.attribution, lambda d, h, g, impl: A.energy(d, g, impl)):
+            torch.testing.assert_close(estimator(dictionary, h, g, impl="eager"), estimator(dictionary, h, g, impl="torch"))
