@@ -158,8 +158,10 @@ def install(env: Venv, constraints: Path | None, target: list[str]) -> None:
 
 
 def freeze(env: Venv) -> str:
-    """Exact versions of everything installed, but for pip and gradlens itself; without the label of a local build."""
-    lines = env.pip("writing down the versions", "freeze", "--all", "--exclude-editable", "--exclude", "pip").splitlines()
+    """Exact versions of everything installed, but for pip, gradlens itself and triton, whose version a CUDA build of torch dictates;
+    without the label of a local build."""
+    leave_out = ("--exclude-editable", "--exclude", "pip", "--exclude", "triton")
+    lines = env.pip("writing down the versions", "freeze", "--all", *leave_out).splitlines()
     return "".join(line.split("+")[0] + "\n" for line in lines if "==" in line)
 
 

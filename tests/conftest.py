@@ -7,6 +7,9 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton, as transformers does
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gradlens.dictionary import Dictionary

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from gradlens.cli.console import err
+from gradlens.cli.console import err, out
 from gradlens.errors import GradlensError
 
 app = typer.Typer(
@@ -26,9 +26,18 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from gradlens import __version__
+
+        out.print(f"gradlens {__version__}", highlight=False)
+        raise typer.Exit()
+
+
 @app.callback()
 def common(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", callback=_version, is_eager=True)] = False,
 ) -> None:
     """Options that go before the command."""
 

@@ -9,8 +9,6 @@ from gradlens import attribution as A
 from gradlens import edits
 from gradlens.dictionary import Dictionary
 from gradlens.encoding import encode_active
-from gradlens.engine import choose
-from gradlens.errors import ConfigError
 from gradlens.peak_memory import PeakMemory
 
 KINDS = ["relu", "jumprelu", "topk", "batchtopk", "batchtopk-threshold", "gated"]
@@ -185,15 +183,3 @@ def test_estimators_of_a_large_dictionary_take_little_memory(monkeypatch):
     monkeypatch.undo()
     torch.testing.assert_close(whole[0], A.explained_energy(small, h, g)[0])
     assert 0 < found[0] < found[1]
-
-
-def test_which_implementation_computes():
-    x = torch.zeros(2, 3)
-    assert choose("auto", x) == choose("torch", x) == "torch" and choose("eager", x) == "eager"
-    with pytest.raises(ConfigError, match="cuda.*is not one of auto"):
-        choose("cuda", x)
-    for kind in KINDS:
-        dictionary = make(kind)
-        h, g = torch.randn(2, 9, 13, dtype=torch.float64)
-        for estimator in (A.attribution, lambda d, h, g, impl: A.energy(d, g, impl)):
-            torch.testing.assert_close(estimator(dictionary, h, g, impl="eager"), estimator(dictionary, h, g, impl="torch"))

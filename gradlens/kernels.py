@@ -1,0 +1,297 @@
+"""Triton kernels for active pairs, second moments and edits; what finds the pairs is in `kernels_encode.py`, where conventions stand too.
+
+Shape suffixes: T tokens, D d_model, F d_sae, K active features per token, S chosen features, r rank. Importing needs Triton; whether a
+kernel can be trusted on a device, `self_check` says.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gradlens.kernels_encode import (
+    DTYPES,
+    INTERPRETED,
+    dot,
+    encode_threshold,
+    encode_topk,
+    launch,
+    precision,
+    product_options,
+    tiles,
+    tuned,
+    worth_trying,
+)  # fmt: skip
+
+MAX_RANK = 128  # of `scale_along`: its coordinates are kept in registers
+
+
+@tuned(
+    [triton.Config({"BK": k, "BD": d}, num_warps=warps) for k, d, warps in [(16, 128, 4), (16, 256, 4), (32, 128, 4), (8, 512, 4)]],
+    ["K", "D", "SUM"],
+    reset_to_zero=["out_ptr"],
+)
+@triton.jit
+def _gated_kernel(idx_ptr, val_ptr, g_ptr, W_ptr, out_ptr, K, D, SUM: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr):
+    t = tl.program_id(0).to(tl.int64)
+    k, d = tl.program_id(1) * BK + tl.arange(0, BK), tl.arange(0, BD)
+    val = tl.load(val_ptr + t * K + k, mask=k < K, other=0.0).to(tl.float32)
+    active = val != 0
+    dots = tl.zeros([BK], tl.float32)
+    idx = tl.load(idx_ptr + t * K + k, mask=active, other=0).to(tl.int64)
+    if tl.max(active.to(tl.int32), axis=0) > 0:
+        acc = tl.zeros([BK, BD], tl.float32)
+        for first in range(0, D, BD):
+            inside = d < D - first
+            g = tl.load(g_ptr + t * D + first + d, mask=inside, other=0.0).to(tl.float32)
+            W = tl.load(W_ptr + idx[:, None] * D + (first + d)[None, :], mask=active[:, None] & inside[None, :], other=0.0)
+            acc += W.to(tl.float32) * g[None, :]
+        dots = tl.where(active, tl.sum(acc, axis=1), 0.0)  # 0 times a NaN of g is not 0
+    if SUM:
+        tl.atomic_add(out_ptr + idx, val * dots, mask=active, sem="relaxed")
+    else:
+        tl.store(out_ptr + t * K + k, dots, mask=k < K)
+
+
+@triton.jit
+def _segment_sum_kernel(weight_ptr, end_ptr, total_ptr, F, BF: tl.constexpr, BLOCK: tl.constexpr):
+    f = tl.program_id(0) * BF + tl.arange(0, BF)
+    first, end = tl.load(end_ptr + f, mask=f < F, other=0), tl.load(end_ptr + f + 1, mask=f < F, other=0)
+    acc = tl.zeros([BF, BLOCK], tl.float32)
+    for start in range(0, tl.max(end - first, axis=0), BLOCK):
+        p = first[:, None] + start + tl.arange(0, BLOCK)[None, :]
+        acc += tl.load(weight_ptr + p, mask=p < end[:, None], other=0.0)
+    tl.store(total_ptr + f, tl.sum(acc, axis=1), mask=f < F)
+
+
+@tuned(tiles("BM"), ["D", "F", "MANY"], prune_configs_by={"early_config_prune": worth_trying})
+@triton.jit(do_not_specialize=["M", "span"])
+def _squares_kernel(
+    rows_ptr, W_ptr, part_ptr, M, D, F, span, parts,
+    QUADRATIC: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr, MANY: tl.constexpr,
+    BM: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    # Programs of one block of features follow each other, so that its rows are in the cache.
+    part, d = tl.program_id(0) % parts, tl.arange(0, BD)
+    start = (tl.program_id(0) // parts) * BF
+    f = start + tl.arange(0, BF)
+    W_row = W_ptr + start.to(tl.int64) * D + (tl.minimum(f, F - 1) - start)[:, None] * D
+    total = tl.zeros([BF], tl.float32)
+    for first_row in range(part * span, tl.minimum(part * span + span, M), BM):
+        m = first_row + tl.arange(0, BM)
+        rows_ptrs, W_ptrs = rows_ptr + m.to(tl.int64)[:, None] * D + d[None, :], W_row + d[None, :]
+        acc = tl.zeros([BF, BM], tl.float32)
+        for first in range(0, D, BD):
+            if EVEN:
+                W = tl.load(W_ptrs)
+                rows = tl.load(rows_ptrs, mask=(m < M)[:, None], other=0.0)
+            else:
+                W = tl.load(W_ptrs, mask=d[None, :] < D - first, other=0.0)
+                rows = tl.load(rows_ptrs, mask=(m < M)[:, None] & (d[None, :] < D - first), other=0.0)
+            acc = dot(W, tl.trans(rows), acc, PRECISION)
+            rows_ptrs += BD
+            W_ptrs += BD
+        if QUADRATIC:
+            acc *= tl.load(W_row + m[None, :], mask=(m < M)[None, :], other=0.0).to(tl.float32)
+        else:
+            acc *= acc
+        total += tl.sum(acc, axis=1)
+    tl.store(part_ptr + part.to(tl.int64) * F + f, total, mask=f < F)
+
+
+@triton.jit(do_not_specialize=["P"])
+def _row_sums_kernel(idx_ptr, weight_ptr, row_ptr, column_ptr, out_ptr, P, rows, K, S, BLOCK: tl.constexpr):
+    p = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    weight = tl.load(weight_ptr + p, mask=p < P, other=0.0).to(tl.float32)
+    live = weight != 0
+    column = tl.load(column_ptr + tl.load(idx_ptr + p, mask=live, other=0), mask=live, other=-1)
+    row = tl.load(row_ptr + p // K, mask=column >= 0, other=-1)
+    tl.atomic_add(out_ptr + row.to(tl.int64) * S + column, weight, mask=(row >= 0) & (row < rows), sem="relaxed")
+
+
+@tuned(
+    [triton.Config({"BT": t, "BD": d}, num_warps=w) for t, d, w in [(32, 64, 8), (16, 32, 4), (32, 32, 4), (64, 64, 8)]],
+    ["D", "R"],
+)
+@triton.jit(do_not_specialize=["T"])
+def _scale_kernel(x_ptr, Q_ptr, out_ptr, change, T, D, r, PRECISION: tl.constexpr, R: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr):
+    t, d, q = tl.program_id(0) * BT + tl.arange(0, BT), tl.arange(0, BD), tl.arange(0, R)
+    at = t.to(tl.int64)[:, None] * D + d[None, :]
+    Q_at = d[:, None] * r + q[None, :]
+    coordinates = tl.zeros([BT, R], tl.float32)
+    for first in range(0, D, BD):
+        x = tl.load(x_ptr + at + first, mask=(t < T)[:, None] & (d[None, :] < D - first), other=0.0, eviction_policy="evict_last")
+        Q = tl.load(Q_ptr + Q_at + first * r, mask=(d[:, None] < D - first) & (q[None, :] < r), other=0.0)
+        coordinates = tl.dot(x.to(tl.float32), Q.to(tl.float32), coordinates, input_precision=PRECISION)
+    coordinates *= change
+    for first in range(0, D, BD):  # these tokens are still in the cache
+        inside = (t < T)[:, None] & (d[None, :] < D - first)
+        x = tl.load(x_ptr + at + first, mask=inside, other=0.0, eviction_policy="evict_first")
+        Q = tl.load(Q_ptr + Q_at + first * r, mask=(d[:, None] < D - first) & (q[None, :] < r), other=0.0)
+        out = tl.dot(coordinates, tl.trans(Q.to(tl.float32)), x.to(tl.float32), input_precision=PRECISION)
+        tl.store(out_ptr + at + first, out, mask=inside)
+
+
+def gated(idx_TK: Tensor, val_TK: Tensor, g_TD: Tensor, W_dec_FD: Tensor) -> Tensor:
+    """`<W_dec[idx], g_t>` of active pairs, `[T, K]` float32; 0 where val is 0, whose rows are not read. Costs 2D per pair with val != 0.
+
+    Ids must be in [0, F): they are not looked at. Raises `ValueError` for a dtype or width that cannot be.
+    """
+    precision(g_TD, W_dec_FD.T)
+    dots_TK = g_TD.new_empty(idx_TK.shape, dtype=torch.float32)
+    _launch_gated(idx_TK, val_TK, g_TD, W_dec_FD, dots_TK, SUM=False)
+    return dots_TK
+
+
+def gated_sum(idx_TK: Tensor, val_TK: Tensor, g_TD: Tensor, W_dec_FD: Tensor, F: int, deterministic: bool = False) -> Tensor:
+    """Σ_t val <W_dec[idx], g_t> by feature, `[F]` float32: minus the `attribution`. Costs 2D per pair with val != 0.
+
+    By atomic additions in the same pass, whose order, and with it the last bits, differ from run to run on a GPU. `deterministic`: the
+    products are sorted by feature, in stable order, and summed segment by segment. Ids and errors as in `gated`.
+    """
+    precision(g_TD, W_dec_FD.T)
+    if not deterministic:
+        total_F = torch.zeros(F, dtype=torch.float32, device=g_TD.device)
+        _launch_gated(idx_TK, val_TK, g_TD, W_dec_FD, total_F, SUM=True)
+        return total_F
+    weight_TK = gated(idx_TK, val_TK, g_TD, W_dec_FD) * val_TK.float()
+    ids_P, order_P = idx_TK.masked_fill(val_TK == 0, F).flatten().sort(stable=True)
+    end_F = torch.searchsorted(ids_P, torch.arange(F + 1, device=ids_P.device))
+    total_F = torch.empty(F, dtype=torch.float32, device=g_TD.device)
+    launch(_segment_sum_kernel, (triton.cdiv(F, 16),), weight_TK.flatten()[order_P], end_F, total_F, F, BF=16, BLOCK=64)
+    return total_F
+
+
+def energy_sum(g_TD: Tensor, W_dec_FD: Tensor) -> Tensor:
+    """Σ_t <g_t, W_dec_i>² by feature, `[F]` float32; squared and summed in registers. Costs 2TDF; the same bits every time.
+
+    Raises `ValueError` for a dtype or width that cannot be.
+    """
+    return _squares(g_TD, W_dec_FD, quadratic=False)
+
+
+def quadratic_form(gram_DD: Tensor, W_dec_FD: Tensor) -> Tensor:
+    """w_iᵀ Gram w_i by feature, `[F]` float32, with nothing of size [F, D]. Costs 2FD²; the same bits every time.
+
+    A float32 Gram matrix keeps its precision beside a half-precision W_dec. Raises `ValueError` for a dtype or width that cannot be.
+    """
+    return _squares(gram_DD, W_dec_FD, quadratic=True)
+
+
+def row_sums(idx_TK: Tensor, weight_TK: Tensor, row_T: Tensor, rows: int, F: int, features_S: Tensor) -> Tensor:
+    """Sums of the pairs' weights by row (example) and chosen feature, `[rows, S]` float32, with nothing of size [rows, F].
+
+    Tokens whose row is not in [0, rows) count nowhere. Ids must be in [0, F). One look-up per pair with weight != 0, and an atomic
+    addition per hit: the last bits can differ from run to run on a GPU.
+    """
+    (T, K), S = idx_TK.shape, len(features_S)
+    sums_RS = torch.zeros(rows, S, dtype=torch.float32, device=weight_TK.device)
+    column_F = torch.full((F,), -1, dtype=torch.int32, device=weight_TK.device)
+    column_F[features_S] = torch.arange(S, dtype=torch.int32, device=weight_TK.device)
+    if T * K and rows and S:
+        tensors = (idx_TK.contiguous(), weight_TK.contiguous(), row_T.contiguous(), column_F, sums_RS)
+        launch(_row_sums_kernel, (triton.cdiv(T * K, 1024),), *tensors, T * K, rows, K, S, BLOCK=1024)
+    return sums_RS[:, column_F[features_S]]  # a feature that is chosen twice has one column of sums
+
+
+def scale_along(x: Tensor, Q_Dr: Tensor, gain: float) -> Tensor:
+    """`x[..., D]` with its part in the span of Q multiplied by `gain`: x + (gain - 1)(x Q)Qᵀ, in the dtype of x.
+
+    One pass over x, 4TDr. Differentiable in x (the map is symmetric: its gradient is the same edit). Raises `ValueError` for a rank over
+    `MAX_RANK` and for a dtype or width that cannot be.
+    """
+    if Q_Dr.shape[1] > MAX_RANK:
+        raise ValueError(f"scale_along: rank {Q_Dr.shape[1]} is over {MAX_RANK}")
+    precision(x, Q_Dr)
+    return _ScaleAlong.apply(x, Q_Dr.detach(), gain)
+
+
+class _ScaleAlong(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, Q_Dr: Tensor, gain: float) -> Tensor:
+        ctx.save_for_backward(Q_Dr)
+        ctx.gain = gain
+        (D, r), x_TD = Q_Dr.shape, x.contiguous().view(-1, Q_Dr.shape[0])
+        T = len(x_TD)
+        out_TD = torch.empty_like(x_TD, dtype=torch.float32 if INTERPRETED.value else x.dtype)  # the interpreter truncates to bfloat16
+        # Half-precision factors are exact in TF32; the coordinates x Q are not, and are multiplied in three parts.
+        how = "ieee" if torch.float32 in (x.dtype, Q_Dr.dtype) else "tf32x3"
+        R = max(16, triton.next_power_of_2(r))
+        if T:
+            grid = lambda meta: (triton.cdiv(T, meta["BT"]),)  # noqa: E731
+            launch(_scale_kernel, grid, x_TD, Q_Dr.contiguous(), out_TD, float(gain) - 1, T, D, r, PRECISION=how, R=R)
+        return out_TD.to(x.dtype).view(x.shape)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _ScaleAlong.apply(grad, *ctx.saved_tensors, ctx.gain), None, None
+
+
+def _launch_gated(idx_TK: Tensor, val_TK: Tensor, g_TD: Tensor, W_dec_FD: Tensor, out: Tensor, SUM: bool) -> None:
+    T, K = idx_TK.shape
+    if T * K:
+        grid = lambda meta: (T, triton.cdiv(K, meta["BK"]))  # noqa: E731
+        tensors = (idx_TK.contiguous(), val_TK.contiguous(), g_TD.contiguous(), W_dec_FD.contiguous(), out)
+        launch(_gated_kernel, grid, *tensors, K, W_dec_FD.shape[1], SUM=SUM)
+
+
+def _squares(rows_MD: Tensor, W_dec_FD: Tensor, quadratic: bool) -> Tensor:
+    """Σ_m <r_m, w_i>², or Σ_m <r_m, w_i> w_im; parts of at least 512 rows, 16 parts at most."""
+    (M, D), F = rows_MD.shape, W_dec_FD.shape[0]
+    options = product_options(rows_MD, W_dec_FD.T) | {"QUADRATIC": quadratic}
+    span = max(512, triton.cdiv(M, 16))
+    parts = triton.cdiv(M, span)
+    sums = torch.empty(parts, F, dtype=torch.float32, device=W_dec_FD.device)
+    if M:
+        launch(
+            _squares_kernel, lambda meta: (triton.cdiv(F, meta["BF"]) * parts,),
+            rows_MD.contiguous(), W_dec_FD.contiguous(), sums, M, D, F, span, parts, **options,
+        )  # fmt: skip
+    return sums.sum(0)
+
+
+def self_check(device: torch.device | str, dtype: torch.dtype) -> str | None:
+    """None where every kernel gives what plain PyTorch gives in float64, else one line that names the kernel and the error.
+
+    A small case of whole numbers: nothing lies near a threshold, and a lost or doubled term cannot pass for rounding. Those of float32 have
+    more digits than TF32 keeps. Compiles every kernel on a GPU: some ten seconds the first time.
+    """
+    if dtype not in DTYPES:
+        return f"kernels: {dtype} is none of float32, bfloat16, float16"
+    (T, D, F, K), generator = (13, 33, 130, 5), torch.Generator().manual_seed(0)
+    whole = lambda *shape: torch.randint(-3, 4, shape, generator=generator).to(device, torch.float64)  # noqa: E731
+    x, W_enc, b, W, Q, level = whole(T, D), whole(D, F), whole(F), whole(F, D), whole(D, 3), whole(F) + 0.5
+    x *= 4097 if dtype == torch.float32 else 1
+    X, E, B, V, P, L = (tensor.to(dtype) for tensor in (x, W_enc, b, W, Q, level))
+    pre, dots_TF, gram = x @ W_enc + b, x @ W.T, x.T @ x
+    acts = pre.relu() * (pre > level)
+    val, idx = acts.topk(K)
+    row_T, chosen = torch.arange(T, device=device) % 3, torch.tensor([3, 129, 64, 3], device=device)
+    kept = acts.new_zeros(T, F).scatter_(1, idx, val)  # the pairs, and what they sum to
+    by_row = acts.new_zeros(3, F).index_add_(0, row_T, kept)[:, chosen]
+    dense = lambda idx, val, *_: acts.new_zeros(T, F).scatter_add_(1, idx, val.double())  # noqa: E731
+    cases = {
+        "encode_threshold": lambda: (dense(*encode_threshold(X, E, B, L, F)), acts),
+        "encode_threshold (ReLU)": lambda: (dense(*encode_threshold(X, E, B, None, F)), pre.relu()),
+        "encode_threshold (count)": lambda: (encode_threshold(X, E, B, L, 1)[2], (acts > 0).sum(1)),
+        "encode_topk (values)": lambda: (encode_topk(X, E, B, K)[1], pre.topk(K)[0].relu()),
+        "encode_topk (ids)": lambda: (pre.gather(1, encode_topk(X, E, B, K)[0]), pre.topk(K)[0]),
+        "gated": lambda: (gated(idx, val.float(), X, V), dots_TF.gather(1, idx) * (val > 0)),
+        "gated_sum": lambda: (gated_sum(idx, val.float(), X, V, F), (kept * dots_TF).sum(0)),
+        "gated_sum (deterministic)": lambda: (gated_sum(idx, val.float(), X, V, F, deterministic=True), (kept * dots_TF).sum(0)),
+        "energy_sum": lambda: (energy_sum(X, V), dots_TF.square().sum(0)),
+        "quadratic_form": lambda: (quadratic_form(gram.float(), V), dots_TF.square().sum(0)),
+        "row_sums": lambda: (row_sums(idx, val.float(), row_T, 3, F, chosen), by_row),
+        "scale_along": lambda: (scale_along(X, P, 3.0), (x + 2 * (x @ Q) @ Q.T).to(dtype)),
+    }
+    for name, case in cases.items():
+        try:
+            found, expected = case()
+        except Exception as error:  # of Triton, its compiler or the driver: whatever it is, the kernel cannot be used here
+            return f"{name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        off, largest = (found.double() - expected.double()).abs().max().item(), expected.double().abs().max().item()
+        if not off <= 1e-5 * largest:
+            return f"{name}: off by {off:.3g} where the largest value is {largest:.3g}"
+    return None

@@ -1,0 +1,78 @@
+"""On a CUDA device: the readings of the CPU, no synchronisation in hooks, a whole run. Skipped, visibly, where there is none."""
+
+import pytest
+import torch
+from conftest import tiny_batch, tiny_dictionary, tiny_model
+from test_attribution import KINDS, make
+from tiny_job import tiny_config, write_inputs
+
+from gradlens.config import ObserveSettings
+from gradlens.lens import Lens
+from gradlens.projection import Projection, Tokens
+from gradlens.recorder import MemoryRecorder
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the GPU path is not tested here")
+HOOK = "layers.1"
+ALL = ["taught", "push", "attribution", "energy", "unexplained", "activation"]
+
+
+def tokens(T: int = 300, width: int = 32) -> Tokens:
+    generator = torch.Generator().manual_seed(0)
+    h, g = torch.randn(2, T, width, generator=generator)
+    row, counted = torch.arange(T) // 75, torch.rand(T, generator=generator) < 0.9
+    return Tokens(
+        h, g * counted[:, None], counted, row, torch.arange(T) % 75, 4, (0, 1, 2, 3), torch.rand(T, generator=generator) * counted
+    )
+
+
+def projection_on(device: str, kind: str) -> Projection:
+    dictionary = make(kind, D=32, F=80).to(device, torch.float32)
+    return Projection({HOOK: dictionary}, {("some", HOOK): [1, 2]}, ObserveSettings(estimators=ALL))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_readings_are_those_of_the_cpu(kind):
+    found = {}
+    for device in ("cpu", "cuda"):
+        projection = projection_on(device, kind)
+        projection.add(HOOK, tokens().map(lambda part: part.to(device)))  # noqa: B023
+        found[device] = projection.take(1), projection.totals()[HOOK]
+    for key, total in found["cpu"][1].items():
+        torch.testing.assert_close(found["cuda"][1][key], total, rtol=1e-4, atol=1e-4, msg=key)
+    scalars = [found[device][0]["scalars"] for device in found]
+    assert scalars[1] == pytest.approx(scalars[0], rel=1e-4, abs=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "batchtopk"])  # without a threshold the batch is asked
+def test_nothing_in_a_hook_makes_the_host_wait(kind):
+    projection = projection_on("cuda", kind)
+    given = tokens().map(lambda part: part.to("cuda"))
+    projection.add(HOOK, given)  # kernels are compiled, norms and products of rows are made
+    projection.take(1)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        projection.add(HOOK, given)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_records_of_a_loop_are_whole_and_in_order():
+    recorder, model = MemoryRecorder(), tiny_model().cuda().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    batch = {key: value.cuda() for key, value in tiny_batch(0).items()}
+    with Lens(model, optimizer, {HOOK: tiny_dictionary()}, recorder=recorder, probe=[batch], observe=ObserveSettings(drift_every=3)):
+        for _ in range(10):
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    steps = [record["step"] for record in recorder.records]
+    assert steps == sorted(steps) and set(range(1, 11)) <= set(steps)
+    assert all(HOOK in record["features"] for record in recorder.records if "features" in record)
+
+
+def test_a_whole_job_runs_on_the_device(tmp_path):
+    pytest.importorskip("ray")
+    from gradlens_services.job import run_job
+
+    assert run_job(tiny_config(write_inputs(tmp_path)))["status"] == "done"
