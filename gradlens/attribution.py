@@ -100,7 +100,8 @@ def energy(dictionary: Dictionary, g_TD: Tensor, impl: Impl = "auto") -> Tensor:
     which, by_gram = choose(impl, g_TD), T * dictionary.d_sae > D * (T + dictionary.d_sae)
     if which == "eager":
         return energy_eager(dictionary, g_TD)
-    gram_DD = g_TD.T @ g_TD if by_gram else None
+    wide_TD = g_TD.to(torch.promote_types(g_TD.dtype, torch.float32))  # second moments of half precision could vanish
+    gram_DD = wide_TD.T @ wide_TD if by_gram else None
     if which == "triton":
         from gradlens import kernels
 
@@ -108,12 +109,12 @@ def energy(dictionary: Dictionary, g_TD: Tensor, impl: Impl = "auto") -> Tensor:
         return total_F / dictionary.norms.square()
     parts = []
     for rows in dictionary.W_dec.split(max(1, TILE // (D if by_gram else TOKENS))):
-        rows = rows.to(g_TD.dtype)
+        rows = rows.to(wide_TD.dtype)
         if by_gram:
             parts.append(torch.linalg.vecdot(rows @ gram_DD, rows))
         else:
-            parts.append(sum((g @ rows.T).square_().sum(0) for g in g_TD.split(TOKENS)))
-    return torch.cat(parts) / dictionary.norms.to(g_TD.dtype).square()
+            parts.append(sum((g @ rows.T).square_().sum(0) for g in wide_TD.split(TOKENS)))
+    return torch.cat(parts) / dictionary.norms.to(wide_TD.dtype).square()
 
 
 def energy_eager(dictionary: Dictionary, g_TD: Tensor) -> Tensor:
