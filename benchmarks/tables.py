@@ -78,7 +78,9 @@ def concepts() -> str:
             for concept, value in row["concept_auc"].items():
                 if value is not None:
                     found.setdefault(row["estimator"], {}).setdefault((concept, row["hookpoint"]), []).append(value)
-                    firing.setdefault((row["estimator"], concept, row["hookpoint"]), []).append(row["concept_auc_firing"][concept])
+                    firing.setdefault((row["estimator"], concept, row["hookpoint"]), []).extend(
+                        [row["concept_auc_firing"][concept]] if "concept_auc_firing" in row else []
+                    )
     columns = sorted({column for values in found.values() for column in values}, key=lambda column: (column[1], column[0]))
     order = sorted(found, key=lambda name: -np.mean([np.mean(values) for values in found[name].values()]))
     return grid(

@@ -42,7 +42,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "default": {},
     "rules": NOTHING,
 }
-ALL_ARMS = ("bare", *ARMS, "naive")
+ALL_ARMS = ("bare", "control", *ARMS, "naive")
 RESAMPLES = 1000
 
 
@@ -78,7 +78,8 @@ def bench(job: Job, arms: Sequence[str], steps: int, device: torch.device, progr
     """One entry per arm: `arm, steps, seconds` (median step), `median_ratio` with a 95% interval, `total_ratio` with one over blocks of
     steps, `whole_model_ratio` (see `Job.scale`), `losses` equal to the bare arm's or not; of the readings at the hookpoints
     `reading_seconds` (median step), `reading_peak_bytes`, `floor_seconds`, `flops`, `bytes`. The last step is not timed but weighed.
-    `naive`: a hook with dense [T, F] products. `rules`: the job's, nothing read."""
+    `control`: bare once more, so that it shows what two copies of the same thing differ by. `naive`: a hook with dense [T, F] products.
+    `rules`: the job's, nothing read."""
     with ExitStack() as stack:
         take: dict[str, Callable[..., float]] = {}
         meters = {arm: Meter(device) for arm in arms}
@@ -90,15 +91,16 @@ def bench(job: Job, arms: Sequence[str], steps: int, device: torch.device, progr
             watching: AbstractContextManager = nullcontext()
             if arm == "naive":
                 watching = _naive(mine, job.dictionaries, meters[arm])
-            elif arm != "bare":
+            elif arm not in ("bare", "control"):
                 watching = lenses[arm] = Lens(
                     mine, optimizer, job.dictionaries, policy=Policy(version=1, rules=tuple(job.rules)) if arm == "rules" else None,
                     recorder=MemoryRecorder(), observe=job.observe.model_copy(update=ARMS[arm]), **job.lens,
                 )  # fmt: skip
             stack.enter_context(watching)
             if arm in lenses:
-                projector = lenses[arm].projector
+                lens, projector = lenses[arm], lenses[arm].projector
                 projector.add, projector.finish = (partial(meters[arm], part) for part in (projector.add, projector.finish))
+                lens._encode = partial(meters[arm], lens._encode)  # what a route rule needs to know before the backward pass
             take[arm] = partial(_step, mine, optimizer, LossFunction(mine), job.max_grad_norm, lenses.get(arm), device)
         seconds: dict[str, list[float]] = {arm: [] for arm in arms}
         readings: dict[str, list[float]] = {arm: [] for arm in arms}

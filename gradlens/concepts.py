@@ -168,18 +168,17 @@ class _Statistics:
         self.means: list[tuple[bool, np.ndarray, np.ndarray]] = []
         self.texts: dict[bool, list[int]] = {True: [], False: []}  # counted tokens of each text
 
-    def add(self, positive: bool, acts_TF: torch.Tensor) -> None:
-        """Some tokens of one text."""
-        token, feature = (index.cpu().numpy() for index in acts_TF.nonzero(as_tuple=True))
+    def add(self, positive: bool, idx_TK: torch.Tensor, val_TK: torch.Tensor) -> None:
+        """The counted tokens of one text, by their active pairs."""
+        idx_TK, val_TK, T = idx_TK.cpu().numpy(), val_TK.float().cpu().numpy(), len(idx_TK)
+        token, slot = np.nonzero(val_TK)
+        feature, value = idx_TK[token, slot], val_TK[token, slot]
         np.add.at(self.fired[positive], feature, 1)
-        self.pairs[positive].append((token + self.tokens[positive], feature, acts_TF[acts_TF > 0].float().cpu().numpy()))
-        self.tokens[positive] += len(acts_TF)
-
-    def end_text(self, positive: bool, mean_F: torch.Tensor, tokens: int) -> None:
-        """All tokens of a text have been added: their number, and the text's mean activations."""
-        features = mean_F.nonzero().flatten()
-        self.texts[positive].append(tokens)
-        self.means.append((positive, features.numpy(), mean_F[features].numpy()))
+        self.pairs[positive].append((token + self.tokens[positive], feature, value))
+        self.tokens[positive] += T
+        self.texts[positive].append(T)
+        features, column = np.unique(feature, return_inverse=True)
+        self.means.append((positive, features, np.bincount(column, weights=value, minlength=len(features)) / max(T, 1)))
 
     def choose(self, n: int) -> tuple[list[int], list[float]]:
         """`choose_features` among the features with the largest difference of firing rates: ids and thresholds."""
@@ -229,9 +228,8 @@ class _Statistics:
 
 
 def _read_choosing_half(model, dictionaries, tokenizer, half, progress) -> dict[str, _Statistics]:
-    import torch
-
-    from gradlens.reading import encode_chunks, pad_id_of, read_texts
+    from gradlens.encoding import encode_active
+    from gradlens.reading import pad_id_of, read_texts
 
     statistics = {hook: _Statistics(dictionary.d_sae) for hook, dictionary in dictionaries.items()}
     examples = [example for example, _ in half]
@@ -239,11 +237,7 @@ def _read_choosing_half(model, dictionaries, tokenizer, half, progress) -> dict[
         positive = half[i][1]
         counted = counted_tokens(examples[i])
         for hook, dictionary in dictionaries.items():
-            total_F = torch.zeros(dictionary.d_sae)
-            for acts in encode_chunks(dictionary, h[hook][counted]):
-                statistics[hook].add(positive, acts)
-                total_F += acts.sum(0).float().cpu()
-            statistics[hook].end_text(positive, total_F / len(counted), len(counted))
+            statistics[hook].add(positive, *encode_active(dictionary, h[hook][counted].to(dictionary.W_enc.device, dictionary.work_dtype)))
     return statistics
 
 
@@ -252,7 +246,8 @@ def _read_judging_half(model, dictionaries, tokenizer, half, chosen, thresholds,
     import torch
 
     from gradlens.edits import expresses
-    from gradlens.reading import encode_chunks, pad_id_of, read_texts
+    from gradlens.encoding import encode_active
+    from gradlens.reading import pad_id_of, read_texts
     from gradlens.rules import QUORUM
 
     readings: dict[str, list[dict[str, Any]]] = {hook: [] for hook in dictionaries}
@@ -261,7 +256,8 @@ def _read_judging_half(model, dictionaries, tokenizer, half, chosen, thresholds,
         counted = counted_tokens(examples[i])
         for hook, dictionary in dictionaries.items():
             ids = torch.tensor(chosen[hook], device=dictionary.W_enc.device)
-            acts_TN = torch.cat([acts[:, ids].float().cpu() for acts in encode_chunks(dictionary, h[hook][counted])])
+            idx_TK, val_TK = encode_active(dictionary, h[hook][counted].to(dictionary.W_enc.device, dictionary.work_dtype))
+            acts_TN = torch.where(idx_TK[:, :, None] == ids, val_TK[:, :, None], 0).sum(1).float().cpu()
             above_N = torch.tensor(thresholds.get(hook, [0.0] * len(ids)))
             fires_1S, counted_1S = torch.zeros(2, 1, len(examples[i].labels), dtype=torch.bool)
             counted_1S[0, counted] = True

@@ -11,14 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gradlens.dictionary import Dictionary
-
 if TYPE_CHECKING:
     from gradlens.data import Example
 
 Progress = Callable[[int], object]  # called with the number of texts done since the last call
-
-ENCODE_ELEMENTS = 2**23  # largest [tokens, F] made at once: 32 MB in float32
 
 
 def read_texts(
@@ -43,13 +39,6 @@ def read_texts(
             yield i, {hookpoint: activations[canonical(hookpoint)][row, :length] for hookpoint in hookpoints}
         if progress is not None:
             progress(len(rows))
-
-
-def encode_chunks(dictionary: Dictionary, h_SD: Tensor) -> Iterator[Tensor]:
-    """Yields `feature_acts[chunk, F]` of the tokens of one text, `ENCODE_ELEMENTS` at most in each."""
-    h_SD = h_SD.to(device=dictionary.W_enc.device, dtype=dictionary.work_dtype)
-    for part in h_SD.split(max(1, ENCODE_ELEMENTS // dictionary.d_sae)):
-        yield dictionary.encode(part)
 
 
 def pad_id_of(tokenizer) -> int:

@@ -89,8 +89,9 @@ def overhead(
 ) -> None:
     """What does watching cost? Steps with and without gradlens, in paired order in one process, on the same batches.
 
-    Arms: hooks (nothing read), push, taught, attribution, energy, unexplained (one each), estimators (all of them), default (what CONFIG
-    observes, the probe set too), rules (its rules, nothing read), naive (a hook with dense products, for comparison).
+    Arms: control (bare once more: what chance does), hooks (nothing read), push, taught, attribution, energy, unexplained (one each),
+    estimators (all of them), default (what CONFIG observes, the probe set too), rules (its rules, nothing read), naive (a hook with dense
+    products, for comparison).
 
     Ratios to the bare step: the median over steps, and that of the sums, which has the readings of the probe set in it. `readings`: the
     median time at the hookpoints in a step. `floor`: what arithmetic needs for them at least, at the rates of a matrix product and of a

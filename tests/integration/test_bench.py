@@ -66,8 +66,8 @@ def test_overhead_compares_arms_on_the_same_steps(tmp_path):
     for arm, row in rows.items():
         assert row["steps"] == 4 and row["seconds"] > 0 and row["median_interval"][0] <= row["median_ratio"] <= row["median_interval"][1]
         assert row["same_losses"] == (arm != "rules")  # watching changes nothing, a rule does
-        assert (row["reading_peak_bytes"] > 0) == (arm != "bare"), arm
-        assert (row["floor_seconds"] > 0) == (arm not in ("bare", "hooks", "rules"))
+        assert (row["reading_peak_bytes"] > 0) == (arm not in ("bare", "control")), arm
+        assert (row["floor_seconds"] > 0) == (arm not in ("bare", "control", "hooks", "rules"))
     assert [json.loads(line)["arm"] for line in out.read_text().splitlines()] == list(rows)
     error = CliRunner().invoke(app, ["bench", "overhead", "--arms", "defualt"]).exception
     assert isinstance(error, ConfigError) and "naive" in str(error)

@@ -76,10 +76,9 @@ def test_the_quorum_lies_between_what_positives_and_what_negatives_show():
     statistics = _Statistics(4)
     for kind, period in ((True, 3), (False, 12)):
         for _ in range(5):
-            acts_TF = torch.zeros(60, 4)
-            acts_TF[::period, 2] = 1.0
-            statistics.add(kind, acts_TF)
-            statistics.texts[kind].append(60)
+            val_TK = torch.zeros(60, 1)
+            val_TK[::period] = 1.0
+            statistics.add(kind, torch.full((60, 1), 2), val_TK)
     assert statistics.choose_quorum([2], [0.0]) == 0.25  # a third of the tokens of positives (at the end 5 of 17)
     assert statistics.choose_quorum([2], [1.0]) == max(QUORUMS)  # nothing is active: no quorum helps
 
