@@ -8,7 +8,12 @@ from typing import Any
 
 Row = dict[str, Any]
 SWEEPS = {"tokens": "tokens", "features": "features", "hookpoints": "hookpoints"}
-LINES = {"seconds": ("gradlens", "#2563eb", ""), "naive_seconds": ("naive dense hook", "#9ca3af", ""), "floor": ("floor", "#111827", "3 3")}
+LINES = {
+    "seconds": ("gradlens, all estimators", "#2563eb", ""),
+    "same_seconds": ("gradlens, those of naive", "#0d9488", ""),
+    "naive_seconds": ("naive dense hook", "#9ca3af", ""),
+    "floor": ("floor of all estimators", "#111827", "3 3"),
+}
 WIDTH, HEIGHT, LEFT, TOP, GAP = 230, 190, 52, 40, 62
 
 
@@ -40,7 +45,7 @@ def scaling(rows: Sequence[Row]) -> str:
             )
             parts += [f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3" fill="{colour}"/>' for px, py in points if not dashes]
     for number, (name, colour, dashes) in enumerate(LINES.values()):
-        at, below = LEFT + number * 150, TOP + HEIGHT + 38
+        at, below = LEFT + number * 180, TOP + HEIGHT + 38
         parts.append(f'<path d="M{at} {below}h22" stroke="{colour}" stroke-width="2" stroke-dasharray="{dashes}"/>')
         parts.append(_text(at + 28, below + 4, name, "start"))
     width, height = LEFT + 3 * WIDTH + 2 * GAP + 20, TOP + HEIGHT + 50

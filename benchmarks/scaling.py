@@ -1,8 +1,8 @@
 """What do readings cost as tokens, features and hookpoints grow? Time and memory of one step's readings at hookpoints, all estimators.
 
 Random dictionaries (TopK 32) of the demo model's width on random activations and gradients: only sizes matter here. `naive` is what one
-would write first: dense activations and a dense product of gradients and directions. The slope is that of log(seconds) over log(size), by
-least squares: 1 is linear.
+would write first for push, attribution and energy: dense activations and a dense product of gradients and directions; `same` are these
+three by gradlens, without the others and without rows. The slope is that of log(seconds) over log(size), by least squares: 1 is linear.
 
     python benchmarks/scaling.py                                 tokens, features up to a million, hookpoints
     python benchmarks/scaling.py --features 16384 --width 2304   other sizes
@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,13 @@ def timed(run: Callable[[], Any], seconds: float) -> list[float]:
 
 def measure(dictionaries: dict[str, Dictionary], tokens: Tokens, seconds: float) -> dict[str, Any]:
     """Median seconds and peak bytes of one step's readings, and of the naive form where it fits."""
-    observe = ObserveSettings(estimators=list(ESTIMATORS))
-    projection = Projection(dictionaries, {("some", name): [0, 1, 2] for name in dictionaries}, observe)
+    concepts = {("some", name): [0, 1, 2] for name in dictionaries}
+    every = Projection(dictionaries, concepts, ObserveSettings(estimators=list(ESTIMATORS)))
+    three = Projection(dictionaries, {}, ObserveSettings(estimators=["push", "attribution", "energy"]))
 
-    def step() -> None:
+    def step(projection: Projection, given: Tokens) -> None:
         for name in dictionaries:
-            projection.add(name, tokens)
+            projection.add(name, given)
         projection.take(1)
 
     def naive() -> None:
@@ -77,10 +79,11 @@ def measure(dictionaries: dict[str, Dictionary], tokens: Tokens, seconds: float)
             acts_TF, dots_TF = part.encode(tokens.h_TD), tokens.g_TD @ part.W_dec.to(tokens.g_TD.dtype).T
             (-(acts_TF * dots_TF).sum(0) - dots_TF.sum(0) + dots_TF.square().sum(0)).sum()
 
-    times = timed(step, seconds)
+    times = timed(lambda: step(every, tokens), seconds)
     with PeakMemory() as memory:
-        step()
+        step(every, tokens)
     entry: dict[str, Any] = {"seconds": float(np.median(times)), "peak_bytes": memory.peak}
+    entry["same_seconds"] = float(np.median(timed(lambda: step(three, replace(tokens, row_ids=None)), seconds)))
     F = sum(part.d_sae for part in dictionaries.values())
     if len(tokens.g_TD) * F * 4 < NAIVE_BYTES / 3:
         with PeakMemory() as memory:
@@ -118,7 +121,12 @@ def main() -> None:
         row = {"sweep": sweep, "tokens": T, "features": F, "hookpoints": H, "width": given.width}
         row |= measure(dictionaries, batch(given.width, T, 0), given.seconds)
         rows.append(row | about)
-        beside = f", naive {row['naive_seconds'] * 1e3:.0f} ms, {row['naive_peak_bytes'] / 1e6:.0f} MB" if "naive_seconds" in row else ""
+        beside = f", the same as naive {row['same_seconds'] * 1e3:.0f} ms"
+        beside += (
+            f", naive {row['naive_seconds'] * 1e3:.0f} ms, {row['naive_peak_bytes'] / 1e6:.0f} MB"
+            if "naive_seconds" in row
+            else ", naive does not fit"
+        )
         floor = max(row["flops"] / about["peak_flops"], row["bytes"] / about["peak_bandwidth"])
         print(
             f"{T} tokens x {F} features x {H} hookpoints: {row['seconds'] * 1e3:.0f} ms (floor {floor * 1e3:.0f}), "
