@@ -27,6 +27,7 @@ from gradlens.world import World, flat_sum_
 
 SUMMED = ("taught", "push", "attribution", "energy", "activation")
 NEED_PAIRS = {"attribution", "unexplained", "activation"}
+EXPLAINED_TOKENS = 64  # of a micro-batch, drawn at random, whose `unexplained` is read where the dictionary is too large for all
 TOP_FEATURES = 64  # kept of each row: those that it teaches most
 Record = dict[str, Any]
 Members = dict[tuple[str, str], list[int]]  # (concept, hookpoint) -> feature ids
@@ -85,7 +86,8 @@ class _Sums:
         self.taught, self.attribution, self.energy, self.activation = (zeros(dictionary.d_sae) for _ in range(4))
         self.groups = zeros(concepts)  # ||QᵀG||² of every concept
         self.variances = zeros(2, concepts)  # of its `taught` and `attribution`, where tokens are drawn
-        self.scalars = zeros(6)  # explained, total, tokens, loss, tokens that are not finite, tokens with too many active features
+        # explained, ||g||², tokens, loss, tokens that are not finite, tokens with too many active features, ||g||² of what was explained
+        self.scalars = zeros(7)
 
 
 class Projection:
@@ -149,7 +151,13 @@ class Projection:
         if "activation" in wanted:
             sums.activation += weight * estimators.feature_sums(idx_TK, (val_TK * tokens.counted_T[:, None]).double(), dictionary.d_sae)
         if "unexplained" in wanted:
-            sums.scalars[0] += weight * estimators.explained_energy(dictionary, tokens.h_TD, tokens.g_TD, (idx_TK, val_TK))[0]
+            at_N = slice(None)
+            if dictionary.d_sae**2 > estimators.GRAM and len(idx_TK) > EXPLAINED_TOKENS:
+                at_N = draw(len(idx_TK), EXPLAINED_TOKENS / len(idx_TK), self._generator(g_TD.device))
+            part = estimators.explained_energy(dictionary, tokens.h_TD[at_N], tokens.g_TD[at_N], (idx_TK[at_N], val_TK[at_N]))
+            each = weight * len(idx_TK) / len(idx_TK[at_N])
+            sums.scalars[0] += each * part[0]
+            sums.scalars[6] += each * part[1]
         if learns:
             sums.taught += weight * taught(idx_TK, val_TK, tokens.loss_T, dictionary.d_sae)
         if learns and tokens.row_ids is not None:

@@ -39,7 +39,7 @@ def read_sums(
 
     `found`: the estimators, float64 `[F]`. They are NaN where no token was finite, `taught` also where the model made no logits.
     """
-    explained, total, tokens, loss, bad, crowded = sums["scalars"].tolist()
+    explained, total, tokens, loss, bad, crowded, looked_at = sums["scalars"].tolist()
     if bad:
         scalars[f"{name}/not_finite_tokens"] = bad
     if crowded:
@@ -49,7 +49,7 @@ def read_sums(
             value.fill_(torch.nan)
     scalars[f"{name}/gradient_norm"] = total**0.5 / ranks
     if "unexplained" in observe.estimators:
-        scalars[f"{name}/unexplained"] = 1 - explained / total if total > 0 else float("nan")
+        scalars[f"{name}/unexplained"] = 1 - explained / looked_at if looked_at > 0 else float("nan")
     scalars["train/counted_tokens"] = tokens
     kept: set[int] = set()
     columns = zip(concepts.items(), sums["groups"].tolist(), sums["inside"].tolist(), sums["variances"].T.tolist(), strict=True)

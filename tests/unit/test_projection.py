@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import tiny_dictionary
 
-from gradlens import outbox
+from gradlens import attribution, outbox
 from gradlens.config import ObserveSettings
 from gradlens.outbox import WAITING, Outbox
 from gradlens.projection import Projection, Tokens
@@ -156,3 +156,16 @@ def test_on_the_cpu_everything_is_handed_on_at_once():
     tensor = torch.ones(2)
     box.put({"a": tensor}, lambda content: seen.append(content["a"] is tensor))
     assert seen == [True]
+
+
+def test_unexplained_of_a_large_dictionary_is_estimated_from_some_tokens(monkeypatch):
+    tokens = some_tokens(T=400)
+    exact = read(tokens)[0]["scalars"][f"{HOOK}/unexplained"]
+    monkeypatch.setattr(attribution, "GRAM", 0)
+    drawn = [read(tokens)[0]["scalars"][f"{HOOK}/unexplained"]]
+    projection = Projection({HOOK: tiny_dictionary()}, {}, ObserveSettings(estimators=["unexplained"]))
+    for _ in range(60):
+        projection.add(HOOK, tokens)
+        drawn.append(projection.take(1)["scalars"][f"{HOOK}/unexplained"])
+    assert 0.1 < exact < 0.9 and 0 < np.std(drawn) < 0.05
+    assert np.mean(drawn) == pytest.approx(exact, abs=4 * np.std(drawn) / 60**0.5)
