@@ -47,24 +47,25 @@ def labelled(found: Iterable[Mapping[str, Any]], labels: Labels) -> list[dict[st
 
 
 def alarms(events: Iterable[Mapping[str, Any]], scalars: Scalars) -> list[dict[str, Any]]:
-    """`{"step", "about", "name", "text", "behaviour_step"}` of each alarm.
+    """`{"step", "about", "name", "text", "behaviour_step", "behaviour_before"}` of each alarm.
 
-    `behaviour_step`: for a concept the step at which the model's own answers showed it, see `behaviour_step`; else None.
+    For a concept the step at which the model's own answers were seen to show it, and the step of the reading before; see `behaviour`.
     """
-    return [
-        {
-            **{key: event.get(key) for key in ("step", "about", "name", "text")},
-            "behaviour_step": behaviour_step(scalars, str(event.get("name"))) if event.get("about") == "concept" else None,
-        }
-        for event in current(events, "alarm")
-    ]
+    found = []
+    for event in current(events, "alarm"):
+        told, before = behaviour(scalars, str(event.get("name"))) if event.get("about") == "concept" else (None, None)
+        about = {key: event.get(key) for key in ("step", "about", "name", "text")}
+        found.append({**about, "behaviour_step": told, "behaviour_before": before})
+    return found
 
 
-def behaviour_step(scalars: Scalars, concept: str) -> int | None:
-    """The first step at which the share of own answers that show a concept is `RISE` above its first value; None: not so far, or unread."""
+def behaviour(scalars: Scalars, concept: str) -> tuple[int | None, int | None]:
+    """The first step at which the share of own answers that show a concept was read `RISE` above its first value, and the step of the
+    reading before: what happened between them is not known. `(None, last reading)`: not so far; `(None, None)`: never read."""
     steps, rates = scalars.get(f"own/{concept}/rate", (np.zeros(0, int), np.zeros(0)))
-    told = steps[rates >= rates[0] + RISE - 1e-9] if len(rates) else steps
-    return int(told[0]) if len(told) else None
+    told = np.flatnonzero(rates >= rates[0] + RISE - 1e-9) if len(rates) else []
+    at = int(told[0]) if len(told) else len(steps)
+    return (int(steps[at]) if at < len(steps) else None), (int(steps[at - 1]) if at else None)
 
 
 def chance(value: float | None) -> str:
@@ -80,13 +81,12 @@ def marked(passage: str) -> list[tuple[str, bool]]:
 
 def told_of_answers(alarm: Mapping[str, Any]) -> str:
     """When the model's own answers would have told what an alarm says, in words."""
-    step = alarm["behaviour_step"]
+    step, before = alarm["behaviour_step"], alarm["behaviour_before"]
     if alarm["about"] != "concept":
         return "-"
     if step is None:
-        return "not so far"
-    later = step - (alarm["step"] or 0)
-    return f"from step {step} on" + (f", {later} step{'s' * (later > 1)} later" if later > 0 else "")
+        return "not read" if before is None else f"not at step {before}"
+    return f"at step {step}" + ("" if before is None else f", not at step {before}")
 
 
 def in_words(learned: Sequence[Mapping[str, Any]], counts: Mapping[str, int], steps: int) -> list[RenderableType]:

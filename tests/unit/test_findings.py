@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rich.console import Console, Group
 
-from gradlens.findings import alarms, behaviour_step, chance, clusters, current, flat, in_words, labelled, marked, told_of_answers
+from gradlens.findings import alarms, behaviour, chance, clusters, current, flat, in_words, labelled, marked, told_of_answers
 
 SEA = {
     "share": 0.624, "features": [["layers.3", 2], ["layers.1", 0], ["layers.3", 5], ["layers.3", 6], ["layers.3", 7]], "count": 12,
@@ -51,25 +51,34 @@ def test_a_cluster_has_the_labels_of_its_first_features():
 @pytest.mark.parametrize(
     ("readings", "step"),
     [
-        ([(4, 0.0), (8, 0.05), (12, 0.125), (16, 0.9)], 12),
-        ([(4, 0.2), (8, 0.3)], 8),  # a tenth exactly
-        ([(4, 0.5), (8, 0.55)], None),
-        ([(4, 0.9)], None),
+        ([(4, 0.0), (8, 0.05), (12, 0.125), (16, 0.9)], (12, 8)),
+        ([(4, 0.2), (8, 0.3)], (8, 4)),  # a tenth exactly
+        ([(4, 0.5), (8, 0.55)], (None, 8)),
+        ([(4, 0.9)], (None, 4)),
     ],
 )
 def test_answers_tell_of_a_concept_from_a_tenth_above_their_first_reading(readings, step):
-    assert behaviour_step(rates("sea", *readings), "sea") == step
-    assert behaviour_step({}, "sea") is None
+    assert behaviour(rates("sea", *readings), "sea") == step
+    assert behaviour({}, "sea") == (None, None)
 
 
 def test_alarms_say_when_answers_would_have_told():
     scalars = rates("sea", (4, 0.0), (8, 0.05), (12, 0.5))
     found = alarms([alarm(4), alarm(8, "salt, wind", "mover")], scalars)
-    assert found[0] == {"step": 4, "about": "concept", "name": "sea", "text": "sea is being learned", "behaviour_step": 12}
+    assert found[0] == {
+        "step": 4,
+        "about": "concept",
+        "name": "sea",
+        "text": "sea is being learned",
+        "behaviour_step": 12,
+        "behaviour_before": 8,
+    }
     assert found[1]["behaviour_step"] is None
-    assert [told_of_answers(entry) for entry in found] == ["from step 12 on, 8 steps later", "-"]
+    assert [told_of_answers(entry) for entry in found] == ["at step 12, not at step 8", "-"]
     (silent,) = alarms([alarm(4)], {})
-    assert told_of_answers(silent) == "not so far"
+    assert told_of_answers(silent) == "not read"
+    (later,) = alarms([alarm(4)], rates("sea", (0, 0.0), (6, 0.05)))
+    assert told_of_answers(later) == "not at step 6"
 
 
 def test_passages_are_taken_apart_at_their_marks():

@@ -87,7 +87,7 @@ def test_alarms_stand_beside_the_step_at_which_answers_would_have_told(tmp_path)
     run = gather([RunReader(make_run(tmp_path / "a", steps=20))])["runs"][0]
     concept, mover = run["alarms"]
     assert (concept["step"], concept["name"], concept["behaviour_step"]) == (5, "pirate", 10)
-    assert concept["answers"] == "from step 10 on, 5 steps later" and mover["answers"] == "-" and mover["about"] == "mover"
+    assert concept["answers"] == "at step 10, not at step 5" and mover["answers"] == "-" and mover["about"] == "mover"
     told = {event["kind"]: event for event in run["events"]}
     assert told["alarm"]["text"] == "something not announced is being learned (30% of all): savvy" and not told["alarm"]["trouble"]
     assert told["learned"]["text"] == "60%: matey, Ahoy, ye; 3%: +, ="

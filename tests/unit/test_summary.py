@@ -85,7 +85,7 @@ def test_what_was_learned_stands_in_the_summary_in_words_with_labels_and_alarms(
     (entry,) = summary["learned_in_words"]
     assert entry == {"step": 6, **SEA, "labels": ["[salt] and sea", "ahoy"]}
     assert summary["alarms"] == [
-        {"step": 3, "about": "concept", "name": "sea/salt", "text": "sea/salt is being learned", "behaviour_step": 6}
+        {"step": 3, "about": "concept", "name": "sea/salt", "text": "sea/salt is being learned", "behaviour_step": 6, "behaviour_before": 3}
     ]
     assert summary["concepts"]["sea/salt"]["layers.3"] == {"uptake": 0.6, "drift": 5.0, "push": 12.0, "attribution": None}
     assert summary["concepts"]["sea/salt"]["layers.1"]["uptake"] is None
@@ -149,7 +149,7 @@ def test_the_screen_begins_with_what_was_learned_then_alarms_then_concepts_by_up
     assert places == sorted(places) and max(map(len, text.splitlines())) <= 100
     assert "in 0 of 4 of its own answers before, in 3 now" in text and "now     wet [x]" in text
     assert "labels: [salt] and sea | ahoy" in text
-    assert re.search(r"3  sea/salt is being learned +from step 6 on, 3 steps later", text)
+    assert re.search(r"3  sea/salt is being learned +at step 6, not at step 3", text)
     assert re.search(r"concept +hookpoint +uptake +drift +push", text) and re.search(r"hookpoint +feature +uptake +drift +push", text)
     assert re.search(r"sea/salt +layers\.3 +\+0\.6 +\+5 +\+12 +\S+ uptake", text)
     assert shown["curves"]["sea/salt"]["layers.3"]["estimator"] == "uptake"
