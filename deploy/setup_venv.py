@@ -22,6 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
+CONSTRAINTS_CPU = ROOT / "constraints-cpu.txt"  # beside a CPU build of torch; a CUDA build demands a triton of its own
 STAMP = "gradlens-setup.txt"
 LOG = "gradlens-setup.log"
 CUDA_PACKAGE = re.compile(r"(nvidia|cuda|triton)(-|\b)")
@@ -47,7 +48,7 @@ def identity() -> str:
 def fingerprint(target: list[str]) -> str:
     """Hash of everything that is installed: what is asked for, versions, packaging, and this script."""
     digest = hashlib.sha256(" ".join(target).encode())
-    for path in (ROOT / "pyproject.toml", CONSTRAINTS, Path(__file__)):
+    for path in (ROOT / "pyproject.toml", CONSTRAINTS, CONSTRAINTS_CPU, Path(__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest() + "\n"
 
@@ -148,6 +149,8 @@ def install(env: Venv, constraints: Path | None, target: list[str]) -> None:
     env.pip("upgrading pip", "install", "-q", "--upgrade", "pip")
     env.pip("installing setuptools", "install", "-q", *pins, "setuptools>=77")
     install_torch(env, pinned("torch"))
+    if constraints and not brings_triton(env):
+        pins += ["-c", str(CONSTRAINTS_CPU)]
     env.pip("installing gradlens and its dependencies", "install", "-q", *pins, "--no-build-isolation", *target)
     check = [str(env.python), "-c", "import gradlens, gradlens_services, torch, transformers, ray; print(torch.__version__)"]
     env.say("checking that it imports")
@@ -157,12 +160,18 @@ def install(env: Venv, constraints: Path | None, target: list[str]) -> None:
     env.say(f"ready: torch {result.stdout.strip()} in {env.folder}")
 
 
-def freeze(env: Venv) -> str:
-    """Exact versions of everything installed, but for pip, gradlens itself and triton, whose version a CUDA build of torch dictates;
-    without the label of a local build."""
-    leave_out = ("--exclude-editable", "--exclude", "pip", "--exclude", "triton")
-    lines = env.pip("writing down the versions", "freeze", "--all", *leave_out).splitlines()
-    return "".join(line.split("+")[0] + "\n" for line in lines if "==" in line)
+def brings_triton(env: Venv) -> bool:
+    """Whether the installed torch depends on a version of triton."""
+    question = "import importlib.metadata as m; print(any(r.startswith('triton') for r in m.requires('torch')))"
+    return subprocess.run([str(env.python), "-c", question], capture_output=True, text=True, check=True).stdout.strip() == "True"
+
+
+def freeze(env: Venv) -> tuple[str, str]:
+    """Exact versions of everything installed, but for pip and gradlens itself, without the label of a local build; and those that hold
+    beside a CPU build of torch only."""
+    lines = env.pip("writing down the versions", "freeze", "--all", "--exclude-editable", "--exclude", "pip").splitlines()
+    exact = [line.split("+")[0] + "\n" for line in lines if "==" in line]
+    return tuple("".join(line for line in exact if line.startswith("triton==") is cpu) for cpu in (False, True))
 
 
 def main() -> int:
@@ -176,7 +185,8 @@ def main() -> int:
     if options.update_constraints:
         env = Venv(ROOT / "build" / "constraints-venv")
         install(env, None, ["-e", ".[test,cluster]"])
-        CONSTRAINTS.write_text("# Versions really installed together; written by `make constraints`.\n" + freeze(env), encoding="utf-8")
+        for path, text in zip((CONSTRAINTS, CONSTRAINTS_CPU), freeze(env), strict=True):
+            path.write_text("# Versions really installed together; written by `make constraints`.\n" + text, encoding="utf-8")
         return 0
     env, target = Venv(options.venv.absolute()), [".[cluster]"] if options.image else ["-e", ".[test]"]
     if not env.holds(identity() + fingerprint(target)):

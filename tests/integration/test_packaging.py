@@ -97,7 +97,8 @@ def test_an_editable_installation_maps_services_to_a_name_of_its_own(source, tmp
 def test_constraints_pin_every_dependency_within_its_range():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *(item for group in project["optional-dependencies"].values() for item in group)]
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    text = (ROOT / "constraints.txt").read_text() + (ROOT / "constraints-cpu.txt").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in lines), "constraints are exact versions, nothing else"
     pins = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
     for text in wanted:
@@ -110,8 +111,9 @@ def test_constraints_pin_every_dependency_within_its_range():
 def test_every_package_that_is_imported_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
-    # datasets: asked for with a clear message where a Hugging Face data set is named. pydantic_core: a part of pydantic.
-    optional = {"datasets", "pydantic_core"}
+    # datasets: asked for with a clear message where a Hugging Face data set is named. pydantic_core: a part of pydantic. triton: comes with
+    # torch where there is a GPU; `engine.choose` looks whether it is there.
+    optional = {"datasets", "pydantic_core", "triton"}
     distributions = packages_distributions()
     undeclared = {}
     for path in (*(ROOT / "gradlens").rglob("*.py"), *(ROOT / "services").rglob("*.py")):
