@@ -136,7 +136,7 @@ def _arms(rows: Sequence[Row], title: str, ratio: str) -> str:
         shown = f"{row[ratio]:.3f}"
         if ratio == "median_ratio":
             shown += f" ({row['median_interval'][0]:.3f} to {row['median_interval'][1]:.3f})"
-        times = [f"{row[key] * 1e3:.1f} ms" if row["floor_seconds"] else "-" for key in ("reading_seconds", "floor_seconds")]
+        times = [f"{row[key] * 1e3:.1f} ms" if row[key] else "-" for key in ("reading_seconds", "floor_seconds")]
         memory = f"{row['reading_peak_bytes'] / 1e6:.1f} MB"
         job = [] if row["job"] == "demo" else [row["job"]]
         lines.append([*job, row["arm"], f"{row['seconds']:.2f} s", shown, *([] if job else [f"{row['total_ratio']:.3f}"]), *times, memory])
