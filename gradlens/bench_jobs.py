@@ -149,7 +149,8 @@ def _random_dictionary(shape: Shape, generator: torch.Generator) -> Dictionary:
     W_dec = torch.randn(F, D, generator=generator)
     W_dec /= W_dec.norm(dim=-1, keepdim=True)
     extra = {"k": shape.l0} if shape.activation == "topk" else {"threshold": torch.zeros(F)}
-    return Dictionary(W_dec.T.contiguous(), torch.zeros(F), W_dec, torch.zeros(D), activation=shape.activation, **extra)
+    zeros, about = torch.zeros(F), {"l0": shape.l0}
+    return Dictionary(W_dec.T.contiguous(), zeros, W_dec, torch.zeros(D), activation=shape.activation, metadata=about, **extra)
 
 
 def _on(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

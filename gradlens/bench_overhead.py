@@ -22,12 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradlens.attribution import GRAM
 from gradlens.bench_jobs import Job, Micro, Progress
 from gradlens.capture import hidden
 from gradlens.dictionary import Dictionary
 from gradlens.hookpoints import find_module
 from gradlens.lens import Lens
 from gradlens.peak_memory import PeakMemory
+from gradlens.projection import EXPLAINED_TOKENS
 from gradlens.recorder import MemoryRecorder
 from gradlens.rules import Policy
 from gradlens.train import LossFunction
@@ -76,7 +78,7 @@ class Meter:
 
 def bench(job: Job, arms: Sequence[str], steps: int, device: torch.device, progress: Progress) -> list[dict[str, Any]]:
     """One entry per arm: `arm, steps, seconds` (median step), `median_ratio` with a 95% interval, `total_ratio` with one over blocks of
-    steps, `whole_model_ratio` (see `Job.scale`), `losses` equal to the bare arm's or not; of the readings at the hookpoints
+    steps, `whole_model_ratio` (see `Job.scale`), `same_losses` as the bare arm or not; of the readings at the hookpoints
     `reading_seconds` (median step), `reading_peak_bytes`, `floor_seconds`, `flops`, `bytes`. The last step is not timed but weighed.
     `control`: bare once more, so that it shows what two copies of the same thing differ by. `naive`: a hook with dense [T, F] products.
     `rules`: the job's, nothing read."""
@@ -135,7 +137,7 @@ def bench(job: Job, arms: Sequence[str], steps: int, device: torch.device, progr
 def work(dictionary: Dictionary, T: int, estimators: Sequence[str]) -> tuple[float, float]:
     """`(operations, bytes)` that the estimators need at least at one hookpoint: every matrix and every token's vector read once."""
     D, F, size = dictionary.d_in, dictionary.d_sae, dictionary.W_dec.element_size()
-    K = dictionary.k or 64
+    K = dictionary.k or dictionary.metadata.get("l0", 64)
     matrix, flops, moved = D * F * size, 0.0, 0.0
     if set(estimators) - {"push", "energy"}:  # active pairs, which these share
         flops, moved = flops + 2.0 * T * D * F, moved + matrix + T * D * size
@@ -145,8 +147,8 @@ def work(dictionary: Dictionary, T: int, estimators: Sequence[str]) -> tuple[flo
         flops, moved = flops + 2.0 * T * K * D, moved + min(T * K, F) * D * size
     if "energy" in estimators:
         flops, moved = flops + min(2.0 * D * D * (T + F), 2.0 * T * D * F), moved + matrix
-    if "unexplained" in estimators:
-        flops += 2.0 * T * K * K * D
+    if "unexplained" in estimators:  # products of rows are looked up, or formed for a few tokens
+        flops += T * K * K if F * F <= GRAM else 2.0 * min(T, EXPLAINED_TOKENS) * K * K * D
     return flops, moved + (T * D * size if estimators else 0)
 
 

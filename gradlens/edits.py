@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
+from gradlens.engine import Impl, choose
 from gradlens.rules import QUORUM, WINDOW
 
 
@@ -24,8 +25,16 @@ def orthonormal_basis(directions_ND: Tensor) -> Tensor:
     return Vh[:rank].T.contiguous().to(directions_ND.dtype)
 
 
-def scale_along(x: Tensor, Q_Dr: Tensor, gain: float) -> Tensor:
-    """`x[..., D]` with its part in the span of Q multiplied by `gain`: x M with M = I + (gain - 1) Q Qᵀ."""
+def scale_along(x: Tensor, Q_Dr: Tensor, gain: float, impl: Impl = "auto") -> Tensor:
+    """`x[..., D]` with its part in the span of Q multiplied by `gain`: x M with M = I + (gain - 1) Q Qᵀ. Differentiable in x."""
+    which = choose(impl, x)
+    if which == "eager":
+        return scale_along_eager(x, Q_Dr, gain)
+    if which == "triton":
+        from gradlens import kernels
+
+        if Q_Dr.shape[1] <= kernels.MAX_RANK:
+            return kernels.scale_along(x, Q_Dr, gain)
     return x + (gain - 1) * ((x @ Q_Dr) @ Q_Dr.T)
 
 

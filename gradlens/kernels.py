@@ -1,6 +1,6 @@
 """Triton kernels for active pairs, second moments and edits; what finds the pairs is in `kernels_encode.py`, where conventions stand too.
 
-Shape suffixes: T tokens, D d_model, F d_sae, K active features per token, S chosen features, r rank. Importing needs Triton; whether a
+Shape suffixes: T tokens, D d_model, F d_sae, K active features per token, r rank. Importing needs Triton; whether a
 kernel can be trusted on a device, `self_check` says.
 """
 
@@ -101,16 +101,6 @@ def _squares_kernel(
     tl.store(part_ptr + part.to(tl.int64) * F + f, total, mask=f < F)
 
 
-@triton.jit(do_not_specialize=["P"])
-def _row_sums_kernel(idx_ptr, weight_ptr, row_ptr, column_ptr, out_ptr, P, rows, K, S, BLOCK: tl.constexpr):
-    p = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    weight = tl.load(weight_ptr + p, mask=p < P, other=0.0).to(tl.float32)
-    live = weight != 0
-    column = tl.load(column_ptr + tl.load(idx_ptr + p, mask=live, other=0), mask=live, other=-1)
-    row = tl.load(row_ptr + p // K, mask=column >= 0, other=-1)
-    tl.atomic_add(out_ptr + row.to(tl.int64) * S + column, weight, mask=(row >= 0) & (row < rows), sem="relaxed")
-
-
 @tuned(
     [triton.Config({"BT": t, "BD": d}, num_warps=w) for t, d, w in [(32, 64, 8), (16, 32, 4), (32, 32, 4), (64, 64, 8)]],
     ["D", "R"],
@@ -178,22 +168,6 @@ def quadratic_form(gram_DD: Tensor, W_dec_FD: Tensor) -> Tensor:
     A float32 Gram matrix keeps its precision beside a half-precision W_dec. Raises `ValueError` for a dtype or width that cannot be.
     """
     return _squares(gram_DD, W_dec_FD, quadratic=True)
-
-
-def row_sums(idx_TK: Tensor, weight_TK: Tensor, row_T: Tensor, rows: int, F: int, features_S: Tensor) -> Tensor:
-    """Sums of the pairs' weights by row (example) and chosen feature, `[rows, S]` float32, with nothing of size [rows, F].
-
-    Tokens whose row is not in [0, rows) count nowhere. Ids must be in [0, F). One look-up per pair with weight != 0, and an atomic
-    addition per hit: the last bits can differ from run to run on a GPU.
-    """
-    (T, K), S = idx_TK.shape, len(features_S)
-    sums_RS = torch.zeros(rows, S, dtype=torch.float32, device=weight_TK.device)
-    column_F = torch.full((F,), -1, dtype=torch.int32, device=weight_TK.device)
-    column_F[features_S] = torch.arange(S, dtype=torch.int32, device=weight_TK.device)
-    if T * K and rows and S:
-        tensors = (idx_TK.contiguous(), weight_TK.contiguous(), row_T.contiguous(), column_F, sums_RS)
-        launch(_row_sums_kernel, (triton.cdiv(T * K, 1024),), *tensors, T * K, rows, K, S, BLOCK=1024)
-    return sums_RS[:, column_F[features_S]]  # a feature that is chosen twice has one column of sums
 
 
 def scale_along(x: Tensor, Q_Dr: Tensor, gain: float) -> Tensor:
@@ -268,9 +242,7 @@ def self_check(device: torch.device | str, dtype: torch.dtype) -> str | None:
     pre, dots_TF, gram = x @ W_enc + b, x @ W.T, x.T @ x
     acts = pre.relu() * (pre > level)
     val, idx = acts.topk(K)
-    row_T, chosen = torch.arange(T, device=device) % 3, torch.tensor([3, 129, 64, 3], device=device)
     kept = acts.new_zeros(T, F).scatter_(1, idx, val)  # the pairs, and what they sum to
-    by_row = acts.new_zeros(3, F).index_add_(0, row_T, kept)[:, chosen]
     dense = lambda idx, val, *_: acts.new_zeros(T, F).scatter_add_(1, idx, val.double())  # noqa: E731
     cases = {
         "encode_threshold": lambda: (dense(*encode_threshold(X, E, B, L, F)), acts),
@@ -283,7 +255,6 @@ def self_check(device: torch.device | str, dtype: torch.dtype) -> str | None:
         "gated_sum (deterministic)": lambda: (gated_sum(idx, val.float(), X, V, F, deterministic=True), (kept * dots_TF).sum(0)),
         "energy_sum": lambda: (energy_sum(X, V), dots_TF.square().sum(0)),
         "quadratic_form": lambda: (quadratic_form(gram.float(), V), dots_TF.square().sum(0)),
-        "row_sums": lambda: (row_sums(idx, val.float(), row_T, 3, F, chosen), by_row),
         "scale_along": lambda: (scale_along(X, P, 3.0), (x + 2 * (x @ Q) @ Q.T).to(dtype)),
     }
     for name, case in cases.items():

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+ASYNCHRONOUS = ("cuda",)  # devices that copy while they compute; from others it is waited for
 WAITING = 4  # steps whose copies may be under way; beyond that a step's readings are dropped
 
 
@@ -29,20 +30,20 @@ class Outbox:
         The tensors may be changed as soon as this returns. `then(None)` where too much is on its way already.
         """
         self.flush(wait=False)
-        on_device = any(isinstance(leaf, Tensor) and leaf.device.type != "cpu" for leaf in tree_leaves(content))
+        on_device = any(isinstance(leaf, Tensor) and leaf.device.type in ASYNCHRONOUS for leaf in tree_leaves(content))
         if on_device and sum(arrived is not None for arrived, _, _ in self._waiting) >= WAITING:
             self.dropped += 1
             content, on_device = None, False
         if not on_device and not self._waiting:
-            then(content)
+            then(tree_map_only(Tensor, Tensor.cpu, content))
             return
         arrived = None
         if on_device:
-            content = tree_map(_copied, content)
+            content = tree_map_only(Tensor, _copied, content)
             arrived = torch.cuda.Event()
             arrived.record()
         else:
-            content = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, content)
+            content = tree_map_only(Tensor, lambda leaf: leaf.cpu().clone(), content)
         self._waiting.append((arrived, content, then))
 
     def flush(self, wait: bool = True) -> None:
@@ -54,7 +55,7 @@ class Outbox:
             then(content)
 
 
-def _copied(leaf: Any) -> Any:
-    if not isinstance(leaf, Tensor) or leaf.device.type == "cpu":
+def _copied(leaf: Tensor) -> Tensor:
+    if leaf.device.type == "cpu":
         return leaf
     return torch.empty(leaf.shape, dtype=leaf.dtype, pin_memory=True).copy_(leaf, non_blocking=True)

@@ -5,7 +5,7 @@ import torch
 from test_attribution import KINDS, make
 
 from gradlens import attribution as A
-from gradlens import engine
+from gradlens import edits, engine
 from gradlens.encoding import encode_active
 from gradlens.engine import choose
 from gradlens.errors import ConfigError
@@ -32,6 +32,8 @@ def test_kernels_equal_the_definitions_through_the_engine(kind, T):
         close(found, A.attribution_eager(exact, h, g))
     close(A.pair_dots(dictionary, low[1], idx, impl="triton"), A.pair_dots_eager(exact, g, idx.cpu()))
     close(A.energy(dictionary, low[1], impl="triton"), A.energy_eager(exact, g))
+    Q = edits.orthonormal_basis(exact.unit_directions()[:4])
+    close(edits.scale_along(low[1], Q.to(low[1]), 0.3, impl="triton"), edits.scale_along_eager(g, Q, 0.3))
 
 
 def test_energy_by_kernels_takes_the_cheaper_form():

@@ -175,7 +175,6 @@ def test_no_active_feature_gives_zeros(dtype):
     assert kernels.gated(idx, val, x, W).eq(0).all()
     for deterministic in (False, True):
         assert kernels.gated_sum(idx, val, x, W, 130, deterministic).eq(0).all()
-    assert kernels.row_sums(idx, val, torch.zeros(37, dtype=torch.int64, device=DEVICE), 2, 130, idx[0]).eq(0).all()
 
 
 def test_no_token_gives_nothing():
@@ -184,12 +183,10 @@ def test_no_token_gives_nothing():
     assert idx.shape == val.shape == (0, 5) and count.shape == (0,)
     assert [part.shape for part in kernels.encode_topk(x, W.T, b, 5)] == [(0, 5), (0, 5)]
     assert kernels.gated(idx, val, x, W).shape == (0, 5)
-    row_T, features = torch.zeros(0, dtype=torch.int64, device=DEVICE), torch.tensor([1, 2], device=DEVICE)
     for zeros, shape in (
         (kernels.gated_sum(idx, val, x, W, 130), (130,)),
         (kernels.gated_sum(idx, val, x, W, 130, deterministic=True), (130,)),
         (kernels.energy_sum(x, W), (130,)),
-        (kernels.row_sums(idx, val, row_T, 3, 130, features), (3, 2)),
     ):
         assert zeros.shape == shape and zeros.eq(0).all()
     assert kernels.scale_along(x, random(33, 3), 2.0).shape == (0, 33)
@@ -279,19 +276,6 @@ def test_quadratic_form_takes_a_gram_matrix_of_the_dtype_of_the_decoder():
     assert_within(kernels.quadratic_form(gram, W), expected, 49 * 2**-23 * size)
 
 
-@pytest.mark.parametrize("T, K", [(1, 1), (37, 5), (700, 5)])
-def test_row_sums_are_sums_by_row_of_chosen_features(T, K):
-    idx, val = pairs(T, 50, K)
-    weight, row_T = val * random(T, 1, seed=8), torch.arange(T, device=DEVICE) % 4 - 1  # -1 and 2 are no rows
-    chosen = torch.tensor([49, 3, 0, 3, 17], device=DEVICE)
-    found = kernels.row_sums(idx, weight, row_T, 2, 50, chosen)
-    of_row = (row_T[:, None] == torch.arange(2, device=DEVICE)).double()
-    expected = (of_row.T @ dense(idx, weight, 50))[:, chosen]
-    assert T == 1 or expected[:, 1].ne(0).all()
-    assert_within(found, expected, T * 2**-23 * (of_row.T @ dense(idx, weight.abs(), 50))[:, chosen])
-    assert kernels.row_sums(idx, weight, row_T, 2, 50, chosen[:0]).shape == (2, 0)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("T, D, r", [(1, 24, 1), (37, 33, 5), (37, 96, 20), (70, 128, 3)])
 @pytest.mark.parametrize("gain", [0.0, -1.5])
@@ -364,7 +348,7 @@ class Largest(TorchDispatchMode):
 def test_nothing_is_as_large_as_all_features_of_all_tokens_or_as_the_decoder():
     T, D, F = 30, 40, 1024
     x, W, b = random(T, D), random(F, D, seed=1), random(F, seed=2)
-    (idx, val), chosen, row_T = pairs(T, F, 5), torch.tensor([3, 4], device=DEVICE), torch.arange(T, device=DEVICE)
+    idx, val = pairs(T, F, 5)
     gram, W_enc, Q = x.T @ x, W.T.contiguous(), W[:3].T.contiguous()
     for name, limit, run in (
         ("encode_threshold", T * 20, lambda: kernels.encode_threshold(x, W_enc, b, None, 20)),
@@ -373,7 +357,6 @@ def test_nothing_is_as_large_as_all_features_of_all_tokens_or_as_the_decoder():
         ("gated_sum", F + 1, lambda: kernels.gated_sum(idx, val, x, W, F, deterministic=True)),
         ("energy_sum", F, lambda: kernels.energy_sum(x, W)),
         ("quadratic_form", F, lambda: kernels.quadratic_form(gram, W)),
-        ("row_sums", F, lambda: kernels.row_sums(idx, val, row_T, T, F, chosen)),
         ("scale_along", T * D, lambda: kernels.scale_along(x, Q, 0.5)),
     ):
         if DEVICE == "cuda":
@@ -388,7 +371,7 @@ def test_self_check_passes(dtype):
     assert kernels.self_check(DEVICE, dtype) is None
 
 
-@pytest.mark.parametrize("name", ["encode_threshold", "encode_topk", "gated", "gated_sum", "energy_sum", "quadratic_form", "row_sums"])
+@pytest.mark.parametrize("name", ["encode_threshold", "encode_topk", "gated", "gated_sum", "energy_sum", "quadratic_form"])
 def test_self_check_names_a_kernel_that_is_wrong(monkeypatch, name):
     right = getattr(kernels, name)
 

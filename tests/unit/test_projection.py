@@ -122,7 +122,8 @@ def device(monkeypatch):
     """Tensors of the meta device stand for those of an accelerator."""
     FakeEvent.made = []
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
-    monkeypatch.setattr(outbox, "_copied", lambda leaf: torch.ones(2) if isinstance(leaf, torch.Tensor) else leaf)
+    monkeypatch.setattr(outbox, "ASYNCHRONOUS", ("meta",))
+    monkeypatch.setattr(outbox, "_copied", lambda leaf: torch.ones(2))
     return lambda: torch.empty(2, device="meta")
 
 
