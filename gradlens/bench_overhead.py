@@ -36,6 +36,7 @@ from gradlens.train import LossFunction
 
 NOTHING = {"estimators": [], "drift_every": 0, "update_every": 0, "own_prompts": 0}
 ESTIMATORS = ("push", "taught", "attribution", "energy", "unexplained")
+NAIVE = ("push", "attribution", "energy")  # what the naive hook computes
 # arm -> changes of `observe`; `default`: the job's own settings
 ARMS: dict[str, dict[str, Any]] = {
     "hooks": NOTHING,
@@ -127,7 +128,7 @@ def bench(job: Job, arms: Sequence[str], steps: int, device: torch.device, progr
         arm = entry["arm"]
         entry |= {"job": job.name, "tokens": tokens, "reading_seconds": float(np.median(readings[arm]))}
         entry |= {"reading_peak_bytes": int(meters[arm].peak_bytes), **peaks}
-        wanted = lenses[arm].observe.estimators if arm in lenses and arm not in ("hooks", "rules") else ESTIMATORS if arm == "naive" else []
+        wanted = NAIVE if arm == "naive" else lenses[arm].observe.estimators if arm in lenses else []
         flops, moved = (sum(part) for part in zip(*(work(d, tokens, wanted) for d in job.dictionaries.values()), strict=True))
         floor = max(flops / peaks["peak_flops"], moved / peaks["peak_bandwidth"])
         entry |= {"flops": flops, "bytes": moved, "floor_seconds": floor}

@@ -1,6 +1,6 @@
 """Activations of many texts, text by text: the loop that concepts and labels share. Memory does not grow with the number of texts.
 
-Shape suffixes: S tokens of one text, D d_model, F d_sae.
+Shape suffixes: S tokens of one text, D d_model.
 """
 
 from __future__ import annotations
