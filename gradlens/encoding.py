@@ -18,15 +18,15 @@ TILE = 2**21  # activations made at a time: 8 MB in float32, about what a core's
 TOKENS = 256  # of a tile
 CHUNK = 1024  # tokens whose pairs `health` keeps at a time
 GROUP = 32  # features whose maximum is looked at before they are
-CAPACITY = 256  # pairs kept of a token on an accelerator, where their number must be known beforehand (`full`)
+ROOM = 256  # pairs kept of a token in a hook on an accelerator
 
 
-def encode_active(dictionary: Dictionary, x_TD: Tensor, impl: Impl = "auto") -> tuple[Tensor, Tensor]:
+def encode_active(dictionary: Dictionary, x_TD: Tensor, impl: Impl = "auto", room: int | None = None) -> tuple[Tensor, Tensor]:
     """Active pairs `(idx[T, K], val[T, K])`: feature ids (int64) and activations, padded with id 0 and value 0, in no particular order.
 
-    Equal to `Dictionary.encode`, scattered to pairs; costs 2TDF. K is k for topk; else the largest number of active features of any token
-    on the CPU, and `CAPACITY` on an accelerator, since counting there would make the host wait: a token with more keeps its largest ones
-    (see `full`). A token that is not finite has NaN as its only value.
+    Equal to `Dictionary.encode`, scattered to pairs; costs 2TDF. K is k for topk, else the largest number of active features of any token.
+    To count them an accelerator makes the host wait; `room`, which the CPU does not need, avoids that: at most so many pairs of a token are
+    kept, by PyTorch the largest, by the kernels any (see `full`). A token that is not finite has NaN as its only value.
     """
     T = x_TD.shape[0]
     which = choose(impl, x_TD)
@@ -39,8 +39,10 @@ def encode_active(dictionary: Dictionary, x_TD: Tensor, impl: Impl = "auto") -> 
     elif dictionary.activation == "batchtopk" and dictionary.threshold is None:
         idx_TK, val_TK = _batch_topk(dictionary, x_TD)
     else:
-        by_token = _by_kernel if which == "triton" else _largest if dictionary.activation == "topk" or x_TD.is_cuda else _above
-        parts = [by_token(dictionary, x) for x in (x_TD.split(TOKENS) if which == "torch" else [x_TD])]
+        k = dictionary.k if dictionary.activation == "topk" else room if which == "triton" or x_TD.is_cuda else None
+        by_kernel = which == "triton" and k is not None and dictionary.activation != "gated"  # with its two thresholds left to the blocks
+        by_token = _by_kernel if by_kernel else _above if k is None else _largest
+        parts = [by_token(dictionary, x, k and min(k, dictionary.d_sae)) for x in ([x_TD] if by_kernel else x_TD.split(TOKENS))]
         K = max(val.shape[1] for _, val in parts)
         pad = torch.nn.functional.pad
         idx_TK, val_TK = (torch.cat([pad(part[side], (0, K - part[side].shape[1])) for part in parts]) for side in (0, 1))
@@ -126,9 +128,8 @@ def _centred(dictionary: Dictionary, x_TD: Tensor) -> Tensor:
     return x_TD - dictionary.b_dec.to(x_TD.dtype) if dictionary.apply_b_dec_to_input else x_TD
 
 
-def _largest(dictionary: Dictionary, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest activations of each token, block after block; their number is known beforehand."""
-    k = min(dictionary.k if dictionary.activation == "topk" else CAPACITY, dictionary.d_sae)
+def _largest(dictionary: Dictionary, x_TD: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest activations of each token, block after block."""
     x_TD, found = _centred(dictionary, x_TD), []
     for block in _blocks(dictionary, len(x_TD)):
         val, idx = _topk(_acts(dictionary, x_TD, block), k)
@@ -158,7 +159,7 @@ def _topk(acts_TF: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return val, group_TK.gather(1, at // GROUP) * GROUP + at % GROUP
 
 
-def _above(dictionary: Dictionary, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+def _above(dictionary: Dictionary, x_TD: Tensor, k: None) -> tuple[Tensor, Tensor]:
     """Every active pair, however many a token has."""
     x_TD, T, parts = _centred(dictionary, x_TD), len(x_TD), []
     for block in _blocks(dictionary, T):
@@ -203,14 +204,10 @@ def _by_token(token_P: Tensor, feature_P: Tensor, val_P: Tensor, T: int) -> tupl
     return idx_TK, val_TK
 
 
-def _by_kernel(dictionary: Dictionary, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+def _by_kernel(dictionary: Dictionary, x_TD: Tensor, k: int) -> tuple[Tensor, Tensor]:
     from gradlens import kernels
 
-    if dictionary.activation == "gated":  # two thresholds: left to the blocks
-        parts = [_largest(dictionary, x) for x in x_TD.split(TOKENS)]
-        return torch.cat([idx for idx, _ in parts]), torch.cat([val for _, val in parts])
     x_TD = _centred(dictionary, x_TD)
     if dictionary.activation == "topk":
-        return kernels.encode_topk(x_TD, dictionary.W_enc, dictionary.b_enc, dictionary.k)
-    capacity = min(CAPACITY, dictionary.d_sae)
-    return kernels.encode_threshold(x_TD, dictionary.W_enc, dictionary.b_enc, dictionary.threshold, capacity)[:2]
+        return kernels.encode_topk(x_TD, dictionary.W_enc, dictionary.b_enc, k)
+    return kernels.encode_threshold(x_TD, dictionary.W_enc, dictionary.b_enc, dictionary.threshold, k)[:2]

@@ -108,7 +108,7 @@ def save_dictionary(dictionary: Dictionary, folder: str | Path, dtype: torch.dty
     tensors = {}
     for name in ("W_enc", "W_dec", "b_dec", *ARCHITECTURES[architecture][1]):
         tensors[name] = getattr(dictionary, name).detach().to("cpu", dtype).contiguous()
-        if not all(part.isfinite().all() for part in tensors[name].split(max(1, 2**22 // max(1, tensors[name][:1].numel())))):
+        if not _finite(tensors[name]):
             raise InputError(f"{folder}: {name} has values that {dtype} cannot hold; save with dtype=torch.float32")
     facts = dict(dictionary.metadata)
     firing_rate = facts.pop("firing_rate", None)
@@ -270,8 +270,13 @@ def _check_tensors(tensors: dict[str, Tensor], names: tuple[str, ...], config: d
         found = tuple(tensors[name].shape)
         if found != expected:
             raise InputError(f"{path}: {name} has shape {list(found)}, expected {list(expected)} (d_in {D}, d_sae {F} in {CFG})")
-        if not all(part.isfinite().all() for part in tensors[name].split(max(1, 2**22 // max(1, tensors[name][:1].numel())))):
+        if not _finite(tensors[name]):
             raise InputError(f"{path}: {name} holds NaN or infinite values; the file is damaged or its training failed")
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether every value is finite, looked at a few megabytes at a time."""
+    return all(part.isfinite().all() for part in tensor.split(max(1, 2**22 // max(1, tensor[:1].numel()))))
 
 
 def _folds(tensors: dict[str, Tensor], config: dict[str, Any]) -> bool:

@@ -20,7 +20,7 @@ from gradlens.capture import MicroBatch, hidden, replaced
 from gradlens.config import ObserveSettings
 from gradlens.control import Control
 from gradlens.dictionary import Dictionary
-from gradlens.encoding import encode_active
+from gradlens.encoding import ROOM, encode_active
 from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.hookpoints import canonical, find_module, unwrap
 from gradlens.learning import Learning
@@ -33,7 +33,7 @@ from gradlens.world import Single, World, flat_sum_
 # scalar of a record -> the event that tells of it
 FLAWS = {
     "not_finite_tokens": ("not_finite", "{count} tokens with an activation, gradient or loss that is not finite: they are left out"),
-    "crowded_tokens": ("gap", "{count} tokens with more active features than there is room for: only the largest are read"),
+    "crowded_tokens": ("gap", "{count} tokens with more active features than there is room for: not all of them are read"),
     "dropped_steps": ("gap", "readings came faster than they could leave the device: those of this step are dropped"),
 }
 
@@ -286,7 +286,7 @@ class Lens:
 
     @torch.no_grad()
     def _encode(self, name: str, h_TD: Tensor) -> tuple[Tensor, Tensor]:
-        return encode_active(self.dictionaries[name], h_TD.to(self.dtype))
+        return encode_active(self.dictionaries[name], h_TD.to(self.dtype), room=ROOM)
 
     # -- around the optimizer's step ------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 from gradlens import attribution as estimators
 from gradlens.config import ObserveSettings
 from gradlens.dictionary import Dictionary
-from gradlens.encoding import encode_active, full
+from gradlens.encoding import ROOM, encode_active, full
 from gradlens.groups import group_basis
 from gradlens.outbox import Outbox
 from gradlens.sampling import draw, variance_of_sum
@@ -141,7 +141,7 @@ class Projection:
             at_N = draw(T, self.observe.token_share, self._generator(g_TD.device))
             tokens, weight = tokens.map(lambda values: values[at_N]), T / len(at_N)
         if pairs is None:
-            pairs = encode_active(dictionary, tokens.h_TD)
+            pairs = encode_active(dictionary, tokens.h_TD, room=ROOM)
         idx_TK, val_TK = pairs[0], pairs[1].masked_fill(bad_T[:, None], 0) if every is tokens else pairs[1]
         sums.scalars[5] += (full(dictionary, val_TK) & tokens.counted_T).sum()
         gated_TK = None

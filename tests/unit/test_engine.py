@@ -22,7 +22,8 @@ def test_kernels_equal_the_definitions_through_the_engine(kind, T):
     generator = torch.Generator().manual_seed(T)
     h, g = torch.randn(2, T, 13, generator=generator, dtype=torch.float64)
     low = [part.to(DEVICE, torch.float32) for part in (h, g)]
-    idx, val = encode_active(dictionary, low[0], impl="triton")
+    idx, val = encode_active(dictionary, low[0], impl="triton", room=37)
+    torch.testing.assert_close(encode_active(dictionary, low[0], impl="triton")[1].sum(1), val.sum(1), rtol=1e-5, atol=1e-5)
     scattered = torch.zeros(T, 37, device=DEVICE).scatter_add(1, idx, val)
     close = lambda a, b: torch.testing.assert_close(a.cpu().double(), b, rtol=1e-5, atol=1e-5)  # noqa: E731
     close(scattered, exact.encode(h))
