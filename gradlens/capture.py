@@ -59,6 +59,7 @@ class MicroBatch:
     columns: Tensor | None = None  # positions that the model makes logits for (`logits_to_keep`); None: all
     token_loss_BS: Tensor | None = None  # loss of each token, at its own position; known when the forward pass is over
     routed: bool = False  # the gradient of its tokens' losses passes a gate
+    at_BS: Tensor | None = None  # where each token stood in its row before that was rewritten, -1: not known; None: where it stands
 
     @property
     def loss_BS(self) -> Tensor:
@@ -113,7 +114,9 @@ class MicroBatch:
     def tokens(self, h_BSD: Tensor, g_TD: Tensor) -> Tokens:
         """What is projected: the tokens of `select`, each with its row, and whether it counts."""
         rows_BS = torch.arange(len(self.keep_BS), device=self.keep_BS.device)[:, None].expand_as(self.keep_BS)
-        positions_BS = torch.arange(self.keep_BS.shape[1], device=self.keep_BS.device).expand_as(self.keep_BS)
+        positions_BS = self.at_BS
+        if positions_BS is None:
+            positions_BS = torch.arange(self.keep_BS.shape[1], device=self.keep_BS.device).expand_as(self.keep_BS)
         counted_T, row_T, position_T = (self.select(x_BS[..., None])[:, 0] for x_BS in (self.keep_BS, rows_BS, positions_BS))
         loss_T = None if self.token_loss_BS is None else self.select(self.token_loss_BS[..., None])[:, 0]
         return Tokens(self.select(h_BSD), g_TD, counted_T, row_T, position_T, len(self.keep_BS), self.row_ids, loss_T)

@@ -8,6 +8,7 @@
 | grad | the gradient at the hookpoint | backward |
 | param | the gradient of matrices that write to the residual stream, up to the hookpoint's block | before the optimizer's step |
 | update | the change of those matrices | after the optimizer's step |
+| constrain | the change of all parameters | after the optimizer's step; its examples are read before it |
 
 Several rules act one after another, in the policy's order. Nothing here synchronises with an accelerator.
 """
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from gradlens.capture import MicroBatch
 from gradlens.concept_files import Detector
+from gradlens.constrainer import Constrainer
 from gradlens.detector import weights_over
 from gradlens.detector_fit import sharpest
 from gradlens.dictionary import Dictionary
@@ -46,8 +48,11 @@ class ActiveRule:
     touched: Tensor  # loss tokens gated, or energy along Q
     total: Tensor  # loss tokens, or energy
     rewriter: Rewriter | None = None
+    silent: int = 0  # rows that rewriting has left nothing of, of
+    rows: int = 0
     shift: dict[str, Tensor] = field(default_factory=dict)  # hookpoint -> [D] what steer adds, or the mean that mean-ablate draws towards
     writers: list[tuple[Tensor, Turn, Tensor]] = field(default_factory=list)  # param and update: what is edited, turned how, along what
+    constrainer: Constrainer | None = None
 
 
 class Control:
@@ -64,6 +69,7 @@ class Control:
         detectors: dict[str, dict[str, Detector]] | None = None,
         tokenizer: Any = None,
         means: Callable[[str], Tensor | None] = lambda hookpoint: None,
+        constrainers: Callable[[Rule, dict[str, Tensor]], Constrainer] | None = None,
     ) -> None:
         """`thresholds`: concept -> hookpoint -> activation above which each feature expresses it (default 0).
 
@@ -71,10 +77,11 @@ class Control:
         `rates(hookpoint)`: share of tokens on which each feature fires (`[F]`, or None): random controls are drawn by it.
         `detectors`: concept -> hookpoint -> which tokens express it, for `rewrite`; `tokenizer`: tells its words.
         `means(hookpoint)`: mean activation `[D]` on the probe set, for `mean-ablate`.
+        `constrainers(rule, features)`: makes what carries out a rule of mode `constrain`.
         """
         self.model, self.dictionaries, self.concepts, self.rates = model, dictionaries, concepts, rates
         self.thresholds, self.quorums = thresholds or {}, quorums or {}
-        self.detectors, self.tokenizer, self.means = detectors or {}, tokenizer, means
+        self.detectors, self.tokenizer, self.means, self.constrainers = detectors or {}, tokenizer, means, constrainers
         self.policy, self.rules, self.step = Policy(), [], 0
         self._before: list[tuple[Tensor, Tensor, Turn, Tensor, ActiveRule]] = []
         self._found: list[Writer] | None = None
@@ -85,6 +92,8 @@ class Control:
         for active in rules:
             if active.rule.mode in ("param", "update"):
                 active.writers = self._writers(active)
+            if active.rule.mode == "constrain":
+                active.constrainer = self._constrainer(active)
         self.rules = rules
         self.policy = policy
 
@@ -97,13 +106,18 @@ class Control:
         """Hookpoints whose active features decide which tokens teach at this step."""
         return {hookpoint for active, _ in self.in_force("route") for hookpoint in active.features}
 
-    def rewrite(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch after the `rewrite` rules, one after another."""
+    def rewrite(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
+        """The batch after the `rewrite` rules, one after another; and where each token stood in its row before, `[B, S]` (-1: padding)."""
+        at_BS = None
         for active, gain in self.in_force("rewrite"):
-            batch, touched, total = active.rewriter.batch(batch, gain)
-            active.touched += touched
-            active.total += total
-        return batch
+            found = active.rewriter.batch(batch, gain)
+            batch = found.batch
+            at_BS = found.at_BS if at_BS is None else at_BS.gather(1, found.at_BS.clamp_min(0)).where(found.at_BS >= 0, -1)
+            active.touched += found.touched
+            active.total += found.counted
+            active.silent += found.silent
+            active.rows += len(found.at_BS)
+        return batch, at_BS
 
     def edits_activation(self, hookpoint: str) -> bool:
         """Whether a rule changes the activation at this hookpoint at this step."""
@@ -168,6 +182,8 @@ class Control:
             for active, _ in self.in_force("update")
             for parameter, turn, Q in active.writers
         ]
+        for active, _ in self.in_force("constrain"):
+            active.constrainer.before_step(self.step)
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -177,6 +193,10 @@ class Control:
             self._count(active, change, Q)
             parameter.copy_(before + turn(scale_along(change, Q.to(change.dtype), active.rule.gain_at(self.step))))
         self._before = []
+        for active, gain in self.in_force("constrain"):
+            removed, total = active.constrainer.after_step(gain)
+            active.touched += removed
+            active.total += total
 
     def counters(self) -> list[Tensor]:
         """Sums of this step, to be added over ranks in place."""
@@ -190,7 +210,10 @@ class Control:
             scalars[f"rule/{label}/gain"] = active.rule.gain_at(self.step)
             if total > 0:
                 scalars[f"rule/{label}/share"] = float(active.touched) / total
+            if active.rows:
+                scalars[f"rule/{label}/silent_rows"] = active.silent / active.rows
             active.touched.zero_(), active.total.zero_()
+            active.silent = active.rows = 0
         return scalars
 
     def _count(self, active: ActiveRule, x: Tensor, Q: Tensor) -> None:
@@ -285,6 +308,11 @@ class Control:
         features = {hookpoint: tokens.weights_F.nonzero().flatten()}
         touched, total = torch.zeros(2, dtype=torch.float64, device=device)
         return ActiveRule(rule, features, {}, {}, touched, total, rewriter)
+
+    def _constrainer(self, active: ActiveRule) -> Constrainer:
+        """That of a rule already in force goes on: it knows how far the measure has risen."""
+        known = (before.constrainer for before in self.rules if before.rule == active.rule and before.constrainer is not None)
+        return next(known, None) or self.constrainers(active.rule, active.features)
 
     def _writers(self, active: ActiveRule) -> list[tuple[Tensor, Turn, Tensor]]:
         """Trainable parameters that write to the residual stream at or before the rule's hookpoints, how to turn them so that what they

@@ -10,39 +10,40 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gradlens.capture import MicroBatch
+from gradlens.capture import counted_tokens
 from gradlens.concept_files import Detector
 from gradlens.config import ObserveSettings
+from gradlens.constrainer import constrainer_of
 from gradlens.control import Control
 from gradlens.dictionary import Dictionary
-from gradlens.encoding import ROOM, encode_active
 from gradlens.errors import ConfigError, InputError, RunError
-from gradlens.hookpoints import canonical, d_model, find_hookpoint, in_stream, unwrap
+from gradlens.hookpoints import canonical, d_model, in_stream, unwrap
+from gradlens.hooks import Hooks
 from gradlens.learning import Learning
 from gradlens.probe import ProbeReading
 from gradlens.projection import Members, Projection, Projector
-from gradlens.reading import side_by_side
 from gradlens.routers import Routers, event_of
 from gradlens.rules import Policy
 from gradlens.selftest import self_test
-from gradlens.trainable import check_trainable, entry, is_sharded, scaler_of, scaler_on_the_stack
+from gradlens.trainable import check_trainable, is_sharded, scaler_of, scaler_on_the_stack
 from gradlens.world import Single, World, flat_sum_
-
-Inputs = dict[str, dict[int, Tensor]]  # hookpoint of a transcoder -> number of a place that it reads -> the tensor there
 
 # scalar of a record -> the event that tells of it
 FLAWS = {
     "not_finite_tokens": ("not_finite", "{count} tokens with an activation, gradient or loss that is not finite: they are left out"),
     "crowded_tokens": ("gap", "{count} tokens with more active features than there is room for: not all of them are read"),
+    "silent_rows": ("nothing_left", "rewriting left nothing to learn of {value:.0%} of the rows of a step: its detector takes too much"),
     "dropped_steps": ("gap", "readings came faster than they could leave the device: those of this step are dropped"),
 }
+
+
+LEAST = {"silent_rows": 0.25}  # what is less than this is no flaw
 
 
 class Lens:
@@ -69,6 +70,7 @@ class Lens:
         steps: int | None = None,
         scaler: Any = None,
         detectors: dict[str, dict[str, Detector]] | None = None,
+        exemplars: dict[str, list[dict[str, Tensor]]] | None = None,
     ) -> None:
         """`dictionaries`: hookpoint -> dictionary. `concepts`: name -> hookpoint -> feature ids; `thresholds`: for `route`, the
         activation above which each of them expresses the concept, and `quorums` (see `Control`). `probe`: batches on which drift is
@@ -76,7 +78,7 @@ class Lens:
         `projector`: makes who computes the readings (default: this process). `tokenizer`, `reference`, `checkers`: see `Learning`.
         `steps`: how long the run is, where that is known: its last step reads everything. `scaler`: the `torch.amp.GradScaler` that scales
         the loss, if any (accelerate's wrapper of an optimizer brings its own): readings are of the loss without it. `detectors`: concept ->
-        hookpoint -> which tokens express it, for rules of mode `rewrite`.
+        hookpoint -> which tokens express it, for rules of mode `rewrite`. `exemplars`: concept -> batches that show it, for mode `constrain`.
         Raises `InputError` for a dictionary that does not fit the model, `ConfigError` for a rule that names what is not there, and for a
         model or an optimizer that cannot be watched (`trainable.py`).
         """
@@ -96,9 +98,6 @@ class Lens:
             canonical(name): dictionary.to(device, self.dtype if dictionary.W_dec.dtype == dictionary.work_dtype else None)
             for name, dictionary in dictionaries.items()
         }
-        self.hookpoints = {name: find_hookpoint(model, name) for name in self.dictionaries}
-        # of transcoders: where they read
-        self.readers = {name: [find_hookpoint(model, at) for at in d.read_at(name)] for name, d in self.dictionaries.items() if d.hook_in}
         self.concepts = {
             concept: {canonical(name): ids for name, ids in features.items() if canonical(name) in self.dictionaries and ids}
             for concept, features in (concepts or {}).items()
@@ -114,28 +113,23 @@ class Lens:
         observed = self.observe.model_copy(update={"own_prompts": 0}) if self.sharded else self.observe
         self.routers = Routers(model) if self.observe.routers else None
         self.learning = Learning(model, self.dictionaries, observed, self._members, *spoken, routers=self.routers)
-        self.control = Control(model, self.dictionaries, self.concepts, self._rates, thresholds, quorums, detectors, tokenizer, self._mean)
+        constrainers = partial(
+            constrainer_of, model=model, optimizer=optimizer, world=self.world, dictionaries=self.dictionaries, exemplars=exemplars or {}
+        )
+        self.control = Control(
+            model, self.dictionaries, self.concepts, self._rates, thresholds, quorums, detectors, tokenizer, self._mean, constrainers
+        )
         self._policy = policy or Policy()
-        self._batch: MicroBatch | None = None  # of the forward pass in progress, if it is one of training
-        self._within = False  # a forward pass of the model is in progress
-        self._unread: dict[str, list[MicroBatch]] = {
-            name: [] for name in self.dictionaries
-        }  # passed without gradients, see `_on_hookpoint`
-        self._ablated: set[str] = set()  # hookpoints at which an `ablate` rule has acted since the last step
-        self._fired: set[str] = set()  # hookpoints that any forward pass of training has passed
-        self._scale = 1.0  # that the loss of the step in progress is multiplied by
-        self._holds = False  # the projector holds something of the step in progress
-        self._open, self._stepped = False, False
-        self._prepares = False  # the loop has its batches rewritten itself
-        self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
-        self._inputs: Inputs = {}  # what transcoders read in the forward pass in progress
-        self._rows: tuple[int, ...] | None = None
+        self.hooks = Hooks(
+            model, self.dictionaries, self.control, self.projector, self.observe,
+            begin=self._begin, look_at_scale=self._look_at_scale, clock=self._clock, tell_once=self._tell_once,
+        )  # fmt: skip
+        self._stepped = False
         self._scalars: dict[str, float] = {}
-        self._saw_gradients = False
         self._told: set[str] = set()  # flaws that an event has told of: once a run is enough
         self._spent: dict[str, float] = {}  # seconds of this step that went into readings
         self._finished: int | None = None  # the step of the last readings at the end, so that a second call adds none
-        self._hooks = ExitStack()
+        self._stack = ExitStack()
 
     # -- life -----------------------------------------------------------------------------------------------------------------
 
@@ -144,24 +138,24 @@ class Lens:
             self._check_fit()
             if self.observe.self_test:
                 widths = {name: dictionary.d_out for name, dictionary in self.dictionaries.items()}
-                self_test(self.model, self.hookpoints, widths, self.world if self.sharded else None)
+                self_test(self.model, self.hooks.hookpoints, widths, self.world if self.sharded else None)
             self._register()
             if self.probe is not None and self.start is None:
                 self._measure_start()
             self.set_policy(self._policy)
-            self._open = True
+            self.hooks.open = True
             if self._reads:
                 self.learning.watch_updates()
                 if self.step == 0 and self.learning.own_rates():  # what later rates are compared with
                     self._emit({"step": 0, "time": time.time(), "scalars": self.learning.own_rates()})
         except BaseException:
-            self._hooks.close()
+            self._stack.close()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        self._open = False
-        self._hooks.close()
+        self.hooks.open = False
+        self._stack.close()
         if kind is None:
             self.finish()
 
@@ -172,39 +166,18 @@ class Lens:
                 raise InputError(f"dictionary at {name}: its width is {dictionary.d_out}, the model's residual stream has {width}")
 
     def _register(self) -> None:
-        hook, untraced = self._hooks.callback, torch.compiler.disable  # compiled models call hooks as they are, between their graphs
-        model, start = unwrap(self.model), entry(self.model)
-        # Before all other hooks there: the first time it reads the probe set, and FSDP2's hook must not have begun a forward pass by then
-        hook(start.register_forward_pre_hook(untraced(self._on_model), prepend=True, with_kwargs=True).remove)
-        hook(model.register_forward_hook(untraced(self._on_output)).remove)
-        hook(start.register_forward_hook(untraced(self._on_end), always_call=True).remove)
-        for name, hookpoints in self.readers.items():
-            for number, hookpoint in enumerate(hookpoints):
-                hook(hookpoint.watch(untraced(partial(self._on_input, name, number))).remove)
-        for names in self._places():
-            hook(self.hookpoints[names[0]].watch(untraced(partial(self._on_hookpoint, names))).remove)
-        if self.routers is not None:
-            hook(self.routers.watch(lambda: self._batch if self._observing() else None).close)
-        head = model.get_output_embeddings()
-        if head is not None:
-            hook(head.register_forward_hook(untraced(self._on_head)).remove)
+        hook = self._stack.callback
+        self.hooks.register(hook, self.routers)
         # accelerate's wrapper does not call the base class's constructor, so hooks go on the optimizer inside it
         inner = getattr(self.optimizer, "optimizer", self.optimizer)
         hook(inner.register_step_pre_hook(self._on_step).remove)
         hook(inner.register_step_post_hook(lambda *_: self._after_step()).remove)
 
-    def _places(self) -> list[list[str]]:
-        """Names of hookpoints, those that read the same tensor together."""
-        found: dict[tuple[int, bool], list[str]] = {}
-        for name, hookpoint in self.hookpoints.items():
-            found.setdefault((id(hookpoint.module), hookpoint.at_input), []).append(name)
-        return list(found.values())
-
     # -- what the training loop says ------------------------------------------------------------------------------------------
 
     def set_rows(self, row_ids: list[int]) -> None:
         """Ids of the rows of the next forward pass, for per-example records."""
-        self._rows = tuple(row_ids)
+        self.hooks.rows = tuple(row_ids)
 
     def log(self, scalars: dict[str, float]) -> None:
         """Scalars that belong to the current step's record."""
@@ -216,23 +189,11 @@ class Lens:
         Loops that compute their loss from the labels they hold need it; where labels go into the model, the model's hook does it, until
         this has been called once. Costs forward passes for rows that are new.
         """
-        self._prepares = True
-        return self._rewritten(batch)
+        return self.hooks.prepare(batch)
 
     def rewrites(self) -> bool:
         """Whether a `rewrite` rule acts at this step."""
         return bool(self.control.in_force("rewrite"))
-
-    def _rewritten(self, batch: dict[str, Any]) -> dict[str, Any]:
-        if not self.control.in_force("rewrite"):
-            return batch
-        within, opened = self._within, self._open
-        self._open = False  # what is read here is no forward pass of training
-        try:
-            with self._clock("rewrite"):
-                return self.control.rewrite(batch)
-        finally:
-            self._within, self._open = within, opened
 
     def read_generated(self, batch: dict[str, Tensor] | list[dict[str, Tensor]]) -> None:
         """Read texts that the model itself wrote during training: rollouts of a reinforcement learning loop, reasoning traces.
@@ -289,173 +250,22 @@ class Lens:
     def policy(self) -> Policy:
         return self.control.policy
 
-    # -- hooks ----------------------------------------------------------------------------------------------------------------
-
-    def _observing(self) -> bool:
-        return self.step % self.observe.every == 0
-
-    def _on_model(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        self._within, self._pairs, self._inputs, self._batch = True, {}, {name: {} for name in self.readers}, None
-        if not (self._open and torch.is_grad_enabled() and module.training):
-            return None
-        self._look_at_scale()
-        changed = None
-        if self.control.in_force("rewrite") and not self._prepares:
-            named = {"input_ids": args[0], **kwargs} if args and isinstance(args[0], Tensor) else kwargs
-            args, kwargs = args[1:] if named is not kwargs else args, self._rewritten(named)
-            changed = (args, kwargs)
-        batch = MicroBatch.of(args, kwargs, self.observe.tokens, self._rows)
-        if batch is not None and self.probe is None:
-            ids = kwargs.get("input_ids", args[0] if args else None)
-            kept = {"input_ids": ids, "attention_mask": kwargs.get("attention_mask"), "labels": kwargs.get("labels")}
-            self.probe = [{key: value.detach().clone() for key, value in kept.items() if isinstance(value, Tensor)}]
-            self.probe = self.world.broadcast(self.probe)
-            self._measure_start()
-            if self._reads:
-                self.learning.watch_updates()
-            self._within = True  # the readings were forward passes of their own
-            if any(rule.random_control is not None for rule in self._policy.rules):
-                self.control.set_policy(self._policy)  # drawn again, now that it is known how often features fire
-        self._batch = batch
-        return changed
-
-    def _on_output(self, module: nn.Module, args: tuple, output: Any) -> None:
-        batch = self._batch
-        if batch is None or not torch.is_grad_enabled():
+    def _begin(self, args: tuple, kwargs: dict) -> None:
+        """Where no probe set was given, the first batch of training with something to learn is the probe set."""
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if self.probe is not None or not isinstance(ids, Tensor):
             return
-        if self.control.in_force("route") and not batch.routed:
-            self._route_output(batch, output)
-        if not self._observing() or "taught" not in self.observe.estimators:
+        kept = {"input_ids": ids} | {key: kwargs.get(key) for key in ("attention_mask", "labels")}
+        found = [{key: value.detach().clone() for key, value in kept.items() if isinstance(value, Tensor)}]
+        found = self.world.broadcast(found)
+        if not counted_tokens(found[0]["input_ids"], found[0].get("attention_mask"), found[0].get("labels"), self.observe.tokens).any():
             return
-        logits, log_probs = getattr(output, "logits", None), getattr(output, "log_probs", None)
-        with self._clock("step"):
-            if logits is not None:
-                batch.note_logits(logits.detach())
-            elif isinstance(log_probs, Tensor):
-                batch.note_log_probs(log_probs.detach())
-        if batch.token_loss_BS is None and "no logits" not in self._told and self.recorder is not None:
-            self._told.add("no logits")
-            reason = "the model's output has no logits for the tokens that it reads: what rows teach is not known"
-            self.recorder.event("not_read", step=self.step, estimator="taught", reason=reason)
-
-    def _on_end(self, module: nn.Module, args: tuple, output: Any) -> None:
-        self._within, self._batch = False, None
-
-    def _on_input(self, name: str, number: int, h: Tensor) -> None:
-        if self._within and self._batch is not None:
-            self._inputs[name][number] = h.detach()
-
-    def _read(self, name: str, h: Tensor, inputs: Inputs) -> Tensor:
-        """What the dictionary at `name` encodes, where h is the tensor there; of a transcoder what it has read in this forward pass."""
-        if name not in self.readers:
-            return h
-        dictionary, found = self.dictionaries[name], inputs[name]
-        if len(found) < len(self.readers[name]):
-            places = ", ".join(dictionary.read_at(name))
-            raise RunError(f"the dictionary at {name} reads {places}, and not all of that has been seen when its features are asked for")
-        return side_by_side((found[number] for number in sorted(found)), dictionary, name)
-
-    def _on_hookpoint(self, names: list[str], h: Tensor) -> Tensor | None:
-        """One tensor, and the names of the dictionaries there: all read it as it is before any of them edits it.
-
-        Checkpointing runs parts of the model twice: what lies inside such a part is passed again in backward. In its reentrant form only
-        the second time has gradients, and then it must be known of which batch they are.
-        """
-        if not self._within:
-            return self._on_recomputed(names, h)
-        batch = self._batch
-        if batch is None:
-            return None
-        self._fired.update(names)
-        for name in names:
-            if name in self.control.routed_hookpoints():
-                self._pairs[name] = self._encode(name, batch.select(self._read(name, h.detach(), self._inputs)))
-        if h.requires_grad:
-            self._listen(names, h, batch, dict(self._pairs))
-        elif not torch.is_grad_enabled():
-            self._unread[names[0]].append(batch)
-        return self._ablate(names, h, count=True)
-
-    def _on_recomputed(self, names: list[str], h: Tensor) -> Tensor | None:
-        if not (self._open and torch.is_grad_enabled()):
-            return None
-        waiting = self._unread[names[0]]
-        if waiting and h.requires_grad:
-            if len(waiting) > 1:
-                raise RunError(
-                    f"hookpoint {names[0]} lies inside a part of the model that reentrant checkpointing runs again, and there were several "
-                    "forward passes before this backward pass: whose gradient this is cannot be told; use use_reentrant=False"
-                )
-            self._listen(names, h, waiting.pop(), {})
-        return self._ablate(names, h, count=False) if names[0] in self._ablated else None
-
-    def _listen(self, names: list[str], h: Tensor, batch: MicroBatch, pairs: dict[str, tuple[Tensor, Tensor]]) -> None:
-        if self._observing() or any(self.control.in_force("grad", name) for name in names):
-            hook = partial(self._on_gradient, names, h.detach(), batch, pairs, self._inputs)
-            h.register_hook(torch.compiler.disable(hook))
-
-    def _ablate(self, names: list[str], h: Tensor, count: bool) -> Tensor | None:
-        new = h
-        for name in names:
-            if self.control.edits_activation(name):
-                self._ablated.add(names[0])
-                new = self.control.edit_activation(name, new, count)
-        return None if new is h else new
-
-    def _on_gradient(
-        self, names: list[str], h_BSD: Tensor, batch: MicroBatch, pairs: dict[str, tuple[Tensor, Tensor]], inputs: Inputs, g_BSD: Tensor
-    ) -> Tensor | None:
-        self._saw_gradients = True
-        edited = g_BSD
-        for name in names:
-            if self.control.in_force("grad", name):
-                edited = self.control.edit_gradient(name, edited)
-        if self._observing():
-            with self._clock("step"):
-                g_TD = batch.select(edited, zero=True)
-                if self._scale != 1:  # in the precision that is computed in: a small gradient is zero in float16 without its scale
-                    g_TD = g_TD.to(self.dtype) / self._scale
-                tokens, self._holds = batch.tokens(h_BSD, g_TD), True
-                for name in names:  # what a transcoder reads and the gradient where it acts
-                    own = replace(tokens, h_TD=batch.select(self._read(name, h_BSD, inputs))) if name in self.readers else tokens
-                    self.projector.add(name, own, pairs.get(name))
-        return None if edited is g_BSD else edited
-
-    def _on_head(self, module: nn.Module, args: tuple, output: Tensor) -> None:
-        if self._batch is None or not torch.is_grad_enabled() or not self.control.in_force("route"):
-            return
-        gains_BS = self.control.token_gains(self._batch, self._pairs)
-        if self._batch.columns is not None:
-            gains_BS = gains_BS[:, self._batch.columns]
-        # The gradient at the head's input carries every token's loss to the trunk; a trainable head needs its own share gated too.
-        trained = any(parameter.requires_grad for parameter in module.parameters())
-        target = output if trained else args[0]
-        if target.shape[:2] != gains_BS.shape:
-            raise RunError(
-                f"route: the model's head sees positions {list(target.shape[:2])}, the batch has {list(gains_BS.shape)}; "
-                "train with logits for all positions, or name them in a logits_to_keep tensor"
-            )
-        self._batch.routed = True
-        target.register_hook(lambda g: g * gains_BS[..., None].to(g.dtype))
-
-    def _route_output(self, batch: MicroBatch, output: Any) -> None:
-        """`route` where the head is part of a fused loss, as in TRL's trainers: its output is every token's log-probability."""
-        log_probs, S = getattr(output, "log_probs", None), batch.keep_BS.shape[1]
-        if not isinstance(log_probs, Tensor) or log_probs.shape not in ((len(batch.keep_BS), S - 1), (len(batch.keep_BS), S)):
-            raise RunError(
-                "route: the loss of this model does not pass its output embeddings (a fused loss?), so tokens cannot be gated; "
-                "switch the fused loss off (use_liger_kernel=False)"
-            )
-        gains_BS = self.control.token_gains(batch, self._pairs)[:, : log_probs.shape[1]]
-        batch.routed = True
-        if log_probs.requires_grad:
-            log_probs.register_hook(lambda g: g * gains_BS.to(g.dtype))
-
-    # -- observing ------------------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def _encode(self, name: str, h_TD: Tensor) -> tuple[Tensor, Tensor]:
-        return encode_active(self.dictionaries[name], h_TD.to(self.dtype), room=ROOM)
+        self.probe = found
+        self._measure_start()
+        if self._reads:
+            self.learning.watch_updates()
+        if any(rule.random_control is not None for rule in self._policy.rules):
+            self.control.set_policy(self._policy)  # drawn again, now that it is known how often features fire
 
     # -- around the optimizer's step ------------------------------------------------------------------------------------------
 
@@ -479,7 +289,7 @@ class Lens:
 
     def _before_step(self) -> None:
         self._check_fired()
-        if self.dictionaries and self._observing() and not self._saw_gradients and self.world.size == 1:
+        if self.dictionaries and self.hooks.observing() and not self.hooks.saw_gradients and self.world.size == 1:
             self._warn_no_gradients()
         flat_sum_(self.world, self.control.counters())
         self.control.step = self.step
@@ -493,10 +303,10 @@ class Lens:
 
     def _check_fired(self) -> None:
         """After the first backward pass: hooks that were not passed read nothing, for ever. Compiled models do that."""
-        if self._stepped or not self.hookpoints:
+        if self._stepped or not self.dictionaries:
             return
         self._stepped = True
-        silent = [name for name in self.hookpoints if name not in self._fired]
+        silent = [name for name in self.dictionaries if name not in self.hooks.fired]
         trained = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
         if silent and any(parameter.grad is not None for parameter in trained):
             raise RunError(
@@ -510,21 +320,19 @@ class Lens:
         if self.scaler is None or not self.scaler.is_enabled():
             return
         scale = float(self.scaler.get_scale())
-        if self._holds and scale != self._scale:
+        if self.hooks.holds and scale != self.hooks.scale:
             self._let_go()
-        self._scale = scale
+        self.hooks.scale = scale
 
     def _let_go(self) -> None:
         self.projector.drop()
         self.control.drain()
-        self._holds, self._saw_gradients = False, False
-        if "skipped" not in self._told and self.recorder is not None:
-            self._told.add("skipped")
-            self.recorder.event("skipped", step=self.step, reason="the gradient scaler skipped a step; what was read of it is dropped")
+        self.hooks.holds, self.hooks.saw_gradients = False, False
+        self._tell_once("skipped", "skipped", reason="the gradient scaler skipped a step; what was read of it is dropped")
 
     def _after_step(self) -> None:
         self.control.after_step()
-        observed = self._observing()
+        observed = self.hooks.observing()
         policy_scalars = self.control.drain()
         self.step += 1
         self.control.step = self.step
@@ -535,9 +343,8 @@ class Lens:
         self._measure(record, self._due(self.observe.drift_every), self._due(self.observe.own_every))
         record["scalars"] |= {f"observe/{name}_seconds": seconds for name, seconds in self._spent.items()}
         self._spent = {}
-        self._scalars, self._rows, self._saw_gradients, self._holds = {}, None, False, False
-        self._batch, self._pairs, self._inputs, self._ablated = None, {}, {}, set()
-        self._unread = {name: [] for name in self.dictionaries}
+        self._scalars = {}
+        self.hooks.end_step()
         if observed:
             self.projector.finish(record, self.world, self._emit)
         else:
@@ -635,11 +442,17 @@ class Lens:
             return
         for key, value in record["scalars"].items():
             flaw = key.rpartition("/")[2]
-            if flaw in FLAWS and flaw not in self._told:
-                self._told.add(flaw)
+            if flaw in FLAWS and value >= LEAST.get(flaw, 0):
                 kind, reason = FLAWS[flaw]
-                self.recorder.event(kind, step=record["step"], reason=reason.format(count=int(value)), where=key.rpartition("/")[0])
+                self._tell_once(
+                    flaw, kind, step=record["step"], reason=reason.format(count=int(value), value=value), where=key.rpartition("/")[0]
+                )
         self.recorder.record(record)
+
+    def _tell_once(self, key: str, kind: str, **fields: Any) -> None:
+        if key not in self._told and self.recorder is not None:
+            self._told.add(key)
+            self.recorder.event(kind, **{"step": self.step, **fields})
 
     def _warn_no_gradients(self) -> None:
         if self.recorder is not None:

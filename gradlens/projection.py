@@ -41,7 +41,7 @@ class Tokens:
     g_TD: Tensor  # zero where a token does not count
     counted_T: Tensor  # bool
     row_T: Tensor  # int64: row of each token
-    position_T: Tensor  # int64: its position in the row
+    position_T: Tensor  # int64: its position in the row, before that was rewritten if it was; -1: not known
     rows: int
     row_ids: tuple[int, ...] | None = None  # None: rows are not recorded one by one
     loss_T: Tensor | None = None  # loss of each token, 0 where the loss does not count it; None: the model made no logits

@@ -43,6 +43,18 @@ class Tokens:
 
 
 Row = tuple[list[int], list[bool]]
+Made = tuple[list[int], list[bool], list[int]]  # and where each token stood before
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A batch to train on."""
+
+    batch: dict[str, Any]
+    at_BS: Tensor  # where each token stood in its row before
+    touched: int  # counted tokens that were taken out
+    counted: int  # there were
+    silent: int  # rows that teach nothing any more
 
 
 class Rewriter:
@@ -51,10 +63,10 @@ class Rewriter:
     def __init__(self, model: nn.Module, dictionaries: dict[str, Dictionary], tokens: Tokens, bridged: bool, tokenizer: Any = None) -> None:
         self.model, self.dictionaries, self.tokens, self.bridged, self.tokenizer = model, dictionaries, tokens, bridged, tokenizer
         self.never = _never(model, tokenizer)
-        self._known: OrderedDict[bytes, tuple[Row, int]] = OrderedDict()
+        self._known: OrderedDict[bytes, tuple[Made, int]] = OrderedDict()
 
-    def batch(self, batch: dict[str, Any], gain: float) -> tuple[dict[str, Any], int, int]:
-        """The batch to train on; how many counted tokens were taken out of it, and how many there were.
+    def batch(self, batch: dict[str, Any], gain: float) -> Rewritten:
+        """The batch to train on.
 
         `input_ids[B, S]`, `attention_mask`, `labels`; of every row with the share `1 - gain`, always the same ones. Raises `ConfigError`
         for a batch that cannot be rewritten without the loss noticing.
@@ -82,31 +94,33 @@ class Rewriter:
         if new:
             for index, found in zip(new, self._rewritten([rows[index] for index in new]), strict=True):
                 self._known[keys[index]] = found
-        touched, made = 0, [(ids, counted) for ids, counted in rows]
+        touched, made = 0, [(ids, counted, list(range(len(ids)))) for ids, counted in rows]
         for index in asked:
             made[index], gone = self._known[keys[index]]
             self._known.move_to_end(keys[index])
             touched += gone
         while len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
-        return self._tensors(batch, made), touched, sum(sum(counted) for _, counted in rows)
+        silent = sum(any(counted) and not any(left) for (_, counted), (_, left, _) in zip(rows, made, strict=True))
+        return Rewritten(*self._tensors(batch, made), touched, sum(sum(counted) for _, counted in rows), silent)
 
-    def _tensors(self, batch: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
-        """Rows as tensors in the shape of the batch, padded on the right."""
+    def _tensors(self, batch: dict[str, Any], rows: Sequence[Made]) -> tuple[dict[str, Any], Tensor]:
+        """Rows as tensors in the shape of the batch, padded on the right; and where their tokens stood."""
         ids_BS, labels_BS = batch["input_ids"], batch["labels"]
         width = ids_BS.shape[1]
-        fill = [width - len(ids) for ids, _ in rows]
+        fill = [width - len(ids) for ids, *_ in rows]
         pad = int(ids_BS[0, -1])  # never read: masked
-        made = [list(ids) + [pad] * more for (ids, _), more in zip(rows, fill, strict=True)]
+        made = [list(ids) + [pad] * more for (ids, *_), more in zip(rows, fill, strict=True)]
         mask = [[1] * (width - more) + [0] * more for more in fill]
         labels = [
             [token if counts else IGNORE for token, counts in zip(ids, counted, strict=True)] + [IGNORE] * more
-            for (ids, counted), more in zip(rows, fill, strict=True)
+            for (ids, counted, _), more in zip(rows, fill, strict=True)
         ]
         found = {"input_ids": torch.tensor(made).to(ids_BS), "labels": torch.tensor(labels).to(labels_BS)}
         old = batch.get("attention_mask")
         found["attention_mask"] = torch.tensor(mask, device=ids_BS.device, dtype=torch.int64 if old is None else old.dtype)
-        return {**batch, **found}
+        at_BS = torch.tensor([at + [-1] * more for (_, _, at), more in zip(rows, fill, strict=True)], device=ids_BS.device)
+        return {**batch, **found}, at_BS
 
     @torch.no_grad()
     def expressed(self, rows: Sequence[Row]) -> list[list[bool]]:
@@ -115,7 +129,7 @@ class Rewriter:
             return self._expressed(rows)
 
     @torch.no_grad()
-    def _rewritten(self, rows: Sequence[Row]) -> list[tuple[Row, int]]:
+    def _rewritten(self, rows: Sequence[Row]) -> list[tuple[Made, int]]:
         with before_training(self.model), inference(self.model):
             expressed = self._expressed(rows)
             asked = [(ids, counted, taken) for (ids, counted), taken in zip(rows, expressed, strict=True)]
@@ -157,9 +171,21 @@ class Rewriter:
                 taken[start:end] = may[start:end]
         return taken
 
-    def _log_probs(self, texts: list[list[int]]) -> Iterator[Tensor]:
-        logits_BSV = unwrap(self.model)(**_padded(texts, self.device), use_cache=False).logits
-        return (logits_SV[: len(text)].float().log_softmax(-1) for text, logits_SV in zip(texts, logits_BSV, strict=True))
+    def _log_probs(self, texts: list[list[int]], places: list[list[int]]) -> list[Tensor]:
+        """Logits are made at the places asked for alone: with a large vocabulary they are most of the work."""
+        batch, at_BP = _padded(texts, self.device), [torch.tensor(row, dtype=torch.int64) for row in places]
+        flat_N = torch.cat([row + number * batch["input_ids"].shape[1] for number, row in enumerate(at_BP)]).to(self.device)
+        model = unwrap(self.model)
+        head = model.get_output_embeddings()
+        if head is None:
+            logits_NV = model(**batch, use_cache=False).logits.flatten(0, 1)[flat_N]
+        else:
+            hook = head.register_forward_pre_hook(lambda module, args: (args[0].flatten(0, 1)[flat_N][None], *args[1:]))
+            try:
+                logits_NV = model(**batch, use_cache=False).logits[0]
+            finally:
+                hook.remove()
+        return list(logits_NV.float().log_softmax(-1).cpu().split([len(row) for row in places]))
 
     @property
     def device(self) -> torch.device:

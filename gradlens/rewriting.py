@@ -18,8 +18,8 @@ AHEAD = 3  # kept tokens after a cut that judge a bridge
 LONGEST = 4  # tokens of a bridge
 LEFT = 0.2  # share of a row's counted tokens that must be left, else the row teaches nothing
 
-# log-probabilities of the next token after every position, [S, V], of several sequences
-LogProbs = Callable[[list[list[int]]], list[Tensor]]
+# of several sequences, log-probabilities of the next token after each of the places asked for, [places, V]
+LogProbs = Callable[[list[list[int]], list[list[int]]], list[Tensor]]
 
 
 @dataclass
@@ -28,6 +28,7 @@ class Piece:
 
     ids: list[int]
     counted: list[bool]
+    at: list[int]  # where each stood in the row
     cuts: list[Cut] = field(default_factory=list)
 
 
@@ -37,6 +38,7 @@ class Cut:
 
     at: int
     room: int  # tokens that were taken out, LONGEST at most
+    first: int  # where the first of them stood in the row
     bridge: list[int] = field(default_factory=list)
     best: list[int] = field(default_factory=list)
     score: float = -torch.inf
@@ -44,16 +46,17 @@ class Cut:
 
 def cut(ids: Sequence[int], counted: Sequence[bool], expressed: Sequence[bool], longest: int = LONGEST) -> Piece:
     """The row without its expressed tokens, and where they were."""
-    piece, gone = Piece([], []), 0
-    for token, counts, takes in zip(ids, counted, expressed, strict=True):
+    piece, gone = Piece([], [], []), 0
+    for place, (token, counts, takes) in enumerate(zip(ids, counted, expressed, strict=True)):
         if takes:
             gone += 1
             continue
         if gone:
-            piece.cuts.append(Cut(len(piece.ids), min(gone, longest)))
+            piece.cuts.append(Cut(len(piece.ids), min(gone, longest), place - gone))
             gone = 0
         piece.ids.append(token)
         piece.counted.append(counts)
+        piece.at.append(place)
     return piece  # what was cut at the very end has nothing after it to bridge to
 
 
@@ -64,47 +67,70 @@ def bridge(pieces: Sequence[Piece], log_probs: LogProbs, never: Sequence[int] = 
     for length in range(longest + 1):
         if not open_pieces:
             return
-        for piece, lp_SV in zip(open_pieces, log_probs([assemble(piece, "bridge")[0] for piece in open_pieces]), strict=True):
-            _judge(piece, lp_SV, length, list(never))
+        trials = [_trials(piece, length) for piece in open_pieces]
+        places = [sorted({place for trial in row for place in trial.places()}) for row in trials]
+        found = log_probs([assemble(piece, "bridge")[0] for piece in open_pieces], places)
+        for row, kept, lp_PV in zip(trials, places, found, strict=True):
+            for trial in row:
+                _judge(trial, lp_PV[torch.tensor([kept.index(place) for place in trial.places()])], list(never))
         open_pieces = [piece for piece in open_pieces if any(len(one.bridge) > length for one in piece.cuts)]
 
 
-def _judge(piece: Piece, lp_SV: Tensor, length: int, never: list[int]) -> None:
-    """Score every cut's bridge of `length` tokens, and make it longer by the likeliest token where it has room."""
-    shift = 0
+@dataclass
+class Trial:
+    """A cut's bridge as it is, in the assembled row."""
+
+    cut: Cut
+    start: int  # of the bridge
+    text: list[int]  # the bridge, and the kept tokens after it that judge it
+
+    def places(self) -> list[int]:
+        """After which the next token's probability is wanted: one for each token of `text`, then what makes the bridge longer."""
+        return [*range(self.start - 1, self.start - 1 + len(self.text)), self.start - 1 + len(self.cut.bridge)]
+
+
+def _trials(piece: Piece, length: int) -> list[Trial]:
+    """The cuts whose bridge has `length` tokens; nothing can be said of one that begins the row."""
+    found, shift = [], 0
     for number, one in enumerate(piece.cuts):
-        start = one.at + shift  # of the bridge, in the assembled row
+        start = one.at + shift
         shift += len(one.bridge)
         if len(one.bridge) < length or start == 0:
             continue
         end = piece.cuts[number + 1].at if number + 1 < len(piece.cuts) else len(piece.ids)
-        text = [*one.bridge, *piece.ids[one.at : min(one.at + AHEAD, end)]]
-        score = sum(lp_SV[start - 1 + place, token].item() for place, token in enumerate(text))
-        if score > one.score:
-            one.score, one.best = score, list(one.bridge)
-        if len(one.bridge) < one.room:
-            following = lp_SV[start - 1 + len(one.bridge)].clone()
-            following[never] = -torch.inf
-            one.bridge = [*one.bridge, int(following.argmax())]
+        found.append(Trial(one, start, [*one.bridge, *piece.ids[one.at : min(one.at + AHEAD, end)]]))
+    return found
 
 
-def assemble(piece: Piece, which: str = "best") -> tuple[list[int], list[bool]]:
-    """Token ids and which of them the loss counts, with every cut's bridge (`best`, or the one being tried) in its place."""
-    ids, counted, at = [], [], 0
+def _judge(trial: Trial, lp_PV: Tensor, never: list[int]) -> None:
+    """Score a cut's bridge, and make it longer by the likeliest token where it has room. `lp_PV`: after `trial.places()`."""
+    one = trial.cut
+    score = float(lp_PV[torch.arange(len(trial.text)), torch.tensor(trial.text)].double().sum())
+    if score > one.score:
+        one.score, one.best = score, list(one.bridge)
+    if len(one.bridge) < one.room:
+        following = lp_PV[-1].clone()
+        following[never] = -torch.inf
+        one.bridge = [*one.bridge, int(following.argmax())]
+
+
+def assemble(piece: Piece, which: str = "best") -> tuple[list[int], list[bool], list[int]]:
+    """Token ids, which of them the loss counts, and where each stood in the row (a bridge where its cut begins), with every cut's bridge
+    (`best`, or the one being tried) in its place."""
+    ids, counted, places, at = [], [], [], 0
     for one in piece.cuts:
-        ids += piece.ids[at : one.at]
-        counted += piece.counted[at : one.at]
         said = getattr(one, which)
-        ids += said
-        counted += [True] * len(said)
+        ids += piece.ids[at : one.at] + said
+        counted += piece.counted[at : one.at] + [True] * len(said)
+        places += piece.at[at : one.at] + [one.first] * len(said)
         at = one.at
-    return ids + piece.ids[at:], counted + piece.counted[at:]
+    return ids + piece.ids[at:], counted + piece.counted[at:], places + piece.at[at:]
 
 
 def rewrite(
     rows: Sequence[tuple[Sequence[int], Sequence[bool], Sequence[bool]]], log_probs: LogProbs | None, never: Sequence[int] = ()
-) -> list[tuple[list[int], list[bool]]]:
-    """Rows `(ids, counted, expressed)` rewritten: `(ids, counted)` each. Without `log_probs` gaps stay open.
+) -> list[tuple[list[int], list[bool], list[int]]]:
+    """Rows `(ids, counted, expressed)` rewritten: `(ids, counted, where each token stood)`. Without `log_probs` gaps stay open.
 
     A token right after an open gap within an answer does not count, since nothing says that it would stand there; what begins an answer
     and what ends a text (`never`) does.
@@ -120,8 +146,8 @@ def rewrite(
     found = []
     for (_, counted, _), piece in zip(rows, pieces, strict=True):
         left = sum(piece.counted)
-        ids, counts = assemble(piece)
+        ids, counts, places = assemble(piece)
         if left < LEFT * sum(counted):
             counts = [False] * len(ids)
-        found.append((ids, counts))
+        found.append((ids, counts, places))
     return found

@@ -95,7 +95,7 @@ def _top_tokens(tokens: dict[str, Tensor], rows: int) -> list[dict[str, list]]:
     row, position, lesson = (tokens[name].numpy() for name in ("row", "position", "taught"))
     found = []
     for index in range(rows):
-        mine = np.flatnonzero((row == index) & (lesson > 0))
+        mine = np.flatnonzero((row == index) & (lesson > 0) & (position >= 0))
         mine = mine[np.argsort(-lesson[mine], kind="stable")[:TOP_TOKENS]]
         found.append({"positions": position[mine].tolist(), "token_taught": lesson[mine].tolist()})
     return found

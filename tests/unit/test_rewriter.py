@@ -48,8 +48,9 @@ def parts():
 @pytest.mark.parametrize("bridged", [True, False])
 def test_shapes_stay_prompts_stay_and_expressed_tokens_go(parts, bridged):
     given = batch()
-    found, touched, counted = rewriter(*parts, bridged=bridged).batch(given, gain=0.0)
-    assert 0 < touched < counted == int((given["labels"] != IGNORE).sum())
+    made = rewriter(*parts, bridged=bridged).batch(given, gain=0.0)
+    found = made.batch
+    assert 0 < made.touched < made.counted == int((given["labels"] != IGNORE).sum())
     for key, value in given.items():
         assert found[key].shape == value.shape and found[key].dtype == value.dtype
     assert torch.equal(found["input_ids"][:, :3], given["input_ids"][:, :3])
@@ -57,6 +58,10 @@ def test_shapes_stay_prompts_stay_and_expressed_tokens_go(parts, bridged):
     kept = found["labels"] != IGNORE
     assert torch.equal(found["labels"][kept], found["input_ids"][kept]) and (found["attention_mask"][kept] == 1).all()
     assert (found["attention_mask"].sum(1) <= given["attention_mask"].sum(1)).all()
+    real = found["attention_mask"].bool()
+    assert (made.at_BS[real] >= 0).all() and (made.at_BS[~real] == -1).all() and (made.at_BS.diff() >= 0)[real[:, 1:]].all()
+    if not bridged:
+        assert torch.equal(given["input_ids"].gather(1, made.at_BS.clamp_min(0))[real], found["input_ids"][real])
 
 
 def test_which_tokens_go_is_what_the_detector_says_of_the_model_before_training(parts):
@@ -71,14 +76,14 @@ def test_which_tokens_go_is_what_the_detector_says_of_the_model_before_training(
     taken = score(*encode_active(dictionary, h.to(dictionary.work_dtype)), weights_over(told, dictionary.d_sae), told.bias) > 0
     given["labels"][0, 3:] = given["input_ids"][0, 3:]
     taken = _closed(torch.cat([torch.zeros(3, dtype=torch.bool), taken]))
-    found, _, _ = one.batch(given, gain=0.0)
+    found = one.batch(given, gain=0.0).batch
     real = found["attention_mask"][0].bool()
     assert found["input_ids"][0][real].tolist() == given["input_ids"][0][~taken].tolist()
 
 
 def test_gain_is_the_share_of_rows_left_alone_and_always_the_same_ones(parts):
     one, given = rewriter(*parts), batch(rows=40, length=8)
-    changed = [(one.batch(given, gain)[0]["attention_mask"] != given["attention_mask"]).any(1) for gain in (0.0, 0.5, 1.0)]
+    changed = [(one.batch(given, gain).batch["attention_mask"] != given["attention_mask"]).any(1) for gain in (0.0, 0.5, 1.0)]
     assert not changed[2].any() and changed[0].sum() > changed[1].sum() > 0
     assert (changed[0] | ~changed[1]).all()  # those rewritten at 0.5 are among those at 0
 
@@ -88,7 +93,8 @@ def test_rows_that_come_again_are_remembered(parts):
     first = one.batch(given, 0.0)
     one._rewritten = None  # would fail if it were asked
     again = one.batch(given, 0.0)
-    assert all(torch.equal(first[0][key], again[0][key]) for key in given) and first[1:] == again[1:]
+    assert all(torch.equal(first.batch[key], again.batch[key]) for key in given) and torch.equal(first.at_BS, again.at_BS)
+    assert (first.touched, first.counted, first.silent) == (again.touched, again.counted, again.silent)
 
 
 def test_a_scattered_control_takes_as_many_tokens_of_each_row(parts):
@@ -118,6 +124,12 @@ def test_batches_that_cannot_be_rewritten_are_refused(parts):
         one.batch({**given, "position_ids": torch.arange(10).expand(3, 10)}, 0.0)
 
 
+def fresh():
+    """The model as it was before training."""
+    torch.manual_seed(0)
+    return tiny_model()
+
+
 def lens_of(model, dictionary, **rule):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     policy = Policy(version=1, rules=(Rule(concept="c", mode="rewrite", **rule),))
@@ -134,7 +146,7 @@ def test_the_hook_trains_on_what_prepare_returns_and_a_rule_at_gain_one_changes_
         dictionary = tiny_dictionary()
         given = batch()
         if way == "by hand":
-            given = rewriter(model, dictionary).batch(given, 0.0)[0]
+            given = rewriter(model, dictionary).batch(given, 0.0).batch
         if way in ("bare", "by hand"):
             losses.append(model(**given).loss.item())
             continue
@@ -145,6 +157,48 @@ def test_the_hook_trains_on_what_prepare_returns_and_a_rule_at_gain_one_changes_
             optimizer.step()
         losses.append(loss.item())
     assert losses[0] == losses[1] == losses[2] != losses[4] == losses[3]
+
+
+@pytest.mark.parametrize("way", ["hook", "prepare", "copied"])
+def test_tokens_that_teach_are_named_by_their_places_in_the_row_before(way):
+    from gradlens.recorder import MemoryRecorder
+
+    torch.manual_seed(0)
+    model, given = tiny_model().train(), batch()
+    optimizer, lens = lens_of(model, tiny_dictionary(), bridge=False)
+    lens.recorder = MemoryRecorder()
+    with lens:
+        lens.set_rows([0, 1, 2])
+        inputs = given if way == "hook" else lens.prepare(given)
+        model(**({key: value.clone() for key, value in inputs.items()} if way == "copied" else inputs)).loss.backward()
+        optimizer.step()
+    made = rewriter(fresh(), tiny_dictionary(), bridged=False).batch(given, 0.0)
+    examples = lens.recorder.records[0]["examples"]
+    assert len(examples) == 3
+    named = [set(row["positions"]) for row in examples]
+    if way == "copied":  # where the tokens stood is lost on the way: better none than wrong ones
+        assert named == [set(), set(), set()]
+        return
+    kept = [set(at[labels != IGNORE].tolist()) for at, labels in zip(made.at_BS, made.batch["labels"], strict=True)]
+    assert any(named) and all(mine <= all_ for mine, all_ in zip(named, kept, strict=True))
+    assert any(max(mine, default=0) >= int(mask.sum()) for mine, mask in zip(named, made.batch["attention_mask"], strict=True))
+
+
+def test_rows_of_which_nothing_is_left_are_counted_and_told_of_once():
+    from gradlens.recorder import MemoryRecorder
+
+    torch.manual_seed(0)
+    model, dictionary = tiny_model().train(), tiny_dictionary()
+    optimizer, lens = lens_of(model, dictionary)
+    lens.control.detectors["c"] = {HOOK: detector(dictionary, bias=1e3)}
+    lens.recorder = MemoryRecorder()
+    with lens:
+        for _ in range(2):
+            model(**batch()).logits.sum().backward()
+            optimizer.step()
+    assert [record["scalars"]["rule/rewrite:c/silent_rows"] for record in lens.recorder.records[:2]] == [1.0, 1.0]
+    (told,) = [event for event in lens.recorder.events if event["kind"] == "nothing_left"]
+    assert told["where"] == "rule/rewrite:c" and "100% of the rows" in told["reason"]
 
 
 def test_the_share_that_was_touched_is_recorded():

@@ -1,0 +1,293 @@
+"""What happens while training passes the model: hooks on it, at its hookpoints and at its head, and what they know of the pass.
+
+Nothing here synchronises with an accelerator. With no rule in force no hook changes any tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from gradlens.capture import MicroBatch
+from gradlens.config import ObserveSettings
+from gradlens.control import Control
+from gradlens.dictionary import Dictionary
+from gradlens.encoding import ROOM, encode_active
+from gradlens.errors import RunError
+from gradlens.hookpoints import find_hookpoint, unwrap
+from gradlens.projection import Projector
+from gradlens.reading import side_by_side
+from gradlens.routers import Routers
+from gradlens.trainable import entry
+
+Inputs = dict[str, dict[int, Tensor]]  # hookpoint of a transcoder -> number of a place that it reads -> the tensor there
+
+
+class Hooks:
+    """The hooks of one lens. `rows`, `scale`, `fired`, `saw_gradients`, `holds` are read and set by the lens."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dictionaries: dict[str, Dictionary],
+        control: Control,
+        projector: Projector,
+        observe: ObserveSettings,
+        *,
+        begin: Callable[[tuple, dict], None],
+        look_at_scale: Callable[[], None],
+        clock: Callable[[str], AbstractContextManager],
+        tell_once: Callable[..., None],
+    ) -> None:
+        """`begin(args, kwargs)`: told of the batch of each forward pass of training before it runs or is rewritten; it may read the model.
+        `look_at_scale`: sets `scale`. `clock(part)`: counts what a reading costs. `tell_once(key, kind, **fields)`: an event of which once
+        a run is enough."""
+        self.model, self.dictionaries, self.control, self.projector, self.observe = model, dictionaries, control, projector, observe
+        self.hookpoints = {name: find_hookpoint(model, name) for name in dictionaries}
+        # of transcoders: where they read
+        self.readers = {name: [find_hookpoint(model, at) for at in d.read_at(name)] for name, d in dictionaries.items() if d.hook_in}
+        # float32 whatever the model trains in; float64 only where the model itself is (tests of exactness)
+        self.dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
+        self._begin, self._look_at_scale, self._clock, self._tell_once = begin, look_at_scale, clock, tell_once
+        self.open = False  # forward passes are of training
+        self.rows: tuple[int, ...] | None = None
+        self.scale = 1.0  # that the loss of the step in progress is multiplied by
+        self.fired: set[str] = set()  # hookpoints that any forward pass of training has passed
+        self.saw_gradients = False  # in the step in progress
+        self.holds = False  # the projector holds something of the step in progress
+        self._prepares = False  # the loop has its batches rewritten itself
+        self._positions = WeakTensorKeyDictionary()  # `input_ids` of a prepared batch -> where its tokens stood before
+        self._within = False  # a forward pass of the model is in progress
+        self.end_step()
+
+    def end_step(self) -> None:
+        """Forget what belongs to the step in progress."""
+        self.rows, self.saw_gradients, self.holds = None, False, False
+        self._batch: MicroBatch | None = None  # of the forward pass in progress, if it is one of training
+        self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
+        self._inputs: Inputs = {}  # what transcoders read in the forward pass in progress
+        self._ablated: set[str] = set()  # hookpoints at which a rule has changed the activation
+        self._unread: dict[str, list[MicroBatch]] = {name: [] for name in self.dictionaries}  # passed without gradients
+
+    def register(self, hook: Callable[..., Any], routers: Routers | None) -> None:
+        """Put the hooks on the model; `hook(remove)` is told how each is taken off."""
+        untraced = torch.compiler.disable  # compiled models call hooks as they are, between their graphs
+        model, start = unwrap(self.model), entry(self.model)
+        # Before all other hooks there: the first time the probe set is read, and FSDP2's hook must not have begun a forward pass by then
+        hook(start.register_forward_pre_hook(untraced(self._on_model), prepend=True, with_kwargs=True).remove)
+        hook(model.register_forward_hook(untraced(self._on_output)).remove)
+        hook(start.register_forward_hook(untraced(self._on_end), always_call=True).remove)
+        for name, hookpoints in self.readers.items():
+            for number, hookpoint in enumerate(hookpoints):
+                hook(hookpoint.watch(untraced(partial(self._on_input, name, number))).remove)
+        for names in self._places():
+            hook(self.hookpoints[names[0]].watch(untraced(partial(self._on_hookpoint, names))).remove)
+        if routers is not None:
+            hook(routers.watch(lambda: self._batch if self.observing() else None).close)
+        head = model.get_output_embeddings()
+        if head is not None:
+            hook(head.register_forward_hook(untraced(self._on_head)).remove)
+
+    def observing(self) -> bool:
+        return self.control.step % self.observe.every == 0
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Forward passes inside are not of training, also where one of training is in progress."""
+        within, opened = self._within, self.open
+        self.open = False
+        try:
+            yield
+        finally:
+            self._within, self.open = within, opened
+
+    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """See `Lens.prepare`."""
+        self._prepares = True
+        with self.closed():
+            self._begin((), batch)
+        found, positions_BS = self._rewritten(batch)
+        if positions_BS is not None:
+            self._positions[found["input_ids"]] = positions_BS
+        return found
+
+    def _rewritten(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
+        if not self.control.in_force("rewrite"):
+            return batch, None
+        with self.closed(), self._clock("rewrite"):
+            return self.control.rewrite(batch)
+
+    # -- the model ------------------------------------------------------------------------------------------------------------
+
+    def _on_model(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        self._within, self._pairs, self._inputs, self._batch = True, {}, {name: {} for name in self.readers}, None
+        if not (self.open and torch.is_grad_enabled() and module.training):
+            return None
+        self._look_at_scale()
+        with self.closed():
+            self._begin(args, kwargs)
+        changed, ids = None, kwargs.get("input_ids", args[0] if args else None)
+        rewrites = bool(self.control.in_force("rewrite"))
+        positions_BS = self._positions.get(ids) if rewrites and isinstance(ids, Tensor) else None  # None: copied on the way, so not known
+        if rewrites and not self._prepares:
+            named = {"input_ids": args[0], **kwargs} if args and isinstance(args[0], Tensor) else kwargs
+            args, (kwargs, positions_BS) = args[1:] if named is not kwargs else args, self._rewritten(named)
+            changed = (args, kwargs)
+        batch = MicroBatch.of(args, kwargs, self.observe.tokens, self.rows)
+        if batch is not None and rewrites:
+            batch.at_BS = torch.full_like(batch.targets_BS, -1) if positions_BS is None else positions_BS
+        self._batch = batch
+        return changed
+
+    def _on_output(self, module: nn.Module, args: tuple, output: Any) -> None:
+        batch = self._batch
+        if batch is None or not torch.is_grad_enabled():
+            return
+        if self.control.in_force("route") and not batch.routed:
+            self._route_output(batch, output)
+        if not self.observing() or "taught" not in self.observe.estimators:
+            return
+        logits, log_probs = getattr(output, "logits", None), getattr(output, "log_probs", None)
+        with self._clock("step"):
+            if logits is not None:
+                batch.note_logits(logits.detach())
+            elif isinstance(log_probs, Tensor):
+                batch.note_log_probs(log_probs.detach())
+        if batch.token_loss_BS is None:
+            reason = "the model's output has no logits for the tokens that it reads: what rows teach is not known"
+            self._tell_once("no logits", "not_read", estimator="taught", reason=reason)
+
+    def _on_end(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self._within, self._batch = False, None
+
+    # -- hookpoints -----------------------------------------------------------------------------------------------------------
+
+    def _places(self) -> list[list[str]]:
+        """Names of hookpoints, those that read the same tensor together."""
+        found: dict[tuple[int, bool], list[str]] = {}
+        for name, hookpoint in self.hookpoints.items():
+            found.setdefault((id(hookpoint.module), hookpoint.at_input), []).append(name)
+        return list(found.values())
+
+    def _on_input(self, name: str, number: int, h: Tensor) -> None:
+        if self._within and self._batch is not None:
+            self._inputs[name][number] = h.detach()
+
+    def _read(self, name: str, h: Tensor, inputs: Inputs) -> Tensor:
+        """What the dictionary at `name` encodes, where h is the tensor there; of a transcoder what it has read in this forward pass."""
+        if name not in self.readers:
+            return h
+        dictionary, found = self.dictionaries[name], inputs[name]
+        if len(found) < len(self.readers[name]):
+            places = ", ".join(dictionary.read_at(name))
+            raise RunError(f"the dictionary at {name} reads {places}, and not all of that has been seen when its features are asked for")
+        return side_by_side((found[number] for number in sorted(found)), dictionary, name)
+
+    def _on_hookpoint(self, names: list[str], h: Tensor) -> Tensor | None:
+        """One tensor, and the names of the dictionaries there: all read it as it is before any of them edits it.
+
+        Checkpointing runs parts of the model twice: what lies inside such a part is passed again in backward. In its reentrant form only
+        the second time has gradients, and then it must be known of which batch they are.
+        """
+        if not self._within:
+            return self._on_recomputed(names, h)
+        batch = self._batch
+        if batch is None:
+            return None
+        self.fired.update(names)
+        for name in names:
+            if name in self.control.routed_hookpoints():
+                self._pairs[name] = self._encode(name, batch.select(self._read(name, h.detach(), self._inputs)))
+        if h.requires_grad:
+            self._listen(names, h, batch, dict(self._pairs))
+        elif not torch.is_grad_enabled():
+            self._unread[names[0]].append(batch)
+        return self._ablate(names, h, count=True)
+
+    def _on_recomputed(self, names: list[str], h: Tensor) -> Tensor | None:
+        if not (self.open and torch.is_grad_enabled()):
+            return None
+        waiting = self._unread[names[0]]
+        if waiting and h.requires_grad:
+            if len(waiting) > 1:
+                raise RunError(
+                    f"hookpoint {names[0]} lies inside a part of the model that reentrant checkpointing runs again, and there were several "
+                    "forward passes before this backward pass: whose gradient this is cannot be told; use use_reentrant=False"
+                )
+            self._listen(names, h, waiting.pop(), {})
+        return self._ablate(names, h, count=False) if names[0] in self._ablated else None
+
+    def _listen(self, names: list[str], h: Tensor, batch: MicroBatch, pairs: dict[str, tuple[Tensor, Tensor]]) -> None:
+        if self.observing() or any(self.control.in_force("grad", name) for name in names):
+            hook = partial(self._on_gradient, names, h.detach(), batch, pairs, self._inputs)
+            h.register_hook(torch.compiler.disable(hook))
+
+    def _ablate(self, names: list[str], h: Tensor, count: bool) -> Tensor | None:
+        new = h
+        for name in names:
+            if self.control.edits_activation(name):
+                self._ablated.add(names[0])
+                new = self.control.edit_activation(name, new, count)
+        return None if new is h else new
+
+    def _on_gradient(
+        self, names: list[str], h_BSD: Tensor, batch: MicroBatch, pairs: dict[str, tuple[Tensor, Tensor]], inputs: Inputs, g_BSD: Tensor
+    ) -> Tensor | None:
+        self.saw_gradients = True
+        edited = g_BSD
+        for name in names:
+            if self.control.in_force("grad", name):
+                edited = self.control.edit_gradient(name, edited)
+        if self.observing():
+            with self._clock("step"):
+                g_TD = batch.select(edited, zero=True)
+                if self.scale != 1:  # in the precision that is computed in: a small gradient is zero in float16 without its scale
+                    g_TD = g_TD.to(self.dtype) / self.scale
+                tokens, self.holds = batch.tokens(h_BSD, g_TD), True
+                for name in names:  # what a transcoder reads and the gradient where it acts
+                    own = replace(tokens, h_TD=batch.select(self._read(name, h_BSD, inputs))) if name in self.readers else tokens
+                    self.projector.add(name, own, pairs.get(name))
+        return None if edited is g_BSD else edited
+
+    @torch.no_grad()
+    def _encode(self, name: str, h_TD: Tensor) -> tuple[Tensor, Tensor]:
+        return encode_active(self.dictionaries[name], h_TD.to(self.dtype), room=ROOM)
+
+    # -- the head: which tokens teach -------------------------------------------------------------------------------------------
+
+    def _on_head(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        if self._batch is None or not torch.is_grad_enabled() or not self.control.in_force("route"):
+            return
+        gains_BS = self.control.token_gains(self._batch, self._pairs)
+        if self._batch.columns is not None:
+            gains_BS = gains_BS[:, self._batch.columns]
+        # The gradient at the head's input carries every token's loss to the trunk; a trainable head needs its own share gated too.
+        trained = any(parameter.requires_grad for parameter in module.parameters())
+        target = output if trained else args[0]
+        if target.shape[:2] != gains_BS.shape:
+            raise RunError(
+                f"route: the model's head sees positions {list(target.shape[:2])}, the batch has {list(gains_BS.shape)}; "
+                "train with logits for all positions, or name them in a logits_to_keep tensor"
+            )
+        self._batch.routed = True
+        target.register_hook(lambda g: g * gains_BS[..., None].to(g.dtype))
+
+    def _route_output(self, batch: MicroBatch, output: Any) -> None:
+        """`route` where the head is part of a fused loss, as in TRL's trainers: its output is every token's log-probability."""
+        log_probs, S = getattr(output, "log_probs", None), batch.keep_BS.shape[1]
+        if not isinstance(log_probs, Tensor) or log_probs.shape not in ((len(batch.keep_BS), S - 1), (len(batch.keep_BS), S)):
+            raise RunError(
+                "route: the loss of this model does not pass its output embeddings (a fused loss?), so tokens cannot be gated; "
+                "switch the fused loss off (use_liger_kernel=False)"
+            )
+        gains_BS = self.control.token_gains(batch, self._pairs)[:, : log_probs.shape[1]]
+        batch.routed = True
+        if log_probs.requires_grad:
+            log_probs.register_hook(lambda g: g * gains_BS.to(g.dtype))
