@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from gradlens.closed_loop import Target
+
 # What a route rule looks at unless told otherwise; chosen on rows of the demo's training files kept aside (docs/decisions.md).
 WINDOW, QUORUM = 16, 0.2
 
@@ -80,6 +82,18 @@ class Rule(BaseModel):
         description="rewrite, random control: features: random ones in their place, which may touch more tokens or fewer; tokens: random "
         "ones choose as many tokens of each row as the concept's own would.",
     )
+    target: Target | None = Field(
+        None, description="Closed loop: hold a measure of the concept at a value by finding the gain; then leave `gain` away."
+    )
+    budget: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Largest share that the rule may touch: of the loss tokens of every micro-batch for route (of what it would gate, evenly "
+        "spread tokens beyond the budget are left alone); else of what `rule/LABEL/share` counts, on average over the steps so far, where a "
+        "gain counts by its distance from 1 (half removed counts half): the gain is drawn towards 1.",
+    )
+    dry_run: bool = Field(False, description="Count what the rule would touch, and change nothing.")
 
     @model_validator(mode="after")
     def _one_target(self) -> Rule:
@@ -91,6 +105,10 @@ class Rule(BaseModel):
             raise ValueError("inoculate needs a prompt" if self.mode == "inoculate" else f"a rule of mode {self.mode} has no prompt")
         if self.mode == "inoculate" and (self.start or self.end is not None or self.ramp):
             raise ValueError("inoculate acts on the data from the first step to the last; leave start, end and ramp away")
+        if self.mode == "inoculate" and (self.target or self.budget is not None or self.dry_run):
+            raise ValueError("inoculate has no gain while training goes on; leave target, budget and dry_run away")
+        if self.target is not None:
+            self._check_target(self.target)
         if self.mode == "auto" and not self.concept:
             raise ValueError("auto: name a concept with examples")
         if self.mode == "rewrite" and not self.concept:
@@ -99,16 +117,29 @@ class Rule(BaseModel):
             raise ValueError(f"end ({self.end}) must come after start ({self.start})")
         return self
 
+    def _check_target(self, target: Target) -> None:
+        if not self.concept:
+            raise ValueError("target: name a concept; single features have no measure of their own")
+        if self.gain != 0:
+            raise ValueError(f"gain is {self.gain:g}, but a target finds the gain itself: leave gain away (target.begin is the first one)")
+        low, high = target.bounds
+        if self.mode in ("rewrite", "auto") and not 0 <= low <= high <= 1:
+            raise ValueError(f"target: gains of {low:g} to {high:g}, but {self.mode} can only do 0 to 1; set gain_min and gain_max")
+
     @property
     def label(self) -> str:
         return self.name or f"{self.mode}:{self.concept or 'features'}"
 
-    def gain_at(self, step: int) -> float:
-        """The gain in force at a step (counted from 0); 1 where the rule does not act."""
-        if step < self.start or (self.end is not None and step >= self.end):
+    def acts_at(self, step: int) -> bool:
+        """Whether a step (counted from 0) lies between start and end."""
+        return self.start <= step and (self.end is None or step < self.end)
+
+    def gain_at(self, step: int, gain: float | None = None) -> float:
+        """The gain at a step (counted from 0) of `gain`, or of the rule's own; 1 where the rule does not act."""
+        if not self.acts_at(step):
             return 1.0
         share = min(1.0, (step - self.start + 1) / (self.ramp + 1))
-        return 1.0 + share * (self.gain - 1.0)
+        return 1.0 + share * ((self.gain if gain is None else gain) - 1.0)
 
 
 class Policy(BaseModel):
