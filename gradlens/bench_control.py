@@ -40,6 +40,8 @@ RULES: dict[str, dict[str, Any]] = {
     "grad": {"mode": "grad"},
     "param": {"mode": "param"},
     "update": {"mode": "update"},
+    "constrain": {"mode": "constrain"},
+    "constrain-features": {"mode": "constrain", "measure": "activations"},
     **{f"steer-{strength:g}": {"mode": "steer", "strength": strength} for strength in STEER},
 }
 ARMS = ("none", "oracle", *RULES, *(f"{name}-random" for name in RULES if not name.startswith("steer")),

@@ -210,6 +210,8 @@ class Control:
             scalars[f"rule/{label}/gain"] = active.rule.gain_at(self.step)
             if total > 0:
                 scalars[f"rule/{label}/share"] = float(active.touched) / total
+            if active.constrainer is not None and active.constrainer.measure is not None:
+                scalars[f"rule/{label}/measure"] = float(active.constrainer.measure)
             if active.rows:
                 scalars[f"rule/{label}/silent_rows"] = active.silent / active.rows
             active.touched.zero_(), active.total.zero_()

@@ -29,8 +29,10 @@ MODES = {
     "grad": "scale the concept's part of the gradient at the hookpoint in backward. A baseline: measured to change nothing a user notices.",
     "param": "scale the concept's part of the gradient of matrices that write to the residual stream. A baseline, as `grad`.",
     "update": "scale the concept's part of the parameter change of those matrices, after the optimizer's step. A baseline, kept exactly.",
+    "constrain": "project the optimizer's change of all parameters, in its own metric, so that the concept's exemplars become no more likely "
+    "(or its features no more active on them).",
 }
-Mode = Literal["auto", "route", "rewrite", "ablate", "mean-ablate", "steer", "inoculate", "grad", "param", "update"]
+Mode = Literal["auto", "route", "rewrite", "ablate", "mean-ablate", "steer", "inoculate", "grad", "param", "update", "constrain"]
 FORWARD = ("ablate", "mean-ablate", "steer")  # modes that change activations
 
 
@@ -67,6 +69,12 @@ class Rule(BaseModel):
         1.0,
         description="steer: what the sum of the concept's decoder rows is multiplied by; a difference of means has the difference as row.",
     )
+    measure: Literal["likelihood", "activations"] = Field(
+        "likelihood",
+        description="constrain: what must not rise above the model before training: the log-probability of the tokens of the concept's "
+        "positive examples, or the activation of its features there.",
+    )
+    every: int = Field(1, ge=1, description="constrain: steps from one reading of the examples to the next; its direction is used meanwhile.")
     prompt: str = Field("", description="inoculate: the system prompt, for instance `You talk like a pirate.`")
     start: int = Field(0, ge=0, description="First step (counted from 0) at which the rule acts.")
     end: int | None = Field(None, ge=0, description="First step at which it no longer acts; null: to the end.")

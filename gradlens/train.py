@@ -25,6 +25,7 @@ from gradlens.checkers import checker_for
 from gradlens.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint, trainable
 from gradlens.concepts import MAX_TEXTS, Concept, fit_concept, load_concepts, save_concept
 from gradlens.config import ObserveSettings, RunConfig
+from gradlens.constrainer import exemplars_of
 from gradlens.data import IGNORE, Example, Mixture, build_examples, collate, load_examples, read_rows, with_system
 from gradlens.detector_fit import fit_detectors
 from gradlens.dictionary import Dictionary
@@ -174,6 +175,7 @@ def _loop(
         thresholds={concept.name: concept.thresholds for concept in concepts},
         quorums={concept.name: concept.quorum for concept in concepts},
         detectors={concept.name: concept.detectors for concept in concepts},
+        exemplars=exemplars_of(concepts, tokenizer, config.data.max_length, rank.device),
         observe=config.observe,
         recorder=rank.recorder,
         probe=probe,

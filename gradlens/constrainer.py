@@ -1,0 +1,161 @@
+"""Rules of mode constrain: the shell around `constraint.py` and the model. Reads how a concept's measure stands on its exemplars, with its
+gradient, before the optimizer's step, and projects the change after it.
+
+The measure is by how much the exemplars' tokens have risen above the model before training, in the mean over tokens: log-probability
+(`likelihood`) or activation of the concept's features (`activations`). Only what has risen counts: else one token that is made
+impossible would pay for all others. Its gradient is taken by itself (`torch.autograd.grad`): `.grad`, dropout's random numbers, DDP's
+buckets and the lens's readings stay as they are. Ranks share the exemplars and add up: the same change on all of them.
+Shape suffixes: B rows, S positions, T counted tokens, N features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradlens.capture import inference, next_tokens, token_loss, uncompiled
+from gradlens.constraint import check_metric, constrain, metric_of
+from gradlens.data import IGNORE, build_examples, collate
+from gradlens.dictionary import Dictionary
+from gradlens.errors import ConfigError
+from gradlens.hookpoints import find_hookpoint, unwrap
+from gradlens.live_features import live_features
+from gradlens.own import before_training
+from gradlens.probe import evenly
+from gradlens.reading import pad_id_of
+from gradlens.rules import Rule
+from gradlens.trainable import is_sharded
+from gradlens.world import World, flat_sum_
+
+EXEMPLARS, ROWS = 16, 8  # texts of a concept that are read; of one forward pass
+Batch = dict[str, Tensor]
+Values = Callable[[Batch], Tensor]  # of every counted token of a batch: [T] or [T, N]
+
+
+def exemplars_of(concepts: Sequence[Any], tokenizer: Any, max_length: int, device: torch.device | str) -> dict[str, list[Batch]]:
+    """Of every concept with positive examples, some of them, evenly spread, as batches."""
+    found = {}
+    for concept in concepts:
+        rows = concept.rows("positive")
+        if rows:
+            examples = build_examples([rows[i] for i in evenly(len(rows), EXEMPLARS)], tokenizer, max_length, source=concept.name)
+            batches = [collate(examples[first : first + ROWS], pad_id_of(tokenizer)) for first in range(0, len(examples), ROWS)]
+            found[concept.name] = [{key: value.to(device) for key, value in batch.items()} for batch in batches]
+    return found
+
+
+def constrainer_of(
+    rule: Rule, features: dict[str, Tensor], model: nn.Module, optimizer: Any, world: World, dictionaries: dict[str, Dictionary],
+    exemplars: dict[str, list[Batch]],
+) -> Constrainer:  # fmt: skip
+    """What carries out a rule of mode constrain. Raises `ConfigError` where its concept has no examples, the optimizer's metric is not
+    known, or parameters are split over ranks."""
+    check_metric(optimizer)
+    if is_sharded(model):
+        raise ConfigError("constrain needs whole parameters and gradients, which FSDP2 splits over ranks; use DDP, or rules of mode route")
+    batches = exemplars.get(rule.concept or "")
+    if not batches:
+        raise ConfigError(f"rule {rule.label}: constrain measures a concept on its positive examples, and there are none")
+    if rule.measure == "likelihood":
+        if rule.random_control is not None:
+            raise ConfigError(
+                f"rule {rule.label}: random features have no likelihood; its control is measure: activations, or another concept"
+            )
+        return Constrainer(model, optimizer, world, batches, likelihood(model), rule.every)
+    if any(dictionaries[name].hook_in for name in features):
+        raise ConfigError(f"rule {rule.label}: constrain by activations does not act through transcoders; use measure: likelihood")
+    return Constrainer(model, optimizer, world, batches, activations(model, dictionaries, features), rule.every)
+
+
+class Constrainer:
+    """Carries out one rule of mode constrain."""
+
+    def __init__(self, model: nn.Module, optimizer: Any, world: World, batches: Sequence[Batch], values: Values, every: int) -> None:
+        self.model, self.optimizer, self.world, self.values, self.every = model, optimizer, world, values, every
+        self.batches = [{key: value[world.rank :: world.size] for key, value in batch.items()} for batch in batches]
+        counted = sum(int((batch["labels"][:, 1:] != IGNORE).sum()) for batch in batches)
+        self.share = 1 / max(counted, 1)
+        self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad]
+        self.reference: list[Tensor] | None = None  # of the model before training
+        self.measure: Tensor | None = None  # as last read, and what later changes made of it to first order
+        self.slope: list[Tensor] = []
+        self._before: list[Tensor] = []
+
+    def before_step(self, step: int) -> None:
+        """Remember the parameters; read the measure where that is due. At the first time the model before training is read as well."""
+        if self.reference is None:
+            with before_training(unwrap(self.model)), inference(self.model):
+                self.reference = [self.values(batch).detach() for batch in self.batches]
+        if self.measure is None or step % self.every == 0:
+            self._read()
+        self._before = [parameter.detach().clone() for parameter in self.parameters]
+
+    @torch.no_grad()
+    def after_step(self, gain: float) -> tuple[Tensor, Tensor]:
+        """Project the optimizer's change: (what was removed of it, all of it), squared lengths in its metric."""
+        if not self._before:
+            return torch.zeros(2, dtype=torch.float64).unbind()
+        change = [parameter - before for parameter, before in zip(self.parameters, self._before, strict=True)]
+        made, found = constrain(change, self.slope, metric_of(self.optimizer, self.parameters), -self.measure, gain)
+        for parameter, before, step in zip(self.parameters, self._before, made, strict=True):
+            parameter.copy_(before + step)
+        self.measure = (self.measure + found.left).clamp_min(0.0)
+        self._before = []
+        return found.removed, found.total
+
+    def _read(self) -> None:
+        """The measure and its gradient at the parameters as they are, over all ranks."""
+        total = torch.zeros((), dtype=torch.float64, device=self.parameters[0].device)
+        slope = [torch.zeros_like(parameter) for parameter in self.parameters]
+        with inference(self.model), uncompiled(unwrap(self.model)), torch.enable_grad():
+            for batch, reference in zip(self.batches, self.reference, strict=True):
+                if not len(batch["input_ids"]):  # more ranks than rows
+                    continue
+                measure = self.share * _risen(self.values(batch) - reference).sum()
+                found = torch.autograd.grad(measure, self.parameters, allow_unused=True)
+                total += measure.detach()
+                for mine, part in zip(slope, found, strict=True):
+                    if part is not None:
+                        mine += part
+        flat_sum_(self.world, [total, *slope])
+        self.measure, self.slope = total, slope
+
+
+def _risen(change: Tensor) -> Tensor:
+    """relu, with the slope of the rising side at 0: before anything has moved, everything may rise."""
+    return torch.where(change >= 0, change, 0.0)
+
+
+def likelihood(model: nn.Module) -> Values:
+    """Log-probability of every counted token, `[T]`."""
+
+    def values(batch: Batch) -> Tensor:
+        targets_BS = next_tokens(batch["input_ids"], batch["attention_mask"], batch["labels"])
+        logits_BSV = unwrap(model)(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+        return -token_loss(logits_BSV, targets_BS)[targets_BS != IGNORE]
+
+    return values
+
+
+def activations(model: nn.Module, dictionaries: dict[str, Dictionary], features: dict[str, Tensor]) -> Values:
+    """Activation of features at several hookpoints, where a counted token is predicted: `[T, N]`."""
+
+    def values(batch: Batch) -> Tensor:
+        seen_BS = next_tokens(batch["input_ids"], batch["attention_mask"], batch["labels"]) != IGNORE
+        found: dict[str, Tensor] = {}
+        with ExitStack() as stack:
+            for name, ids_N in features.items():
+
+                def look(h_BSD: Tensor, name: str = name, ids_N: Tensor = ids_N) -> None:
+                    dictionary = dictionaries[name]
+                    found[name] = live_features(dictionary, h_BSD[seen_BS].to(dictionary.work_dtype), ids_N)
+
+                stack.callback(find_hookpoint(model, name).watch(look).remove)
+            unwrap(model)(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+        return torch.cat([found[name] for name in features], 1)
+
+    return values
