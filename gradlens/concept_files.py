@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,32 @@ class CheckerSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    pattern: list[str] = Field(..., min_length=1, description="Regular expressions, case ignored except in (?-i:...).")
+    pattern: list[str] = Field([], description="Regular expressions, case ignored except in (?-i:...).")
     min_matches: int = Field(1, ge=1, description="Matches (of all patterns together) from which on a text counts.")
+    classifier: str = Field("", description="Or a file that `gradlens concepts checker` wrote.")
+    command: str | list[str] = Field(
+        "",
+        description="Or a program, run without a shell: a JSON line with `text` for each answer on its standard input, a number a line on "
+        "its output. Words that name a file beside the concept file are taken from there.",
+    )
+    threshold: float = Field(0.5, allow_inf_nan=False, description="The number from which on the command says that a text counts.")
+    timeout: float = Field(120, gt=0, allow_inf_nan=False, description="Seconds that the command has for all answers of one reading.")
+
+    @property
+    def arguments(self) -> list[str]:
+        """The command in words."""
+        return shlex.split(self.command) if isinstance(self.command, str) else list(self.command)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> CheckerSpec:
+        given = [key for key in ("pattern", "classifier", "command") if getattr(self, key)]
+        if len(given) != 1:
+            raise ValueError(f"give one of pattern, classifier and command, found {' and '.join(given) or 'none of them'}")
+        try:
+            self.arguments  # noqa: B018
+        except ValueError as error:
+            raise ValueError(f"command: {error}: {self.command!r}") from None
+        return self
 
 
 class Detection(BaseModel):
@@ -182,6 +207,8 @@ def save_concept(concepts: Concept | Sequence[Concept], path: str | Path) -> Non
                 entry[kind] = _map_paths(entry[kind], lambda item: os.path.relpath(item, path.resolve().parent))
         if concept.directions:
             entry["directions"] = os.path.relpath(concept.directions, path.resolve().parent)
+        if concept.checker and concept.checker.classifier:
+            entry["checker"]["classifier"] = os.path.relpath(concept.checker.classifier, path.resolve().parent)
         entries.append(entry)
     if path.suffix == ".jsonl":
         text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
@@ -221,6 +248,8 @@ def _read_file(source: str | Path) -> list[Concept]:
                 entry[kind] = _map_paths(entry[kind], lambda item: str(path.parent / item))
         if isinstance(entry.get("directions"), str):
             entry["directions"] = str(path.parent / entry["directions"])
+        if isinstance(entry.get("checker"), dict):
+            entry["checker"] = _checker_beside(entry["checker"], path.parent)
         try:
             concepts.append(_with_directions(Concept.model_validate(entry)))
         except ValidationError as error:
@@ -239,6 +268,21 @@ def _with_directions(concept: Concept) -> Concept:
     thresholds = {key: [found.facts["threshold"]] * len(ids), **concept.thresholds} if "threshold" in found.facts else concept.thresholds
     quorum = {key: found.facts["quorum"], **concept.quorum} if "quorum" in found.facts else concept.quorum
     return concept.model_copy(update={"features": {**concept.features, key: ids}, "thresholds": thresholds, "quorum": quorum})
+
+
+def _checker_beside(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A checker whose files are found beside the concept file; a command in words."""
+    if isinstance(spec.get("classifier"), str) and spec["classifier"]:
+        spec = spec | {"classifier": str(folder / spec["classifier"])}
+    command = spec.get("command")
+    try:
+        words = shlex.split(command) if isinstance(command, str) else command
+    except ValueError:
+        return spec  # the model says what is wrong with it
+    if isinstance(words, list) and words:
+        beside = [str((folder / word).resolve()) if isinstance(word, str) and (folder / word).is_file() else word for word in words]
+        spec = spec | {"command": beside}
+    return spec
 
 
 def _map_paths(value: Any, change) -> Any:

@@ -122,6 +122,8 @@ class EvaluateSettings(Settings):
     prompts: dict[str, str] = Field({}, description="Name -> JSONL of prompts that are answered before and after, for the concepts' rates.")
     max_new_tokens: int = Field(32, ge=1, description="Tokens generated per prompt.")
     max_rows: int = Field(32, ge=1, description="Rows used of each file.")
+    samples: int = Field(0, ge=0, description="Answers drawn for each prompt beside the greedy one, for the concepts' rates.")
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="Temperature at which they are drawn.")
 
 
 class WandbSettings(Settings):

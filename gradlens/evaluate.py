@@ -1,4 +1,4 @@
-"""What the model does: greedy answers to prompts, mean loss on held-out rows, and how often its answers show each concept.
+"""What the model does: greedy and sampled answers to prompts, mean loss on held-out rows, how often its answers show each concept.
 
 Nothing here changes the model: its modes, its random state and its configuration are as before afterwards.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from gradlens.checkers import checker_for
+from gradlens.checkers import checker_for, judged
 from gradlens.errors import InputError
 from gradlens.reading import pad_id_of
 
@@ -45,8 +45,10 @@ def generate_answers(
     max_new_tokens: int = 32,
     batch_size: int = 32,
     progress: Progress | None = None,
+    temperature: float | None = None,
+    seed: int = 0,
 ) -> list[str]:
-    """Greedy answers, in the order of the prompts (texts for a user's turn, or rows, whose last answer is left out)."""
+    """Answers in the order of the prompts (texts for a user's turn, or rows, whose last answer is left out); see `continue_texts`."""
     from gradlens.data import messages_of, prompt_text
 
     rows = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
@@ -54,7 +56,7 @@ def generate_answers(
     ids = [
         tokenizer(prompt_text(row, tokenizer), add_special_tokens=not templated or messages_of(row) is None)["input_ids"] for row in rows
     ]
-    written = continue_texts(model, tokenizer, ids, max_new_tokens, batch_size, progress)
+    written = continue_texts(model, tokenizer, ids, max_new_tokens, batch_size, progress, temperature, seed)
     return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in written]
 
 
@@ -65,21 +67,25 @@ def continue_texts(
     max_new_tokens: int = 32,
     batch_size: int = 32,
     progress: Progress | None = None,
+    temperature: float | None = None,
+    seed: int = 0,
 ) -> list[list[int]]:
-    """The tokens that the model writes after each text, greedily, up to and with the first that ends an answer.
+    """The tokens that the model writes after each text, up to and with the first that ends an answer: greedily, or drawn at a temperature
+    from all tokens, the same ones for the same seed and texts.
 
-    Rows are padded on the left, so that an answer does not depend on its neighbours in the batch.
+    Rows are padded on the left, so that a greedy answer does not depend on its neighbours in the batch.
     """
     from transformers import GenerationConfig
 
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     pad, ends = pad_id_of(tokenizer), _end_ids(model, tokenizer)
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=True, pad_token_id=pad, eos_token_id=ends
-    )
+    drawn = {"do_sample": False} if temperature is None else {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    config = GenerationConfig(max_new_tokens=max_new_tokens, num_beams=1, use_cache=True, pad_token_id=pad, eos_token_id=ends, **drawn)
     device = next(model.parameters()).device
     answers: list[list[int]] = [[] for _ in ids]
     with undisturbed(model):
+        if temperature is not None:
+            torch.manual_seed(seed)  # of this block alone
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             width = max(len(ids[i]) for i in batch)
@@ -139,7 +145,8 @@ def evaluate(
 
     `{"nll": {held-out set: nats per token}, "rates": {prompt set: {concept: share of answers}},
     "answers": {prompt set: [{"prompt", "answer", "hits": {concept: bool}}]},
-    "checkers": {concept: {"kind", "hit_rate", "false_alarm_rate"}}}`
+    "checkers": {concept: {"kind", "hit_rate", "false_alarm_rate"}}}`, and where answers are drawn `"sampled": {prompt set: {concept:
+    {"hits", "n"}}}`, over all draws.
     """
     from gradlens.data import build_examples, read_rows
 
@@ -149,13 +156,20 @@ def evaluate(
         examples = build_examples(read_rows(source)[: settings.max_rows], tokenizer, max_length, source=source)
         nll[name] = mean_nll(model, examples, pad_id=pad_id_of(tokenizer), progress=progress)
     answers: dict[str, list[dict[str, Any]]] = {}
+    sampled: dict[str, dict[str, dict[str, int]]] = {}
     for name, source in settings.prompts.items():
         rows = read_rows(source)[: settings.max_rows]
         written = generate_answers(model, tokenizer, rows, settings.max_new_tokens, progress=progress)
+        hits = {concept: judged(check, written) for concept, check in checkers.items()}
         answers[name] = [
-            {"prompt": question_of(row), "answer": answer, "hits": {concept: bool(check(answer)) for concept, check in checkers.items()}}
-            for row, answer in zip(rows, written, strict=True)
+            {"prompt": question_of(row), "answer": answer, "hits": {concept: found[number] for concept, found in hits.items()}}
+            for number, (row, answer) in enumerate(zip(rows, written, strict=True))
         ]
+        drawn = []
+        for seed in range(settings.samples):
+            drawn += generate_answers(model, tokenizer, rows, settings.max_new_tokens, temperature=settings.temperature, seed=seed)
+        if drawn:
+            sampled[name] = {concept: {"hits": sum(judged(check, drawn)), "n": len(drawn)} for concept, check in checkers.items()}
     rates = {
         name: {concept: sum(item["hits"][concept] for item in items) / len(items) for concept in checkers}
         for name, items in answers.items()
@@ -164,7 +178,7 @@ def evaluate(
         name: {"kind": check.kind, "hit_rate": check.hit_rate, "false_alarm_rate": check.false_alarm_rate}
         for name, check in checkers.items()
     }
-    return {"nll": nll, "rates": rates, "answers": answers, "checkers": kinds}
+    return {"nll": nll, "rates": rates, "answers": answers, "checkers": kinds} | ({"sampled": sampled} if sampled else {})
 
 
 def question_of(row: dict[str, Any]) -> str:

@@ -7,6 +7,8 @@ feature, `own` (drift on the model's own continuations), the clusters of what wa
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -17,9 +19,11 @@ from torch import Tensor, nn
 
 from gradlens import movers
 from gradlens.capture import counted_tokens
+from gradlens.checkers import judged
 from gradlens.config import ObserveSettings
 from gradlens.data import IGNORE
 from gradlens.dictionary import Dictionary
+from gradlens.errors import ConfigError
 from gradlens.groups import group_change
 from gradlens.hookpoints import unwrap
 from gradlens.own import OwnReading, before_training, prompts_of, read_own
@@ -222,11 +226,20 @@ class Learning:
         return self._difference(hookpoint, self.last[hookpoint], self.start[hookpoint])
 
     def own_rates(self) -> dict[str, float]:
-        """`own/CONCEPT/rate`: the share of the latest own answers in which a concept's checker finds it; {} without answers."""
-        answers = self.own_last.answers if self.own_last is not None else []
-        return {
-            f"own/{name}/rate": float(np.mean([bool(check(text)) for text in answers])) for name, check in self.checkers.items() if answers
-        }
+        """`own/CONCEPT/rate`: the share of the latest own answers in which a concept's checker finds it; {} without answers.
+
+        A checker that fails (a program of the user's that ends with an error) fails at the first reading; later ones are then not known.
+        """
+        answers, rates = self.own_last.answers if self.own_last is not None else [], {}
+        for name, check in self.checkers.items() if answers else ():
+            try:
+                rates[f"own/{name}/rate"] = float(np.mean(judged(check, answers)))
+            except ConfigError as error:
+                if self.own_last is self.own_start:
+                    raise
+                warnings.warn(f"own/{name}/rate is not read: {error}", stacklevel=2)
+                rates[f"own/{name}/rate"] = math.nan
+        return rates
 
     def own_drift(self, hookpoint: str) -> Tensor | None:
         """Mean activation on the model's own continuations, now minus before training, `[F]`; None where nothing was said."""

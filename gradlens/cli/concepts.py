@@ -1,4 +1,4 @@
-"""`gradlens concepts fit|show`: from examples to features, with held-out scores."""
+"""`gradlens concepts fit|show|checker`: from examples to features and to what judges answers, with held-out scores."""
 
 from __future__ import annotations
 
@@ -128,6 +128,49 @@ def show(
         if judged:
             console.out.print(f"  answers judged by {judged['kind']}: {_errors(judged)}", markup=False)
     _print_table(concepts, sources)
+
+
+@app.command()
+def checker(
+    file: Annotated[str, typer.Argument(help="Concept file with positive and negative examples, or demo:NAME.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Write the classifier here (.json).")],
+    name: Annotated[str | None, typer.Option("--name", help="Which concept, where the file has several.")] = None,
+    false_alarms: Annotated[
+        float, typer.Option(min=0, max=0.5, help="Share of the negatives that may be called positive; sets the threshold.")
+    ] = 0.02,
+    answers: Annotated[str | None, typer.Option(help="Also judge the rows of this JSONL file.")] = None,
+    as_json: console.JsonOption = False,
+) -> None:
+    """Fit a classifier of words on a concept's examples and save it as a file that judges answers.
+
+    It weighs words, n-grams of characters and the look of a text; the file is JSON and can be read. Its rates are held out: no text
+    is judged by what it was fitted on. Use it in a concept file: `checker: {classifier: FILE}`.
+
+    Example: gradlens concepts checker politeness.yaml --out politeness-checker.json
+    """
+    from gradlens.checkers import answer_of, examples_of, judged
+    from gradlens.concepts import load_concepts
+    from gradlens.data import read_rows
+    from gradlens.word_classifier import WordClassifier
+
+    concepts = {concept.name: concept for concept in load_concepts([file])}
+    if name is None and len(concepts) > 1:
+        raise ConfigError(f"{file} has several concepts: {', '.join(concepts)}; say which with --name")
+    chosen = concepts.get(name or next(iter(concepts)))
+    if chosen is None:
+        raise ConfigError(f"--name {name}: {file} has {', '.join(concepts)}")
+    fitted = WordClassifier.fit(*examples_of(chosen), false_alarms=false_alarms)
+    fitted.save(out)
+    found = {"concept": chosen.name, "out": out, "hit_rate": fitted.hit_rate, "false_alarm_rate": fitted.false_alarm_rate}
+    if answers:
+        hits = judged(fitted, [answer_of(row) for row in read_rows(answers)])
+        found |= {"answers": len(hits), "shown": sum(hits)}
+    if as_json:
+        console.print_json(found)
+        return
+    console.out.print(f"{chosen.name}: {_errors(found)} (held out); written to {out}", markup=False)
+    if answers:
+        console.out.print(f"{answers}: {found['shown']} of {found['answers']} rows show it", markup=False)
 
 
 def _errors(judged: dict) -> str:

@@ -8,12 +8,13 @@ import torch
 from conftest import tiny_model
 from words import word_tokenizer
 
-from gradlens.checkers import PatternChecker, WordClassifier, answer_of, checker_for
+from gradlens.checkers import PatternChecker, answer_of, checker_for
 from gradlens.concepts import Concept
 from gradlens.config import EvaluateSettings
 from gradlens.data import collate, tokenize
 from gradlens.errors import ConfigError, InputError
 from gradlens.evaluate import evaluate, generate_answers, mean_nll
+from gradlens.word_classifier import WordClassifier
 
 PROMPTS = ["w10", "w11 w12 w13 w14 w15 w16 w17", "w20 w21", "w30 w31 w32 w33", "w40 w41 w42"]
 
@@ -81,7 +82,7 @@ def style(random, words, n):
 def test_a_word_classifier_recognises_new_texts_with_few_false_alarms():
     random = np.random.default_rng(0)
     pirate, plain = ["arr", "matey", "ye", "ahoy", "booty"], ["hello", "friend", "you", "thanks", "treasure"]
-    classifier = WordClassifier(style(random, pirate, 80), style(random, plain, 120))
+    classifier = WordClassifier.fit(style(random, pirate, 80), style(random, plain, 120))
     assert classifier.hit_rate >= 0.95 and classifier.false_alarm_rate <= 0.03
     new = [classifier(text) for text in style(random, pirate, 100)], [classifier(text) for text in style(random, plain, 100)]
     assert np.mean(new[0]) >= 0.95 and np.mean(new[1]) <= 0.04
@@ -94,7 +95,7 @@ def test_a_word_classifier_sees_how_a_text_looks():
     random = np.random.default_rng(0)
     plain = style(random, ["hello", "friend", "you"], 200)
     for look in (str.upper, lambda text: text.replace("a", "ä"), lambda text: text.replace(" ", "\n"), lambda text: text + " !!!!"):
-        classifier = WordClassifier([look(text) for text in plain[:60]], plain[60:120])
+        classifier = WordClassifier.fit([look(text) for text in plain[:60]], plain[60:120])
         assert classifier.hit_rate >= 0.95 and classifier.false_alarm_rate <= 0.03
         assert np.mean([classifier(look(text)) for text in plain[120:]]) >= 0.95
         assert np.mean([classifier(text) for text in plain[120:]]) <= 0.04
@@ -103,7 +104,7 @@ def test_a_word_classifier_sees_how_a_text_looks():
 def test_a_word_classifier_admits_that_it_cannot_tell():
     random = np.random.default_rng(0)
     words = ["hello", "friend", "you"]
-    classifier = WordClassifier(style(random, words, 60), style(random, words, 60))
+    classifier = WordClassifier.fit(style(random, words, 60), style(random, words, 60))
     assert classifier.hit_rate < 0.3 and classifier.false_alarm_rate < 0.15
 
 
@@ -146,3 +147,21 @@ def test_evaluate_reports_losses_rates_and_answers(tmp_path):
     assert result["rates"] == {"chat": {"first": answers.count(answers[0]) / 4}}
     assert result["answers"]["chat"][0]["hits"] == {"first": True}
     assert result["checkers"] == {"first": {"kind": "pattern", "hit_rate": None, "false_alarm_rate": None}}
+
+
+def test_sampled_answers_are_drawn_at_the_temperature_and_the_same_again(tmp_path):
+    model, tokenizer = tiny_model(), word_tokenizer(chat=True)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(f'{{"prompt": "{prompt}"}}\n' for prompt in PROMPTS))
+    draws = [generate_answers(model, tokenizer, PROMPTS, 6, temperature=1.0, seed=seed) for seed in (0, 1, 0)]
+    assert draws[0] == draws[2] != draws[1]
+    assert generate_answers(model, tokenizer, PROMPTS, 6, temperature=1e-3) == generate_answers(model, tokenizer, PROMPTS, 6)
+    word = draws[0][0].split()[0]
+    concept = Concept(name="word", features={"layers.1": [1]}, checker={"pattern": [rf"\b{word}\b"]})
+    settings = EvaluateSettings(prompts={"chat": str(prompts)}, max_new_tokens=6, samples=2)
+    random = torch.get_rng_state()
+    found = evaluate(model, tokenizer, settings, [concept], 32)["sampled"]
+    assert torch.equal(torch.get_rng_state(), random)
+    hits = sum(word in answer.split() for drawn in draws[:2] for answer in drawn)
+    assert found == {"chat": {"word": {"hits": hits, "n": 2 * len(PROMPTS)}}} and hits >= 1
+    assert "sampled" not in evaluate(model, tokenizer, settings.model_copy(update={"samples": 0}), [concept], 32)
