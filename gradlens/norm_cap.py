@@ -1,0 +1,64 @@
+"""A cap on what rules that amplify do to the gradient: its norm over all parameters may grow to `CAP` times what it was, not further.
+
+What it was is the running mean of the norm over the steps in which no rule amplified; where a rule amplifies from the first step, that
+step's norm divided by its gain (the least that the norm can have been without it). Beyond the cap the whole gradient is scaled down, as
+clipping does: its direction stays. Clipping of the training loop's own (`train.max_grad_norm`) comes first. Optimizers like Adam hardly see
+a gradient's scale; the cap is for steps that grow suddenly, and for optimizers that do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CAP = 3.0
+MEMORY = 0.05  # weight of a step in the running mean
+
+
+def largest_norm(reference: float | None, norm: float, factor: float) -> float:
+    """The cap for a gradient of this norm under gains of up to `factor`; infinite where nothing is amplified."""
+    if factor <= 1:
+        return math.inf
+    return CAP * (norm / factor if reference is None else reference)
+
+
+class NormCap:
+    """Looks at gradients before the optimizer's step; one synchronisation with an accelerator each time."""
+
+    def __init__(self) -> None:
+        self.reference: float | None = None
+        self.scale = 1.0  # what the last gradient was multiplied by
+        self._capped = False
+
+    def __call__(self, parameters: Iterable[Tensor], factor: float, tell: Callable[..., Any]) -> None:
+        """Scale the gradients in place where they are too large under gains of up to `factor`; `tell(norm, most)` once as that begins."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if not gradients:
+            return
+        total = torch.nn.utils.get_total_norm(gradients)
+        norm = float(total.full_tensor() if hasattr(total, "full_tensor") else total)
+        self.scale = 1.0
+        if not math.isfinite(norm):
+            return
+        most = largest_norm(self.reference, norm, factor)
+        if factor <= 1:
+            self.reference = norm if self.reference is None else (1 - MEMORY) * self.reference + MEMORY * norm
+        elif self.reference is None:
+            self.reference = norm / factor
+        if norm > most:
+            self.scale = most / norm
+            for gradient in gradients:
+                gradient.mul_(self.scale)
+            if not self._capped:
+                tell(norm, most)
+        self._capped = norm > most
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"reference": self.reference, "capped": self._capped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.reference, self._capped = state["reference"], state["capped"]
