@@ -10,7 +10,8 @@
 | update | the change of those matrices | after the optimizer's step |
 | constrain | the change of all parameters | after the optimizer's step; its examples are read before it |
 
-Several rules act one after another, in the policy's order. Nothing here synchronises with an accelerator.
+Several rules act one after another, in the policy's order. `governor` keeps them within targets and budgets; what rules that amplify do to
+the gradient is capped (`norm_cap`). Nothing here synchronises with an accelerator, but for that cap and what is said once a step.
 """
 
 from __future__ import annotations
@@ -28,13 +29,17 @@ from gradlens.constrainer import Constrainer
 from gradlens.detector import weights_over
 from gradlens.detector_fit import sharpest
 from gradlens.dictionary import Dictionary
-from gradlens.edits import expresses, orthonormal_basis, scale_along
-from gradlens.errors import ConfigError
+from gradlens.edits import expresses, orthonormal_basis, scale_along, within_budget
+from gradlens.errors import ConfigError, RunError
+from gradlens.governor import Governor
 from gradlens.hookpoints import canonical, layer_of
+from gradlens.norm_cap import NormCap
 from gradlens.random_control import matched_features, matched_weights
 from gradlens.rewriter import Rewriter, Tokens
 from gradlens.rules import FORWARD, QUORUM, Policy, Rule
 from gradlens.writers import Turn, Writer, below, find_writers
+
+NO_GRADIENT = ("rewrite", "inoculate", "steer", "constrain", "update")  # modes whose gain does not multiply a gradient or an activation
 
 
 @dataclass
@@ -54,6 +59,10 @@ class ActiveRule:
     writers: list[tuple[Tensor, Turn, Tensor]] = field(default_factory=list)  # param and update: what is edited, turned how, along what
     constrainer: Constrainer | None = None
 
+    def __post_init__(self) -> None:
+        self.wanted = torch.zeros_like(self.touched)  # loss tokens that a budget has left alone; route only
+        self.broken = torch.zeros_like(self.touched)  # edits that have made something finite not finite
+
 
 class Control:
     """The rules in force, looked up once per policy."""
@@ -70,6 +79,7 @@ class Control:
         tokenizer: Any = None,
         means: Callable[[str], Tensor | None] = lambda hookpoint: None,
         constrainers: Callable[[Rule, dict[str, Tensor]], Constrainer] | None = None,
+        tell: Callable[..., None] = lambda kind, **fields: None,
     ) -> None:
         """`thresholds`: concept -> hookpoint -> activation above which each feature expresses it (default 0).
 
@@ -77,12 +87,13 @@ class Control:
         `rates(hookpoint)`: share of tokens on which each feature fires (`[F]`, or None): random controls are drawn by it.
         `detectors`: concept -> hookpoint -> which tokens express it, for `rewrite`; `tokenizer`: tells its words.
         `means(hookpoint)`: mean activation `[D]` on the probe set, for `mean-ablate`.
-        `constrainers(rule, features)`: makes what carries out a rule of mode `constrain`.
+        `constrainers(rule, features)`: makes what carries out a rule of mode `constrain`. `tell(kind, **fields)`: where events go.
         """
         self.model, self.dictionaries, self.concepts, self.rates = model, dictionaries, concepts, rates
         self.thresholds, self.quorums = thresholds or {}, quorums or {}
         self.detectors, self.tokenizer, self.means, self.constrainers = detectors or {}, tokenizer, means, constrainers
         self.policy, self.rules, self.step = Policy(), [], 0
+        self.tell, self.governor, self.cap = tell, Governor(tell), NormCap()
         self._before: list[tuple[Tensor, Tensor, Turn, Tensor, ActiveRule]] = []
         self._found: list[Writer] | None = None
 
@@ -94,25 +105,32 @@ class Control:
                 active.writers = self._writers(active)
             if active.rule.mode == "constrain":
                 active.constrainer = self._constrainer(active)
+        self.governor.set_rules([(active.rule, self._measured_at(active)) for active in rules], self.step)
         self.rules = rules
         self.policy = policy
 
-    def in_force(self, mode: str, hookpoint: str | None = None) -> list[tuple[ActiveRule, float]]:
-        """Rules of a mode that act at this step, with their gains; at gain 1 a rule does not act."""
-        found = [(active, active.rule.gain_at(self.step)) for active in self.rules if active.rule.mode == mode]
+    def gain(self, active: ActiveRule) -> float:
+        """The gain of a rule at this step: its own or its target's, within its budget."""
+        return self.governor.gain(active.rule, self.step)
+
+    def in_force(self, mode: str, hookpoint: str | None = None, dry: bool = False) -> list[tuple[ActiveRule, float]]:
+        """Rules of a mode that act at this step, with their gains; at gain 1 a rule does not act. `dry`: with those on a dry run, for
+        whoever counts what they would touch."""
+        found = [(active, self.gain(active)) for active in self.rules if active.rule.mode == mode and (dry or not active.rule.dry_run)]
         return [(active, gain) for active, gain in found if gain != 1 and (hookpoint is None or hookpoint in active.features)]
 
     def routed_hookpoints(self) -> set[str]:
         """Hookpoints whose active features decide which tokens teach at this step."""
-        return {hookpoint for active, _ in self.in_force("route") for hookpoint in active.features}
+        return {hookpoint for active, _ in self.in_force("route", dry=True) for hookpoint in active.features}
 
     def rewrite(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
         """The batch after the `rewrite` rules, one after another; and where each token stood in its row before, `[B, S]` (-1: padding)."""
         at_BS = None
-        for active, gain in self.in_force("rewrite"):
+        for active, gain in self.in_force("rewrite", dry=True):
             found = active.rewriter.batch(batch, gain)
-            batch = found.batch
-            at_BS = found.at_BS if at_BS is None else at_BS.gather(1, found.at_BS.clamp_min(0)).where(found.at_BS >= 0, -1)
+            if not active.rule.dry_run:
+                batch = found.batch
+                at_BS = found.at_BS if at_BS is None else at_BS.gather(1, found.at_BS.clamp_min(0)).where(found.at_BS >= 0, -1)
             active.touched += found.touched
             active.total += found.counted
             active.silent += found.silent
@@ -121,15 +139,18 @@ class Control:
 
     def edits_activation(self, hookpoint: str) -> bool:
         """Whether a rule changes the activation at this hookpoint at this step."""
-        return any(self.in_force(mode, hookpoint) for mode in FORWARD)
+        return any(self.in_force(mode, hookpoint, dry=True) for mode in FORWARD)
 
     def edit_activation(self, hookpoint: str, h: Tensor, count: bool = True) -> Tensor:
         """The activation after the `ablate`, `mean-ablate` and `steer` rules at this hookpoint; `count`: False where checkpointing runs it
         a second time."""
         for mode in FORWARD:
-            for active, gain in self.in_force(mode, hookpoint):
+            for active, gain in self.in_force(mode, hookpoint, dry=True):
                 if count:
                     self._count(active, h, active.basis[hookpoint])
+                if active.rule.dry_run:
+                    continue
+                before = h
                 if mode == "steer":
                     h = h + (1 - gain) * active.shift[hookpoint].to(h.dtype)
                 elif mode == "ablate":
@@ -137,22 +158,25 @@ class Control:
                 else:
                     mean_D = active.shift[hookpoint].to(h.dtype)
                     h = mean_D + scale_along(h - mean_D, active.basis[hookpoint], gain)
+                self._guard(active, before, h)
         return h
 
     def edit_gradient(self, hookpoint: str, g: Tensor) -> Tensor:
         """The gradient after the `grad` rules at this hookpoint."""
-        for active, gain in self.in_force("grad", hookpoint):
+        for active, gain in self.in_force("grad", hookpoint, dry=True):
             self._count(active, g, active.basis[hookpoint])
-            g = scale_along(g, active.basis[hookpoint], gain)
+            if not active.rule.dry_run:
+                before, g = g, scale_along(g, active.basis[hookpoint], gain)
+                self._guard(active, before, g)
         return g
 
     def token_gains(self, batch: MicroBatch, active_pairs: dict[str, tuple[Tensor, Tensor]]) -> Tensor | None:
-        """`gain[B, S]` of each token's loss gradient under the `route` rules; None where none is in force.
+        """`gain[B, S]` of each token's loss gradient under the `route` rules; None where none acts (but on a dry run).
 
         `active_pairs[hookpoint]` are the active features of the counted tokens, in the order of `MicroBatch.select`.
         """
         gains_BS = None
-        for active, gain in self.in_force("route"):
+        for active, gain in self.in_force("route", dry=True):
             rule, gated_BS = active.rule, torch.zeros_like(batch.keep_BS)
             for hookpoint, above_F in active.above.items():
                 idx_TK, val_TK = active_pairs[hookpoint]
@@ -163,23 +187,34 @@ class Control:
                     active_BS = torch.zeros_like(gated_BS).masked_scatter(batch.keep_BS, fires_T)
                 quorum = rule.quorum or self.quorums.get(rule.concept or "", {}).get(hookpoint, QUORUM)
                 gated_BS = gated_BS | expresses(active_BS, batch.keep_BS, rule.tokens, rule.window, quorum)
+            if rule.budget is not None:
+                wanted_BS = gated_BS & batch.loss_BS
+                gated_BS = within_budget(wanted_BS, rule.budget * batch.loss_BS.sum())
+                active.wanted += wanted_BS.sum() - gated_BS.sum()
             active.touched += (gated_BS & batch.loss_BS).sum()
             active.total += batch.loss_BS.sum()
+            if rule.dry_run:
+                continue
             factor_BS = torch.where(gated_BS, gain, 1.0)
             gains_BS = factor_BS if gains_BS is None else gains_BS * factor_BS
         return gains_BS
 
     def before_step(self) -> None:
-        """Edit gradients of writing matrices (`param`) and remember those whose change will be edited (`update`)."""
-        for active, gain in self.in_force("param"):
+        """Edit gradients of writing matrices (`param`), cap what was amplified, and remember matrices whose change will be edited."""
+        for active, gain in self.in_force("param", dry=True):
             for parameter, turn, Q in active.writers:
                 if parameter.grad is not None:
                     grad = turn(parameter.grad)
                     self._count(active, grad, Q)
-                    parameter.grad.copy_(turn(scale_along(grad, Q.to(grad.dtype), gain)))
+                    if not active.rule.dry_run:
+                        edited = scale_along(grad, Q.to(grad.dtype), gain)
+                        self._guard(active, grad, edited)
+                        parameter.grad.copy_(turn(edited))
+        if any(self._amplifies(active, max(map(abs, active.rule.gains))) for active in self.rules):
+            self._cap_gradients()
         self._before = [
             (parameter, parameter.detach().clone(), turn, Q, active)
-            for active, _ in self.in_force("update")
+            for active, _ in self.in_force("update", dry=True)
             for parameter, turn, Q in active.writers
         ]
         for active, _ in self.in_force("constrain"):
@@ -191,7 +226,10 @@ class Control:
         for parameter, before, turn, Q, active in self._before:
             change = turn(parameter - before)
             self._count(active, change, Q)
-            parameter.copy_(before + turn(scale_along(change, Q.to(change.dtype), active.rule.gain_at(self.step))))
+            if not active.rule.dry_run:
+                edited = scale_along(change, Q.to(change.dtype), self.gain(active))
+                self._guard(active, change, edited)
+                parameter.copy_(before + turn(edited))
         self._before = []
         for active, gain in self.in_force("constrain"):
             removed, total = active.constrainer.after_step(gain)
@@ -200,23 +238,79 @@ class Control:
 
     def counters(self) -> list[Tensor]:
         """Sums of this step, to be added over ranks in place."""
-        return [tensor for active in self.rules for tensor in (active.touched, active.total)]
+        return [tensor for active in self.rules for tensor in (active.touched, active.total, active.wanted, active.broken)]
 
-    def drain(self) -> dict[str, float]:
-        """Scalars of this step: gain and touched share of each rule; resets the sums."""
+    def acting(self) -> list[str]:
+        """The rules that act at this step, with their gains, in words."""
+        found = [(active, self.gain(active)) for active in self.rules if not active.rule.dry_run]
+        return [f"{active.rule.label} (gain {gain:g})" for active, gain in found if gain != 1]
+
+    def drain(self, made: bool = True) -> dict[str, float]:
+        """Scalars of this step: gain and touched share of each rule; resets the sums. `made`: the optimizer has made the step, so it counts
+        for budgets, and a rule that has made something not finite ends the run: `RunError`."""
         scalars = {"policy/version": float(self.policy.version)}
         for active in self.rules:
             label, total = active.rule.label, float(active.total)
-            scalars[f"rule/{label}/gain"] = active.rule.gain_at(self.step)
+            scalars[f"rule/{label}/gain"] = gain = self.gain(active)
+            if made and gain != 1 and float(active.broken) > 0:
+                text = f"rule {label} (gain {gain:g}) has made finite numbers infinite or NaN"
+                self.tell("not_finite", rule=label, gain=gain, text=text)
+                raise RunError(f"step {self.step + 1}: {text}; give it a gain nearer to 1, or switch it off. The weights of this step are void")
             if total > 0:
                 scalars[f"rule/{label}/share"] = float(active.touched) / total
             if active.constrainer is not None and active.constrainer.measure is not None:
                 scalars[f"rule/{label}/measure"] = float(active.constrainer.measure)
             if active.rows:
                 scalars[f"rule/{label}/silent_rows"] = active.silent / active.rows
-            active.touched.zero_(), active.total.zero_()
+            if made and total > 0:
+                self.governor.spend(active.rule, self.step, float(active.touched) / total, float(active.touched + active.wanted) / total)
+            for tensor in (active.touched, active.total, active.wanted, active.broken):
+                tensor.zero_()
             active.silent = active.rows = 0
+        if self.cap.scale != 1:
+            scalars["policy/norm_scale"], self.cap.scale = self.cap.scale, 1.0
         return scalars
+
+    def state_dict(self) -> dict[str, Any]:
+        """What rules have come to know: plain numbers, the same on every rank."""
+        return {"governor": self.governor.state_dict(), "cap": self.cap.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Before the policy is set."""
+        self.governor.load_state_dict(state["governor"])
+        self.cap.load_state_dict(state["cap"])
+
+    def _measured_at(self, active: ActiveRule) -> str:
+        """The hookpoint at which a rule's target is measured; "" without one."""
+        rule = active.rule
+        if rule.target is None:
+            return ""
+        known = self.concepts.get(rule.concept, {})
+        place = canonical(rule.target.hookpoint) if rule.target.hookpoint else max(active.features, key=lambda name: layer_of(name) or -1)
+        if place not in known:
+            raise ConfigError(
+                f"rule {rule.label}: target: concept {rule.concept} has no features at {place} to measure; it has some at "
+                f"{', '.join(known) or 'no hookpoint'} (target.hookpoint)"
+            )
+        return place
+
+    def _amplifies(self, active: ActiveRule, size: float) -> bool:
+        return size > 1 and active.rule.mode not in NO_GRADIENT and not active.rule.dry_run
+
+    def _cap_gradients(self) -> None:
+        now = [(active, abs(self.gain(active))) for active in self.rules]
+        now = [(active, size) for active, size in now if self._amplifies(active, size)]
+        names = [active.rule.label for active, _ in now]
+
+        def tell(norm: float, most: float) -> None:
+            text = f"the gradient's norm under {', '.join(names)} was {norm:.3g}; it is scaled down to {most:.3g}"
+            self.tell("norm_capped", rules=names, norm=norm, most=most, text=text)
+
+        self.cap(self.model.parameters(), max((size for _, size in now), default=1.0), tell)
+
+    def _guard(self, active: ActiveRule, before: Tensor, after: Tensor) -> None:
+        """Note where an edit has made what was finite not finite."""
+        active.broken += torch.isfinite(before.detach()).all() & ~torch.isfinite(after.detach()).all()
 
     def _count(self, active: ActiveRule, x: Tensor, Q: Tensor) -> None:
         x = x.detach()

@@ -63,6 +63,13 @@ def expresses(active_BS: Tensor, counted_BS: Tensor, tokens: str = "around", win
     return _shifted(around_BS)
 
 
+def within_budget(gated_BS: Tensor, most: Tensor) -> Tensor:
+    """At most `most` (a number, as a tensor) of the gated positions, `bool[B, S]`, evenly spread over them in reading order."""
+    number_N = gated_BS.flatten().cumsum(0).double()  # of each gated position, from 1
+    share = (most.double() / number_N[-1].clamp_min(1)).clamp(max=1)
+    return gated_BS & ((number_N * share).floor() > ((number_N - 1) * share).floor()).view_as(gated_BS)
+
+
 def _shifted(mask_BS: Tensor) -> Tensor:
     """The mask of p + 1 at p."""
     return torch.cat([mask_BS[:, 1:], torch.zeros_like(mask_BS[:, :1])], dim=1)

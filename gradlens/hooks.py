@@ -119,7 +119,7 @@ class Hooks:
         return found
 
     def _rewritten(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
-        if not self.control.in_force("rewrite"):
+        if not self.control.in_force("rewrite", dry=True):
             return batch, None
         with self.closed(), self._clock("rewrite"):
             return self.control.rewrite(batch)
@@ -134,14 +134,14 @@ class Hooks:
         with self.closed():
             self._begin(args, kwargs)
         changed, ids = None, kwargs.get("input_ids", args[0] if args else None)
-        rewrites = bool(self.control.in_force("rewrite"))
+        rewrites = bool(self.control.in_force("rewrite", dry=True))
         positions_BS = self._positions.get(ids) if rewrites and isinstance(ids, Tensor) else None  # None: copied on the way, so not known
         if rewrites and not self._prepares:
             named = {"input_ids": args[0], **kwargs} if args and isinstance(args[0], Tensor) else kwargs
             args, (kwargs, positions_BS) = args[1:] if named is not kwargs else args, self._rewritten(named)
             changed = (args, kwargs)
         batch = MicroBatch.of(args, kwargs, self.observe.tokens, self.rows)
-        if batch is not None and rewrites:
+        if batch is not None and self.control.in_force("rewrite"):
             batch.at_BS = torch.full_like(batch.targets_BS, -1) if positions_BS is None else positions_BS
         self._batch = batch
         return changed
@@ -150,7 +150,7 @@ class Hooks:
         batch = self._batch
         if batch is None or not torch.is_grad_enabled():
             return
-        if self.control.in_force("route") and not batch.routed:
+        if self.control.in_force("route", dry=True) and not batch.routed:
             self._route_output(batch, output)
         if not self.observing() or "taught" not in self.observe.estimators:
             return
@@ -225,7 +225,7 @@ class Hooks:
         return self._ablate(names, h, count=False) if names[0] in self._ablated else None
 
     def _listen(self, names: list[str], h: Tensor, batch: MicroBatch, pairs: dict[str, tuple[Tensor, Tensor]]) -> None:
-        if self.observing() or any(self.control.in_force("grad", name) for name in names):
+        if self.observing() or any(self.control.in_force("grad", name, dry=True) for name in names):
             hook = partial(self._on_gradient, names, h.detach(), batch, pairs, self._inputs)
             h.register_hook(torch.compiler.disable(hook))
 
@@ -243,7 +243,7 @@ class Hooks:
         self.saw_gradients = True
         edited = g_BSD
         for name in names:
-            if self.control.in_force("grad", name):
+            if self.control.in_force("grad", name, dry=True):
                 edited = self.control.edit_gradient(name, edited)
         if self.observing():
             with self._clock("step"):
@@ -263,9 +263,12 @@ class Hooks:
     # -- the head: which tokens teach -------------------------------------------------------------------------------------------
 
     def _on_head(self, module: nn.Module, args: tuple, output: Tensor) -> None:
-        if self._batch is None or not torch.is_grad_enabled() or not self.control.in_force("route"):
+        if self._batch is None or not torch.is_grad_enabled() or not self.control.in_force("route", dry=True):
             return
         gains_BS = self.control.token_gains(self._batch, self._pairs)
+        if gains_BS is None:  # a dry run: counted, and that is all
+            self._batch.routed = True
+            return
         if self._batch.columns is not None:
             gains_BS = gains_BS[:, self._batch.columns]
         # The gradient at the head's input carries every token's loss to the trunk; a trainable head needs its own share gated too.
@@ -287,7 +290,8 @@ class Hooks:
                 "route: the loss of this model does not pass its output embeddings (a fused loss?), so tokens cannot be gated; "
                 "switch the fused loss off (use_liger_kernel=False)"
             )
-        gains_BS = self.control.token_gains(batch, self._pairs)[:, : log_probs.shape[1]]
+        gains_BS = self.control.token_gains(batch, self._pairs)
         batch.routed = True
-        if log_probs.requires_grad:
+        if log_probs.requires_grad and gains_BS is not None:
+            gains_BS = gains_BS[:, : log_probs.shape[1]]
             log_probs.register_hook(lambda g: g * gains_BS.to(g.dtype))

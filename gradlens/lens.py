@@ -117,8 +117,9 @@ class Lens:
             constrainer_of, model=model, optimizer=optimizer, world=self.world, dictionaries=self.dictionaries, exemplars=exemplars or {}
         )
         self.control = Control(
-            model, self.dictionaries, self.concepts, self._rates, thresholds, quorums, detectors, tokenizer, self._mean, constrainers
-        )
+            model, self.dictionaries, self.concepts, self._rates, thresholds, quorums, detectors, tokenizer, self._mean, constrainers,
+            self._tell_of_rules,
+        )  # fmt: skip
         self._policy = policy or Policy()
         self.hooks = Hooks(
             model, self.dictionaries, self.control, self.projector, self.observe,
@@ -192,8 +193,8 @@ class Lens:
         return self.hooks.prepare(batch)
 
     def rewrites(self) -> bool:
-        """Whether a `rewrite` rule acts at this step."""
-        return bool(self.control.in_force("rewrite"))
+        """Whether a `rewrite` rule acts at this step, or counts what it would do."""
+        return bool(self.control.in_force("rewrite", dry=True))
 
     def read_generated(self, batch: dict[str, Tensor] | list[dict[str, Tensor]]) -> None:
         """Read texts that the model itself wrote during training: rollouts of a reinforcement learning loop, reasoning traces.
@@ -236,6 +237,10 @@ class Lens:
             raise ConfigError("inoculate acts on the data of a run from its first step; it cannot be put in force while it goes on")
         if self.sharded and any(rule.mode == "rewrite" for rule in policy.rules):
             raise ConfigError("rewrite reads rows with the model before training, which FSDP2 splits over ranks; use DDP, or route")
+        for rule in policy.rules:
+            if rule.target is not None and not (self.observe.own_every if rule.target.measure == "own" else self.observe.drift_every):
+                key = "own_every" if rule.target.measure == "own" else "drift_every"
+                raise ConfigError(f"rule {rule.label}: a target is held by readings of the probe set; set observe.{key} to 1 step or more")
         self.control.set_policy(policy)
         self._policy = policy
         if self.recorder is not None and self.world.rank == 0 and (policy.rules or policy.version):
@@ -326,7 +331,7 @@ class Lens:
 
     def _let_go(self) -> None:
         self.projector.drop()
-        self.control.drain()
+        self.control.drain(made=False)
         self.hooks.holds, self.hooks.saw_gradients = False, False
         self._tell_once("skipped", "skipped", reason="the gradient scaler skipped a step; what was read of it is dropped")
 
@@ -341,6 +346,7 @@ class Lens:
             flat_sum_(self.world, self.routers.sums())
             self.routers.drain(record["scalars"])
         self._measure(record, self._due(self.observe.drift_every), self._due(self.observe.own_every))
+        self._decide(record["scalars"])
         record["scalars"] |= {f"observe/{name}_seconds": seconds for name, seconds in self._spent.items()}
         self._spent = {}
         self._scalars = {}
@@ -398,6 +404,17 @@ class Lens:
             with self._clock("probe"):
                 self._tell()
 
+    def _decide(self, scalars: dict[str, float]) -> None:
+        """New gains of rules with a target, from a reading just made: rank 0 decides, everyone hears."""
+        if not self.control.governor.loops or not self._due(self.observe.drift_every):
+            return
+        found = self.control.governor.read(self.step, scalars) if self.world.rank == 0 else None
+        self.control.governor.decided(self.world.broadcast(found), scalars)
+
+    def _tell_of_rules(self, kind: str, **fields: Any) -> None:
+        if self.recorder is not None and self.world.rank == 0:
+            self.recorder.event(kind, step=self.step, **fields)
+
     def _tell(self) -> None:
         """Events: what was learned so far, and alarms."""
         if self.recorder is None or self.world.rank != 0:
@@ -419,7 +436,10 @@ class Lens:
             if self.routers is not None and self.world.size == 1:  # only here is it known that nobody waits for the others
                 self.routers.drain(record["scalars"])
             self._measure(record, True, True)
+            if self.world.rank == 0:  # the last word; nobody trains on with it
+                self.control.governor.decided(self.control.governor.read(self.step, record["scalars"]), record["scalars"])
             self.projector.skip(record, self._emit)
+        self.control.governor.settle(self.step)
         if self._scalars:  # said since the last step
             self.projector.skip({"step": self.step, "time": time.time(), "scalars": self._scalars}, self._emit)
             self._scalars = {}
@@ -493,7 +513,7 @@ class Lens:
         """
         if self._reads and self.observe.update_every and self.step % self.observe.update_every:
             self.learning.read_updates({})
-        return {"step": self.step, "totals": self.totals, **self.learning.state_dict()}
+        return {"step": self.step, "totals": self.totals, "control": self.control.state_dict(), **self.learning.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
@@ -502,5 +522,7 @@ class Lens:
         self.projector.set_totals({n: {k: v for k, v in part.items() if k not in updates} for n, part in state["totals"].items()})
         self.learning.updates = {n: {k: v.clone() for k, v in part.items() if k in updates} for n, part in state["totals"].items()}
         self.learning.load_state_dict(state, self.probe)
+        if "control" in state:
+            self.control.load_state_dict(state["control"])
         if self.start is not None:  # random controls are drawn from features live before training
             self.control.set_policy(self._policy)

@@ -117,6 +117,8 @@ class Rule(BaseModel):
             raise ValueError("inoculate has no gain while training goes on; leave target, budget and dry_run away")
         if self.target is not None:
             self._check_target(self.target)
+            if self.dry_run:
+                raise ValueError("a dry run changes nothing, so its gain can hold no target: leave target or dry_run away")
         if self.mode == "auto" and not self.concept:
             raise ValueError("auto: name a concept with examples")
         if self.mode == "rewrite" and not self.concept:
@@ -141,6 +143,12 @@ class Rule(BaseModel):
     def acts_at(self, step: int) -> bool:
         """Whether a step (counted from 0) lies between start and end."""
         return self.start <= step and (self.end is None or step < self.end)
+
+    @property
+    def gains(self) -> tuple[float, float]:
+        """The smallest and the largest gain that the rule may have."""
+        low, high = (self.gain, self.gain) if self.target is None else self.target.bounds
+        return min(low, 1.0), max(high, 1.0)
 
     def gain_at(self, step: int, gain: float | None = None) -> float:
         """The gain at a step (counted from 0) of `gain`, or of the rule's own; 1 where the rule does not act."""
