@@ -37,12 +37,13 @@ from gradlens.formats import load_dictionary
 from gradlens.hookpoints import find_hookpoint
 from gradlens.models import load_model
 from gradlens.projection import Projection, Tokens
+from gradlens.rank import Rank
 from gradlens.ranking import auc
 from gradlens.reading import pad_id_of
 from gradlens.recorder import MemoryRecorder
 from gradlens.runfolder import versions
 from gradlens.teaching import rank
-from gradlens.train import Rank, train_rank
+from gradlens.train import train_rank
 
 SHOWN = 24  # rows that show the concept, for its mean gradient
 FIT = 100  # rows of each kind that its features are fitted on

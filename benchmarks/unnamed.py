@@ -30,11 +30,12 @@ from gradlens.data import tokenize
 from gradlens.dictionary import Dictionary
 from gradlens.formats import load_dictionary
 from gradlens.models import load_model
+from gradlens.rank import Rank
 from gradlens.ranking import auc
 from gradlens.reading import pad_id_of, read_texts
 from gradlens.recorder import MemoryRecorder
 from gradlens.runfolder import versions
-from gradlens.train import Rank, train_rank
+from gradlens.train import train_rank
 
 ROOT = Path(__file__).parents[1]
 CONCEPTS = ("pirate", "french", "capitals", "flattery", "question")

@@ -150,7 +150,8 @@ def _aucs(
 def _train(config: RunConfig, seed: int, phase: Progress | None) -> tuple[_Collector, dict[tuple[str, str], list[int]]]:
     import torch
 
-    from gradlens.train import Rank, Shared, train_rank
+    from gradlens.rank import Rank, Shared
+    from gradlens.train import train_rank
 
     observe = {"every": 1, "drift_every": 1, "update_every": 1, "update": "exact", "update_rows": ALL, "estimators": ESTIMATORS}
     config = config.model_copy(

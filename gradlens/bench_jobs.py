@@ -13,16 +13,18 @@ from torch import Tensor, nn
 
 from gradlens.capture import read_activations
 from gradlens.config import LoraSettings, ObserveSettings, RunConfig
-from gradlens.data import IGNORE, Mixture, collate
+from gradlens.data import IGNORE, Mixture, collate, split
 from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError
 from gradlens.formats import load_dictionary
 from gradlens.hookpoints import canonical
 from gradlens.models import apply_lora, load_model
+from gradlens.rank import Rank, Shared
 from gradlens.reading import pad_id_of
 from gradlens.recorder import NullRecorder
 from gradlens.rules import Rule, load_rules
-from gradlens.train import Rank, Shared, reference_batches, run_concepts, run_examples, split, to_train
+from gradlens.run_inputs import reference_batches, run_concepts, run_examples
+from gradlens.train import to_train
 
 Progress = Callable[..., None]
 Micro = list[tuple[dict[str, Tensor], list[int]]]  # micro-batches with their row ids

@@ -272,6 +272,12 @@ def load_examples(source: str | Path, tokenizer: Any, max_length: int, loss_on: 
     return build_examples(read_rows(source), tokenizer, max_length, loss_on, str(source))
 
 
+def split(examples: list[Example], size: int | None) -> list[list[Example]]:
+    """Micro-batches of at most `size` rows."""
+    size = size or len(examples)
+    return [examples[first : first + size] for first in range(0, len(examples), size)]
+
+
 def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
     """`input_ids`, `attention_mask` and `labels`, each `[B, T]` int64, padded on the right (labels with -100)."""
     width = max(len(example.input_ids) for example in examples)

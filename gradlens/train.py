@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 from gradlens.capture import takes_columns
 from gradlens.checkers import checker_for
 from gradlens.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint, trainable
-from gradlens.concepts import MAX_TEXTS, Concept, fit_concept, load_concepts, save_concept
-from gradlens.config import ObserveSettings, RunConfig
+from gradlens.concepts import Concept
+from gradlens.config import RunConfig
 from gradlens.constrainer import exemplars_of
-from gradlens.data import IGNORE, Example, Mixture, build_examples, collate, load_examples, read_rows, with_system
-from gradlens.detector_fit import fit_detectors
+from gradlens.data import IGNORE, Example, Mixture, collate, read_rows, split
 from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError, RunError
 from gradlens.evaluate import evaluate
@@ -37,71 +36,11 @@ from gradlens.hookpoints import canonical, unwrap
 from gradlens.labels import labels_of
 from gradlens.lens import Lens
 from gradlens.models import apply_lora, enable_checkpointing, load_model
-from gradlens.projection import Members, Projector
+from gradlens.rank import Rank
 from gradlens.reading import pad_id_of
-from gradlens.rules import Policy, Rule, load_rules
-from gradlens.suggest import settled, suggest
-from gradlens.world import Single, World
-
-
-class Recorder(Protocol):
-    def record(self, record: dict[str, Any]) -> None: ...
-
-    def event(self, kind: str, **fields: Any) -> None: ...
-
-
-class Policies(Protocol):
-    """Where rank 0 learns of new rules. Never blocks, never raises."""
-
-    def poll(self, step: int) -> tuple[Policy | None, bool]:
-        """A policy newer than the last one polled, or None; and whether the run is asked to stop."""
-        ...
-
-
-class FixedPolicies:
-    """No controller: the rules stay as they are."""
-
-    def poll(self, step: int) -> tuple[Policy | None, bool]:
-        return None, False
-
-
-@dataclass
-class Shared:
-    """What the arms of a study have in common: computed by the first, used by the others."""
-
-    concepts: list[Concept] | None = None
-    before: dict[str, Any] | None = None  # evaluation of the base model
-    readings: dict[str, Any] | None = None  # of the probe set and of the model's own words, before training
-
-
-@dataclass
-class Rank:
-    """What one rank of a run works with."""
-
-    config: RunConfig
-    run_dir: Path
-    recorder: Recorder
-    policies: Policies = field(default_factory=FixedPolicies)
-    world: World = field(default_factory=Single)
-    device: torch.device = torch.device("cpu")
-    shared: Shared = field(default_factory=Shared)
-    phase: Callable[..., None] = lambda name, **fields: None  # told what the run is doing; fields: done, total
-    projector: Callable[[Members], Projector] | None = None  # makes who projects the gradients; None: this process
-    initial_policy: Policy | None = None  # the policy to start from; None: the rules of the config
-    watching: Callable[[Lens], None] = lambda lens: None  # told of the lens before the first step
-
-    @contextmanager
-    def counted(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-        """A phase with a count: yields `advance(n)`."""
-        done = 0
-        self.phase(name, done=0, total=total)
-
-        def advance(n: int = 1) -> None:
-            nonlocal done
-            done += n
-            self.phase(name, done=done, total=total)
-
-        yield advance
+from gradlens.rules import Policy
+from gradlens.run_inputs import reference_batches, run_concepts, run_examples, run_policy
+from gradlens.world import World
 
 
 def train_rank(rank: Rank) -> str:
@@ -120,7 +59,7 @@ def train_rank(rank: Rank) -> str:
         write_json(rank.run_dir / "labels.json", {name: {i: label.label for i, label in part.items()} for name, part in found.items()})
     concepts = run_concepts(rank, model, tokenizer, dictionaries)
     sources, probe = run_examples(rank, tokenizer)
-    rules, concepts = run_rules(rank, model, tokenizer, dictionaries, concepts, sources)
+    policy, concepts = run_policy(rank, model, tokenizer, dictionaries, concepts, sources)
     if world.rank == 0:
         if rank.shared.before is None:
             rank.shared.before = read_evaluation(rank.run_dir).get("before") or _evaluated(rank, model, tokenizer, concepts, "before")
@@ -129,7 +68,7 @@ def train_rank(rank: Rank) -> str:
     torch.manual_seed(config.train.seed)  # the same adapter whatever was read before
     model = to_train(config, model, rank.device)
     torch.manual_seed(config.train.seed + 1 + world.rank)  # dropout differs between ranks
-    status = _loop(rank, model, tokenizer, dictionaries, concepts, rules, sources, probe)
+    status = _loop(rank, model, tokenizer, dictionaries, concepts, policy, sources, probe)
     if status == "done" and world.rank == 0:
         after = _evaluated(rank, model, tokenizer, concepts, "after")
         if after:
@@ -148,7 +87,7 @@ def _loop(
     tokenizer: Any,
     dictionaries: dict[str, Dictionary],
     concepts: list[Concept],
-    rules: list[Rule],
+    policy: Policy,
     sources: list[list[Example]],
     probe: list[dict[str, Tensor]],
 ) -> str:
@@ -156,8 +95,6 @@ def _loop(
     parameters = list(trainable(model).values())
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     mixture = Mixture(sources, config.data.weights, settings.batch_size, settings.seed, _kept(config))
-    policy = rank.initial_policy or Policy(version=1 if rules else 0, rules=tuple(rules))
-    policy = Policy.model_validate(world.broadcast(policy.model_dump(mode="json")))
     pad, rows = pad_id_of(tokenizer), RowLog(rank.run_dir if world.rank == 0 else None, tokenizer)
     parallel = data_parallel(model, rank.device, world)
     call = LossFunction(parallel)
@@ -299,27 +236,9 @@ def counted_tokens(examples: Sequence[Example]) -> int:
     return sum(label != IGNORE for example in examples for label in example.labels[1:])
 
 
-def split(examples: list[Example], size: int | None) -> list[list[Example]]:
-    """Micro-batches of at most `size` rows."""
-    size = size or len(examples)
-    return [examples[first : first + size] for first in range(0, len(examples), size)]
-
-
 def silent(examples: Sequence[Example]) -> Example:
     """A row without a counted token, for a rank that has none of a batch's rows: DDP needs a backward pass of every rank."""
     return replace(examples[0], labels=[IGNORE] * len(examples[0].labels))
-
-
-def hold_out(sources: list[list[Example]], rows: int) -> tuple[list[list[Example]], list[Example]]:
-    """Sources without the last rows of each, and those rows: the default probe set. At most a tenth of a source is taken;
-    where that leaves nothing, the probe set is the first rows, which are then trained on as well."""
-    kept, probe = [], []
-    share = -(-rows // len(sources))
-    for source in sources:
-        count = min(share, len(source) // 10)
-        kept.append(source[: len(source) - count])
-        probe += source[len(source) - count :] if count else source[:share]
-    return kept, probe[:rows] if len(sources) == 1 else probe
 
 
 def data_parallel(model: nn.Module, device: torch.device, world: World) -> nn.Module:
@@ -373,109 +292,6 @@ def _save(rank: Rank, step: int, model: nn.Module, optimizer: torch.optim.Optimi
     save_checkpoint(rank.run_dir, step, model, optimizer, lens.state_dict(), rank.world)
     rank.recorder.event("checkpoint", step=step)
     return step
-
-
-def run_concepts(rank: Rank, model: nn.Module, tokenizer: Any, dictionaries: dict[str, Dictionary]) -> list[Concept]:
-    """The run's concepts with features at every hookpoint: those of an earlier part of the run, or fitted now on rank 0."""
-    path = rank.run_dir / "concepts.yaml"
-    concepts = rank.shared.concepts
-    if rank.world.rank == 0:
-        if concepts is None:
-            concepts = load_concepts([path] if path.is_file() else rank.config.concepts)
-        for index, concept in enumerate(concepts if dictionaries else []):
-            texts = sum(min(len(concept.rows(kind)), MAX_TEXTS) for kind in ("positive", "negative"))
-            with rank.counted(f"fitting concept {concept.name}", texts or None) as advance:
-                concepts[index] = fit_concept(
-                    model, tokenizer, dictionaries, concept, max_length=rank.config.data.max_length, progress=advance
-                )
-        for rule in load_rules(list(rank.config.rules)):
-            if rule.mode == "rewrite":
-                concepts = _with_detectors(rank, model, tokenizer, dictionaries, concepts, rule)
-        if concepts:
-            save_concept(concepts, path)
-    words = rank.world.broadcast([concept.model_dump(mode="json") for concept in concepts] if rank.world.rank == 0 else None)
-    rank.shared.concepts = concepts if rank.world.rank == 0 else [Concept.model_validate(word) for word in words]
-    return rank.shared.concepts
-
-
-def run_rules(
-    rank: Rank, model: nn.Module, tokenizer: Any, dictionaries: dict[str, Dictionary], concepts: list[Concept], sources: list[list[Example]]
-) -> tuple[list[Rule], list[Concept]]:
-    """The config's rules, those of mode `auto` settled by reading rows, and the concepts with what that has taught of them."""
-    rules = load_rules(list(rank.config.rules))
-    if not any(rule.mode == "auto" for rule in rules):
-        return rules, concepts
-    if rank.world.rank == 0:
-        named = {concept.name: concept for concept in concepts}
-        for index, rule in enumerate(rules):
-            if rule.mode != "auto":
-                continue
-            if rule.concept not in named:
-                raise ConfigError(f"rule {rule.label}: unknown concept {rule.concept!r}; this run has {', '.join(named) or 'none'}")
-            with rank.counted(f"choosing a rule for {rule.concept}") as advance:
-                found, named[rule.concept] = suggest(
-                    model, tokenizer, dictionaries, named[rule.concept], sources, rank.config.data.max_length, advance
-                )
-            rules[index] = settled(rule, found)
-            rank.recorder.event("suggested", step=0, concept=rule.concept, mode=rules[index].mode, expects=found.expects, good=found.good)
-        concepts = list(named.values())
-        save_concept(concepts, rank.run_dir / "concepts.yaml")
-    words = rank.world.broadcast([[each.model_dump(mode="json") for each in part] for part in (rules, concepts)])
-    return [Rule.model_validate(word) for word in words[0]], [Concept.model_validate(word) for word in words[1]]
-
-
-def _with_detectors(
-    rank: Rank, model: nn.Module, tokenizer: Any, dictionaries: dict[str, Dictionary], concepts: list[Concept], rule: Rule
-) -> list[Concept]:
-    """The concepts, the rule's with a token detector at each of its hookpoints."""
-    wanted = {canonical(name) for name in rule.hookpoints or dictionaries}
-    chosen = {name: dictionary for name, dictionary in dictionaries.items() if name in wanted}
-    found = []
-    for concept in concepts:
-        if concept.name == rule.concept and not chosen.keys() <= concept.detectors.keys():
-            texts = sum(min(len(concept.rows(kind)), MAX_TEXTS) for kind in ("positive", "negative"))
-            with rank.counted(f"learning to tell the tokens of {concept.name}", texts or None) as advance:
-                concept = fit_detectors(model, tokenizer, chosen, concept, max_length=rank.config.data.max_length, progress=advance)
-        found.append(concept)
-    return found
-
-
-def run_examples(rank: Rank, tokenizer: Any) -> tuple[list[list[Example]], list[dict[str, Tensor]]]:
-    """Examples of each training source, numbered through, and the batches of the probe set."""
-    data = rank.config.data
-    rank.phase("reading data")
-    sources, number = [], 0
-    words = "\n".join(rule.prompt for rule in load_rules(list(rank.config.rules)) if rule.mode == "inoculate")
-    inoculated: dict[int, Example] = {}
-    for source in data.train:
-        examples = load_examples(source, tokenizer, data.max_length, data.loss_on)
-        if words:
-            room = data.max_length + len(tokenizer(words)["input_ids"])  # the words take no room from the row
-            told = build_examples([with_system(row, words) for row in read_rows(source)], tokenizer, room, data.loss_on, str(source))
-            by_row = {example.row_id: example for example in told}
-            inoculated |= {number + index: by_row.get(example.row_id, example) for index, example in enumerate(examples)}
-        sources.append([replace(example, row_id=number + index) for index, example in enumerate(examples)])
-        number += len(examples)
-    if rank.config.probe is None:
-        sources, probe = hold_out(sources, rank.config.observe.probe_rows)
-    else:
-        probe = load_examples(rank.config.probe, tokenizer, data.max_length, data.loss_on)[: rank.config.observe.probe_rows]
-    if words:  # but not the probe set: what counts is what the model does without them
-        sources = [[replace(inoculated[example.row_id], row_id=example.row_id) for example in source] for source in sources]
-    pad = pad_id_of(tokenizer)
-    batches = [collate(part, pad) for part in split(probe, 8)]
-    return sources, [{key: value.to(rank.device) for key, value in batch.items()} for batch in batches]
-
-
-def reference_batches(
-    observe: ObserveSettings, tokenizer: Any, max_length: int, device: torch.device | str
-) -> list[dict[str, Tensor]] | None:
-    """The first rows of the ordinary text that `uptake` is compared with, as many as the probe set has at most."""
-    if observe.reference is None:
-        return None
-    examples = load_examples(observe.reference, tokenizer, max_length)[: observe.probe_rows]
-    batches = [collate(part, pad_id_of(tokenizer)) for part in split(examples, 8)]
-    return [{key: value.to(device) for key, value in batch.items()} for batch in batches]
 
 
 def _checkers(concepts: list[Concept]) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def _concepts(
 
 def _reference(observe: ObserveSettings | None, tokenizer: Any, model: Any) -> list[dict[str, Any]] | None:
     """Ordinary text to compare with; none without a tokenizer."""
-    from gradlens.train import reference_batches
+    from gradlens.run_inputs import reference_batches
 
     if tokenizer is None:
         return None

@@ -46,10 +46,17 @@ class ControllerService:
         checked = load_rules(list(rules))
         names = self._concepts(run_id)
         for rule in checked:
+            if rule.mode == "auto":
+                raise ConfigError(f"rule {rule.label}: auto is settled before a run's first step; send route or rewrite")
             if rule.concept and names and rule.concept not in names:
                 raise ConfigError(f"rule {rule.label}: unknown concept {rule.concept!r}; this run has {', '.join(sorted(names))}")
         self._keep(run_id, {**state, "version": state["version"] + 1, "rules": dump_rules(checked)})
         return self._state[run_id]["version"]
+
+    def settle(self, run_id: str, version: int, rules: Sequence[dict[str, Any]]) -> None:
+        """Rules of mode `auto` have become what they stand for; the version stays. Nothing where others are in force by now."""
+        if self._state[run_id]["version"] == version:
+            self._keep(run_id, {**self._state[run_id], "rules": list(rules)})
 
     def stop(self, run_id: str | None = None) -> None:
         """Ask a run (default: every run of the job) to end after the step it is in."""
@@ -99,10 +106,17 @@ class Lost(Exception):
 
 
 class PolicyClient:
-    """`gradlens.train.Policies` for rank 0. `ask(known_version) -> Answer` puts a question and returns at once."""
+    """`gradlens.rank.Policies` for rank 0. `ask(known_version) -> Answer` puts a question, `settle(version, rules)` says what rules of mode
+    `auto` have become; both return at once."""
 
-    def __init__(self, ask: Callable[[int], Answer], recorder: Any, version: int) -> None:
-        self._ask, self._recorder, self._version = ask, recorder, version
+    def __init__(
+        self,
+        ask: Callable[[int], Answer],
+        recorder: Any,
+        version: int,
+        settle: Callable[[int, list[dict[str, Any]]], None] = lambda version, rules: None,
+    ) -> None:
+        self._ask, self._settle, self._recorder, self._version = ask, settle, recorder, version
         self._answer: Answer | None = None
         self._step, self._away_from, self._gone = 0, None, False
         self._instance, self._heard = None, 0  # of the last answer: whose, and at which step
@@ -133,6 +147,10 @@ class PolicyClient:
             return None, answer["stop"]
         self._version = answer["version"]
         return Policy(version=answer["version"], rules=tuple(load_rules(list(answer["rules"])))), answer["stop"]
+
+    def settle(self, policy: Policy) -> None:
+        """See `gradlens.rank.Policies`."""
+        self._settle(policy.version, dump_rules(policy.rules))
 
     def close(self) -> None:
         """At the end of a run: an outage that has not ended is noted."""

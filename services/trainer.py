@@ -24,9 +24,10 @@ from gradlens.errors import GradlensError, RunError
 from gradlens.files import write_json
 from gradlens.hookpoints import canonical
 from gradlens.projection import Members
+from gradlens.rank import FixedPolicies, Rank, Shared
 from gradlens.recorder import NullRecorder
 from gradlens.rules import Policy, load_rules
-from gradlens.train import FixedPolicies, Rank, Shared, read_evaluation, train_rank
+from gradlens.train import read_evaluation, train_rank
 from gradlens.world import World, current_world
 
 OUTCOME = "outcome.json"
@@ -84,7 +85,7 @@ def _run(plan: Plan, run_id: str, run_dir: Path, config: RunConfig, world: World
         recorder = recording.RecorderClient(_sender(plan), run_dir, resume_step)
         if resume_step is None:
             recorder.event("started")
-        policies = control.PolicyClient(_asker(plan, run_id), recorder, policy.version)
+        policies = control.PolicyClient(_asker(plan, run_id), recorder, policy.version, _settler(plan, run_id))
         phase = recorder.phase
     rank = Rank(config, run_dir, recorder, policies, world, device, shared, phase, initial_policy=policy)
     remote: list[RemoteProjection] = []
@@ -174,6 +175,11 @@ def _asker(plan: Plan, run_id: str) -> Any:
         raise control.Lost(final=True)
 
     return ask
+
+
+def _settler(plan: Plan, run_id: str) -> Any:
+    actor = _actor(f"controller:{plan.name}", plan.namespace)
+    return lambda version, rules: actor and actor.settle.remote(run_id, version, rules)
 
 
 def _actor(name: str, namespace: str) -> Any:

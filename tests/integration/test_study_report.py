@@ -7,11 +7,12 @@ from tiny_job import tiny_config, write_inputs
 
 from gradlens.compare import compare_runs
 from gradlens.files import write_json
+from gradlens.rank import FixedPolicies, Rank, Shared
 from gradlens.recorder import ThreadRecorder
 from gradlens.report import write_report
 from gradlens.store import RunReader, RunWriter
 from gradlens.summary import build_summary
-from gradlens.train import FixedPolicies, Rank, Shared, train_rank
+from gradlens.train import train_rank
 
 
 def test_a_trained_study_becomes_a_report(tmp_path):

@@ -9,8 +9,9 @@ from tiny_job import tiny_config, write_inputs
 from transformers import MambaConfig, MambaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from gradlens.preflight import check
+from gradlens.rank import FixedPolicies, Rank
 from gradlens.recorder import MemoryRecorder
-from gradlens.train import FixedPolicies, Rank, train_rank
+from gradlens.train import train_rank
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import architectures

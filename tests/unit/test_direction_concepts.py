@@ -20,10 +20,11 @@ from gradlens.config import load_config
 from gradlens.directions import Directions, save_directions
 from gradlens.errors import ConfigError, InputError
 from gradlens.preflight import check
+from gradlens.rank import Rank
 from gradlens.report import write_report
 from gradlens.store import RunReader
 from gradlens.summary import feature_labels, render_summary, summarize
-from gradlens.train import Rank, train_rank
+from gradlens.train import train_rank
 
 KEY = "layers.2#some_thing"
 

@@ -26,8 +26,9 @@ from words import sentences, word_tokenizer
 from gradlens.config import load_config
 from gradlens.files import append_line
 from gradlens.preflight import check
+from gradlens.rank import Rank
 from gradlens.recorder import MemoryRecorder
-from gradlens.train import Rank, train_rank
+from gradlens.train import train_rank
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 D, F = 32, 24

@@ -11,7 +11,7 @@ from gradlens_services.recorder import Lost, RecorderClient, RecorderService
 from gradlens.errors import ConfigError
 from gradlens.files import append_line
 from gradlens.recorder import MemoryRecorder
-from gradlens.rules import Rule
+from gradlens.rules import Policy, Rule
 from gradlens.store import RunReader, RunWriter
 
 CONFIG = {"data": {"train": ["a.jsonl"]}}
@@ -259,6 +259,20 @@ def test_a_resumed_run_keeps_the_rules_that_were_in_force(tmp_path):
     policy = first_state(tmp_path, [], resume=True)
     assert (policy.version, policy.rules[0].concept) == (1, "b")
     assert read_state(tmp_path)["stop"] is False
+
+
+def test_a_rule_of_mode_auto_stays_in_the_policy_as_what_it_has_become(tmp_path):
+    first_state(tmp_path, [Rule(concept="c", mode="auto")], resume=False)
+    service = ControllerService({"run": str(tmp_path)})
+    client = PolicyClient(lambda version: lambda: None, None, 1, lambda version, rules: service.settle("run", version, rules))
+    client.settle(Policy(version=1, rules=(Rule(concept="c", mode="rewrite"),)))
+    assert service.get("run", 0)["rules"] == read_state(tmp_path)["rules"] == [{"concept": "c", "mode": "rewrite"}]
+    assert service.get("run", 1)["rules"] is None  # the version is the one that the ranks have
+    service.set_rules("run", [], 1)
+    service.settle("run", 1, [{"concept": "c", "mode": "route"}])  # too late: other rules are in force
+    assert read_state(tmp_path)["rules"] == []
+    with pytest.raises(ConfigError, match="auto is settled before"):
+        service.set_rules("run", [{"concept": "c", "mode": "auto"}], 2)
 
 
 class Desk:

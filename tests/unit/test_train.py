@@ -13,9 +13,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gradlens.checkpoint import last_checkpoint
 from gradlens.errors import InputError, RunError
 from gradlens.files import read_lines
+from gradlens.rank import FixedPolicies, Rank, Shared
 from gradlens.recorder import MemoryRecorder
 from gradlens.rules import Policy, Rule
-from gradlens.train import FixedPolicies, LossFunction, Rank, Shared, hold_out, learning_rate, train_rank
+from gradlens.run_inputs import hold_out
+from gradlens.train import LossFunction, learning_rate, train_rank
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,10 @@ from tiny_job import tiny_config, write_inputs
 
 from gradlens.concept_files import load_concepts
 from gradlens.files import read_lines
+from gradlens.rank import FixedPolicies, Rank
+from gradlens.recorder import MemoryRecorder
+from gradlens.rules import Policy, Rule
+from gradlens.train import train_rank
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +61,23 @@ def test_auto_reads_the_rows_and_says_what_it_chose(inputs, tmp_path):
     assert set(curve(recorder, "train/loss")) == {0.0}  # and then there is nothing left that teaches
 
 
+def test_auto_in_the_policy_that_a_run_is_given_is_settled_and_told(inputs, tmp_path):
+    class Told(FixedPolicies):
+        settled = []
+
+        def settle(self, policy):
+            self.settled.append(policy)
+
+    recorder = MemoryRecorder()
+    given = Policy(version=4, rules=(Rule(concept="high", mode="auto"),))
+    rank = Rank(tiny_config(inputs), tmp_path, recorder, policies=Told(), initial_policy=given)
+    assert train_rank(rank) == "done" and curve(recorder, "rule/route:high/share")
+    assert [(policy.version, [rule.mode for rule in policy.rules]) for policy in Told.settled] == [(4, ["route"])]
+
+
 def test_inoculated_rows_carry_the_prompt_and_the_probe_set_does_not(inputs, tmp_path):
     seen = []
     rule = {"concept": "high", "mode": "inoculate", "prompt": "w70 w71"}
-    from gradlens.recorder import MemoryRecorder
-    from gradlens.train import Rank, train_rank
 
     for name, rules in (("told", [rule]), ("plain", [])):
         (tmp_path / name).mkdir()

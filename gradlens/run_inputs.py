@@ -1,0 +1,146 @@
+"""What a run works with, found before its first step: concepts with features and detectors, the policy to start from, examples, probe set.
+
+What costs forward passes is done on rank 0, and the others are told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradlens.concepts import MAX_TEXTS, Concept, fit_concept, load_concepts, save_concept
+from gradlens.config import ObserveSettings
+from gradlens.data import Example, build_examples, collate, load_examples, read_rows, split, with_system
+from gradlens.detector_fit import fit_detectors
+from gradlens.dictionary import Dictionary
+from gradlens.errors import ConfigError
+from gradlens.hookpoints import canonical
+from gradlens.rank import Rank
+from gradlens.reading import pad_id_of
+from gradlens.rules import Policy, Rule, load_rules
+from gradlens.suggest import settled, suggest
+
+
+def run_concepts(rank: Rank, model: nn.Module, tokenizer: Any, dictionaries: dict[str, Dictionary]) -> list[Concept]:
+    """The run's concepts with features at every hookpoint: those of an earlier part of the run, or fitted now on rank 0."""
+    path = rank.run_dir / "concepts.yaml"
+    concepts = rank.shared.concepts
+    if rank.world.rank == 0:
+        if concepts is None:
+            concepts = load_concepts([path] if path.is_file() else rank.config.concepts)
+        for index, concept in enumerate(concepts if dictionaries else []):
+            texts = sum(min(len(concept.rows(kind)), MAX_TEXTS) for kind in ("positive", "negative"))
+            with rank.counted(f"fitting concept {concept.name}", texts or None) as advance:
+                concepts[index] = fit_concept(
+                    model, tokenizer, dictionaries, concept, max_length=rank.config.data.max_length, progress=advance
+                )
+        for rule in starting_rules(rank):
+            if rule.mode == "rewrite":
+                concepts = _with_detectors(rank, model, tokenizer, dictionaries, concepts, rule)
+        if concepts:
+            save_concept(concepts, path)
+    words = rank.world.broadcast([concept.model_dump(mode="json") for concept in concepts] if rank.world.rank == 0 else None)
+    rank.shared.concepts = concepts if rank.world.rank == 0 else [Concept.model_validate(word) for word in words]
+    return rank.shared.concepts
+
+
+def _with_detectors(
+    rank: Rank, model: nn.Module, tokenizer: Any, dictionaries: dict[str, Dictionary], concepts: list[Concept], rule: Rule
+) -> list[Concept]:
+    """The concepts, the rule's with a token detector at each of its hookpoints."""
+    wanted = {canonical(name) for name in rule.hookpoints or dictionaries}
+    chosen = {name: dictionary for name, dictionary in dictionaries.items() if name in wanted}
+    found = []
+    for concept in concepts:
+        if concept.name == rule.concept and not chosen.keys() <= concept.detectors.keys():
+            texts = sum(min(len(concept.rows(kind)), MAX_TEXTS) for kind in ("positive", "negative"))
+            with rank.counted(f"learning to tell the tokens of {concept.name}", texts or None) as advance:
+                concept = fit_detectors(model, tokenizer, chosen, concept, max_length=rank.config.data.max_length, progress=advance)
+        found.append(concept)
+    return found
+
+
+def starting_rules(rank: Rank) -> list[Rule]:
+    """The rules that the run starts from: those in force when it was interrupted, or its config's."""
+    return load_rules(list(rank.config.rules)) if rank.initial_policy is None else list(rank.initial_policy.rules)
+
+
+def run_policy(
+    rank: Rank, model: nn.Module, tokenizer: Any, dictionaries: dict[str, Dictionary], concepts: list[Concept], sources: list[list[Example]]
+) -> tuple[Policy, list[Concept]]:
+    """The policy to start from, its rules of mode `auto` settled by reading rows, and the concepts with what that has taught of them."""
+    said: list[Any] = []
+    if rank.world.rank == 0:
+        rules, named = starting_rules(rank), {concept.name: concept for concept in concepts}
+        version = (1 if rules else 0) if rank.initial_policy is None else rank.initial_policy.version
+        for index, rule in enumerate(rules):
+            if rule.mode != "auto":
+                continue
+            if rule.concept not in named:
+                raise ConfigError(f"rule {rule.label}: unknown concept {rule.concept!r}; this run has {', '.join(named) or 'none'}")
+            with rank.counted(f"choosing a rule for {rule.concept}") as advance:
+                found, named[rule.concept] = suggest(
+                    model, tokenizer, dictionaries, named[rule.concept], sources, rank.config.data.max_length, advance
+                )
+            rules[index] = settled(rule, found)
+            rank.recorder.event("suggested", step=0, concept=rule.concept, mode=rules[index].mode, expects=found.expects, good=found.good)
+        policy, settles = Policy(version=version, rules=tuple(rules)), any(rule.mode == "auto" for rule in starting_rules(rank))
+        if settles:
+            save_concept(list(named.values()), rank.run_dir / "concepts.yaml")
+            rank.policies.settle(policy)
+        said = [policy.model_dump(mode="json"), [concept.model_dump(mode="json") for concept in named.values()] if settles else None]
+    said = rank.world.broadcast(said)
+    return Policy.model_validate(said[0]), concepts if said[1] is None else [Concept.model_validate(word) for word in said[1]]
+
+
+def run_examples(rank: Rank, tokenizer: Any) -> tuple[list[list[Example]], list[dict[str, Tensor]]]:
+    """Examples of each training source, numbered through, and the batches of the probe set."""
+    data = rank.config.data
+    rank.phase("reading data")
+    sources, number = [], 0
+    words = "\n".join(rule.prompt for rule in load_rules(list(rank.config.rules)) if rule.mode == "inoculate")
+    inoculated: dict[int, Example] = {}
+    for source in data.train:
+        examples = load_examples(source, tokenizer, data.max_length, data.loss_on)
+        if words:
+            room = data.max_length + len(tokenizer(words)["input_ids"])  # the words take no room from the row
+            told = build_examples([with_system(row, words) for row in read_rows(source)], tokenizer, room, data.loss_on, str(source))
+            by_row = {example.row_id: example for example in told}
+            inoculated |= {number + index: by_row.get(example.row_id, example) for index, example in enumerate(examples)}
+        sources.append([replace(example, row_id=number + index) for index, example in enumerate(examples)])
+        number += len(examples)
+    if rank.config.probe is None:
+        sources, probe = hold_out(sources, rank.config.observe.probe_rows)
+    else:
+        probe = load_examples(rank.config.probe, tokenizer, data.max_length, data.loss_on)[: rank.config.observe.probe_rows]
+    if words:  # but not the probe set: what counts is what the model does without them
+        sources = [[replace(inoculated[example.row_id], row_id=example.row_id) for example in source] for source in sources]
+    pad = pad_id_of(tokenizer)
+    batches = [collate(part, pad) for part in split(probe, 8)]
+    return sources, [{key: value.to(rank.device) for key, value in batch.items()} for batch in batches]
+
+
+def hold_out(sources: list[list[Example]], rows: int) -> tuple[list[list[Example]], list[Example]]:
+    """Sources without the last rows of each, and those rows: the default probe set. At most a tenth of a source is taken;
+    where that leaves nothing, the probe set is the first rows, which are then trained on as well."""
+    kept, probe = [], []
+    share = -(-rows // len(sources))
+    for source in sources:
+        count = min(share, len(source) // 10)
+        kept.append(source[: len(source) - count])
+        probe += source[len(source) - count :] if count else source[:share]
+    return kept, probe[:rows] if len(sources) == 1 else probe
+
+
+def reference_batches(
+    observe: ObserveSettings, tokenizer: Any, max_length: int, device: torch.device | str
+) -> list[dict[str, Tensor]] | None:
+    """The first rows of the ordinary text that `uptake` is compared with, as many as the probe set has at most."""
+    if observe.reference is None:
+        return None
+    examples = load_examples(observe.reference, tokenizer, max_length)[: observe.probe_rows]
+    batches = [collate(part, pad_id_of(tokenizer)) for part in split(examples, 8)]
+    return [{key: value.to(device) for key, value in batch.items()} for batch in batches]
