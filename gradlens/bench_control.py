@@ -23,9 +23,10 @@ from gradlens.config import EvaluateSettings, ObserveSettings, RunConfig
 from gradlens.data import messages_of, read_rows
 from gradlens.errors import ConfigError
 from gradlens.pairs import Pair
+from gradlens.rank import Rank, Shared
 from gradlens.recorder import MemoryRecorder
 from gradlens.rules import Rule
-from gradlens.train import Rank, Shared, train_rank
+from gradlens.train import train_rank
 
 SHAPES = ("mix", "entangled")
 STEER = (1.0, 2.0, 4.0)  # strengths, in units of the difference of means
