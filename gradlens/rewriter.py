@@ -172,7 +172,8 @@ class Rewriter:
         return taken
 
     def _log_probs(self, texts: list[list[int]], places: list[list[int]]) -> list[Tensor]:
-        """Logits are made at the places asked for alone: with a large vocabulary they are most of the work."""
+        """Logits are made at the places asked for alone, and nothing is read after the last of them."""
+        texts = [text[: row[-1] + 1] for text, row in zip(texts, places, strict=True)]
         batch, at_BP = _padded(texts, self.device), [torch.tensor(row, dtype=torch.int64) for row in places]
         flat_N = torch.cat([row + number * batch["input_ids"].shape[1] for number, row in enumerate(at_BP)]).to(self.device)
         model = unwrap(self.model)

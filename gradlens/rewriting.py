@@ -65,6 +65,7 @@ def bridge(pieces: Sequence[Piece], log_probs: LogProbs, never: Sequence[int] = 
     open_pieces = [piece for piece in pieces if piece.cuts]
     longest = max((one.room for piece in open_pieces for one in piece.cuts), default=0)
     for length in range(longest + 1):
+        open_pieces = [piece for piece in open_pieces if _trials(piece, length)]
         if not open_pieces:
             return
         trials = [_trials(piece, length) for piece in open_pieces]
@@ -73,7 +74,6 @@ def bridge(pieces: Sequence[Piece], log_probs: LogProbs, never: Sequence[int] = 
         for row, kept, lp_PV in zip(trials, places, found, strict=True):
             for trial in row:
                 _judge(trial, lp_PV[torch.tensor([kept.index(place) for place in trial.places()])], list(never))
-        open_pieces = [piece for piece in open_pieces if any(len(one.bridge) > length for one in piece.cuts)]
 
 
 @dataclass

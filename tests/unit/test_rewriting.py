@@ -71,3 +71,14 @@ def test_without_a_model_gaps_stay_open_and_what_follows_one_teaches_nothing():
     ((ids, counted, _),) = rewrite(rows, None)
     assert ids == [1, 2, 4, 6]
     assert counted == [False, False, True, False]  # 4 begins the answer, as it may; 6 has lost the word before it
+
+
+def test_a_cut_that_begins_the_row_is_left_open():
+    asked = []
+
+    def none_asked(texts, places):
+        asked.append(places)
+        return model(table(0))(texts, places)
+
+    ((ids, _, at),) = rewrite([([1, 2, 3, 4], [True] * 4, [True, False, False, False])], none_asked)
+    assert ids == [2, 3, 4] and at == [1, 2, 3] and asked == []
