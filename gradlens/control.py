@@ -255,7 +255,7 @@ class Control:
             if made and gain != 1 and float(active.broken) > 0:
                 text = f"rule {label} (gain {gain:g}) has made finite numbers infinite or NaN"
                 self.tell("not_finite", rule=label, gain=gain, text=text)
-                raise RunError(f"step {self.step + 1}: {text}; give it a gain nearer to 1, or switch it off. The weights of this step are void")
+                raise RunError(f"step {self.step + 1}: {text}; give it a gain nearer to 1, or switch it off. Its weights are void")
             if total > 0:
                 scalars[f"rule/{label}/share"] = float(active.touched) / total
             if active.constrainer is not None and active.constrainer.measure is not None:

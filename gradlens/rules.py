@@ -97,9 +97,9 @@ class Rule(BaseModel):
         None,
         gt=0,
         le=1,
-        description="Largest share that the rule may touch: of the loss tokens of every micro-batch for route (of what it would gate, evenly "
-        "spread tokens beyond the budget are left alone); else of what `rule/LABEL/share` counts, on average over the steps so far, where a "
-        "gain counts by its distance from 1 (half removed counts half): the gain is drawn towards 1.",
+        description="Largest share that the rule may touch. route: of the loss tokens of every micro-batch; of what it would gate, evenly "
+        "spread tokens beyond the budget are left alone. Else: of what `rule/LABEL/share` counts, on average over the steps so far, where "
+        "a gain counts by its distance from 1 (half removed counts half); the gain is drawn towards 1.",
     )
     dry_run: bool = Field(False, description="Count what the rule would touch, and change nothing.")
 
