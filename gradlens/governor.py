@@ -47,9 +47,7 @@ class Governor:
         for rule, _ in kept:
             if labels.count(rule.label) > 1:
                 raise ConfigError(f"rule {rule.label}: another one has this name; give a rule with a target or a budget a name of its own")
-        measures = {
-            rule.label: f"concept/{rule.concept}/{place}/{rule.target.measure}" for rule, place in kept if rule.target is not None
-        }
+        measures = {rule.label: f"concept/{rule.concept}/{place}/{rule.target.measure}" for rule, place in kept if rule.target is not None}
         loops = {}
         for rule, _ in kept:
             if rule.target is None:
