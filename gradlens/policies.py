@@ -1,0 +1,126 @@
+"""The rules of a run in its folder: `policy.json` says what is in force, `policy.jsonl` what ever was, and is only ever added to.
+
+Any process may change them: the controller of a running job looks at the file whenever a rank asks, a resumed run begins with it. A lock
+makes reading and writing one act. Versions only grow: an undo is a new version with the rules of an earlier one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from gradlens.errors import ConfigError
+from gradlens.files import append_line, read_lines, write_json
+from gradlens.rules import Rule, load_rules
+
+By = Literal["config", "auto", "set", "undo", "off"]
+
+
+class Conflict(ConfigError):
+    """The rules were changed by somebody else in the meantime."""
+
+
+def dump_rules(rules: Sequence[Rule]) -> list[dict[str, Any]]:
+    return [rule.model_dump(mode="json", exclude_defaults=True) for rule in rules]
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What `policy.json` says: version, rules, stop."""
+    path = folder / "policy.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {"version": 0, "rules": [], "stop": False, **found}
+
+
+def signature(folder: Path) -> tuple[int, ...]:
+    """Differs when `policy.json` has been written again; () where there is none."""
+    try:
+        found = (folder / "policy.json").stat()
+    except FileNotFoundError:
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+@contextmanager
+def changing(folder: Path) -> Iterator[dict[str, Any]]:
+    """The state, to be changed in place: written back at the end of the block, with nobody else's change in between."""
+    with open(folder / "policy.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        state = read_state(folder)
+        yield state
+        write_json(folder / "policy.json", state)
+
+
+def put(
+    folder: Path, rules: Sequence[dict[str, Any]], by: By, base_version: int | None = None, restores: int | None = None
+) -> dict[str, Any]:
+    """Put rules in force; returns the new state. `base_version`: the version they are to replace, any by default (else `Conflict`).
+    `restores`: the earlier version whose rules these are."""
+    with changing(folder) as state:
+        if base_version not in (None, state["version"]):
+            raise Conflict(
+                f"{folder.name}: rules are at version {state['version']}, not {base_version}; read them again and repeat the change"
+            )
+        _note_first(folder, state)
+        found = read_lines(folder / "policy.jsonl")
+        version = max([state["version"], *(entry.get("version", 0) for entry in found)]) + 1
+        entry = {"time": time.time(), "version": version, "by": by, "replaces": state["version"]}
+        append_line(folder / "policy.jsonl", {**entry, **({} if restores is None else {"restores": restores}), "rules": list(rules)})
+        state |= {"version": version, "rules": list(rules)}
+    return state
+
+
+def settle(folder: Path, version: int, rules: Sequence[dict[str, Any]]) -> None:
+    """Rules of mode `auto` have become what they stand for; the version stays. Nothing where others are in force by now."""
+    with changing(folder) as state:
+        if state["version"] == version:
+            state["rules"] = list(rules)
+            append_line(folder / "policy.jsonl", {"time": time.time(), "version": version, "by": "auto", "rules": list(rules)})
+
+
+def begin(folder: Path, rules: Sequence[dict[str, Any]]) -> None:
+    """The rules of a new run's config: version 1, or 0 where there are none."""
+    with changing(folder) as state:
+        state |= {"version": 1 if rules else 0, "rules": list(rules), "stop": False}
+        _note_first(folder, state)
+
+
+def undo(folder: Path) -> dict[str, Any]:
+    """Put the rules back in force that were before the last change that is not undone yet. Raises `ConfigError` where there is none."""
+    entries = {entry["version"]: entry for entry in history(folder)}
+    version = read_state(folder)["version"]
+    now = entries[entries[version].get("restores", version)] if version in entries else {}
+    before = now.get("replaces")
+    before = entries[before].get("restores", before) if before in entries else None
+    if before is None:
+        raise ConfigError(f"{folder.name}: there is no change of rules to undo; `gradlens rules history {folder.name}` shows them")
+    return put(folder, entries[before]["rules"], "undo", base_version=version, restores=before)
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """Every policy the run has had, the oldest first: `time`, `version`, `by`, `rules`, and of an undo the version that it `restores`."""
+    return [entry for entry in read_lines(folder / "policy.jsonl") if "version" in entry]
+
+
+def check_rules(folder: Path, items: Sequence[Any]) -> list[Rule]:
+    """Rules that may be put in force in this run. Raises `ConfigError` for what is no rule, or names a concept that the run has not."""
+    rules, path = load_rules(list(items)), folder / "concepts.yaml"
+    from gradlens.concept_files import load_concepts  # it reads what `rules` describes
+
+    names = {concept.name for concept in load_concepts([path])} if path.is_file() else set()
+    for rule in rules:
+        if rule.mode == "auto":
+            raise ConfigError(f"rule {rule.label}: auto is settled before a run's first step; send route or rewrite")
+        if rule.concept and names and rule.concept not in names:
+            raise ConfigError(f"rule {rule.label}: unknown concept {rule.concept!r}; this run has {', '.join(sorted(names))}")
+    return rules
+
+
+def _note_first(folder: Path, state: dict[str, Any]) -> None:
+    """A history begins with what was in force before its first change; runs of older versions have none."""
+    if not history(folder):
+        append_line(folder / "policy.jsonl", {"time": time.time(), **{k: state[k] for k in ("version", "rules")}, "by": "config"})
