@@ -7,19 +7,14 @@ question has been answered.
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradlens.errors import ConfigError
-from gradlens.files import write_json
+from gradlens import policies
+from gradlens.policies import dump_rules, read_state
 from gradlens.rules import Policy, Rule, load_rules
-
-
-class Conflict(ConfigError):
-    """The rules were changed by somebody else in the meantime."""
 
 
 class ControllerService:
@@ -27,12 +22,13 @@ class ControllerService:
 
     def __init__(self, runs: dict[str, str]) -> None:
         self._folders = {run_id: Path(folder) for run_id, folder in runs.items()}
-        self._state = {run_id: read_state(folder) for run_id, folder in self._folders.items()}
+        self._state: dict[str, dict[str, Any]] = {}
+        self._seen: dict[str, tuple[int, ...]] = {}  # which `policy.json` the state is of
         self._instance = uuid.uuid4().hex  # tells a client that it talks to a restarted controller
 
     def get(self, run_id: str, known_version: int) -> dict[str, Any]:
         """`{"version", "stop", "rules", "instance"}`; rules are None where the caller knows this version."""
-        state = self._state[run_id]
+        state = self._now(run_id)
         return {**state, "rules": state["rules"] if state["version"] != known_version else None, "instance": self._instance}
 
     def set_rules(self, run_id: str, rules: Sequence[dict[str, Any]], base_version: int) -> int:
@@ -40,57 +36,33 @@ class ControllerService:
 
         Raises `Conflict` where another version is in force, `ConfigError` for a rule that is not one or names an unknown concept.
         """
-        state = self._state[run_id]
-        if base_version != state["version"]:
-            raise Conflict(f"{run_id}: rules are at version {state['version']}, not {base_version}; read them again and repeat the change")
-        checked = load_rules(list(rules))
-        names = self._concepts(run_id)
-        for rule in checked:
-            if rule.mode == "auto":
-                raise ConfigError(f"rule {rule.label}: auto is settled before a run's first step; send route or rewrite")
-            if rule.concept and names and rule.concept not in names:
-                raise ConfigError(f"rule {rule.label}: unknown concept {rule.concept!r}; this run has {', '.join(sorted(names))}")
-        self._keep(run_id, {**state, "version": state["version"] + 1, "rules": dump_rules(checked)})
-        return self._state[run_id]["version"]
+        folder = self._folders[run_id]
+        return policies.put(folder, dump_rules(policies.check_rules(folder, rules)), "set", base_version)["version"]
 
     def settle(self, run_id: str, version: int, rules: Sequence[dict[str, Any]]) -> None:
         """Rules of mode `auto` have become what they stand for; the version stays. Nothing where others are in force by now."""
-        if self._state[run_id]["version"] == version:
-            self._keep(run_id, {**self._state[run_id], "rules": list(rules)})
+        policies.settle(self._folders[run_id], version, rules)
 
     def stop(self, run_id: str | None = None) -> None:
         """Ask a run (default: every run of the job) to end after the step it is in."""
         for name in [run_id] if run_id else list(self._folders):
-            self._keep(name, {**self._state[name], "stop": True})
+            with policies.changing(self._folders[name]) as state:
+                state["stop"] = True
 
-    def _keep(self, run_id: str, state: dict[str, Any]) -> None:
-        write_json(self._folders[run_id] / "policy.json", state)
-        self._state[run_id] = state
-
-    def _concepts(self, run_id: str) -> set[str]:
-        from gradlens.concept_files import load_concepts
-
-        path = self._folders[run_id] / "concepts.yaml"
-        return {concept.name for concept in load_concepts([path])} if path.is_file() else set()
-
-
-def dump_rules(rules: Sequence[Rule]) -> list[dict[str, Any]]:
-    return [rule.model_dump(mode="json", exclude_defaults=True) for rule in rules]
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """What `policy.json` says: version, rules, stop."""
-    path = folder / "policy.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {"version": 0, "rules": [], "stop": False, **found}
+    def _now(self, run_id: str) -> dict[str, Any]:
+        """The state; read again where somebody has changed it (`gradlens rules set | undo | off`)."""
+        seen = policies.signature(self._folders[run_id])
+        if run_id not in self._state or seen != self._seen[run_id]:
+            self._state[run_id], self._seen[run_id] = read_state(self._folders[run_id]), seen
+        return self._state[run_id]
 
 
 def first_state(folder: Path, rules: Sequence[Rule], resume: bool) -> Policy:
     """Write the state a run starts from: the rules of its config, or on resuming those that were in force. Returns the policy."""
-    state = read_state(folder)
     if not resume or not (folder / "policy.json").is_file():
-        state |= {"version": 1 if rules else 0, "rules": dump_rules(rules)}
-    write_json(folder / "policy.json", {**state, "stop": False})
+        policies.begin(folder, dump_rules(rules))
+    with policies.changing(folder) as state:
+        state["stop"] = False
     return Policy(version=state["version"], rules=tuple(load_rules(list(state["rules"]))))
 
 

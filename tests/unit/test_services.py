@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 from gradlens_services import controller as control
-from gradlens_services.controller import Conflict, ControllerService, PolicyClient, first_state, read_state
+from gradlens_services.controller import ControllerService, PolicyClient, first_state
 from gradlens_services.job import Alarms
 from gradlens_services.lens import deal
 from gradlens_services.recorder import Lost, RecorderClient, RecorderService
 
 from gradlens.errors import ConfigError
 from gradlens.files import append_line
+from gradlens.policies import Conflict, history, put, read_state, undo
 from gradlens.recorder import MemoryRecorder
 from gradlens.rules import Policy, Rule
 from gradlens.store import RunReader, RunWriter
@@ -249,6 +250,29 @@ def test_a_controller_keeps_versions_and_finds_them_again_after_a_restart(tmp_pa
     again = ControllerService({"run": str(tmp_path)})
     state = again.get("run", 1)
     assert (state["version"], state["stop"], state["rules"]) == (2, True, [{"concept": "b"}])
+
+
+def test_what_another_process_puts_in_force_is_heard_of_and_undone_step_by_step(tmp_path):
+    first_state(tmp_path, [Rule(concept="a")], resume=False)
+    controller = ControllerService({"run": str(tmp_path)})
+    assert controller.get("run", 1)["rules"] is None
+    assert put(tmp_path, [{"concept": "b"}], "set")["version"] == 2
+    assert controller.get("run", 1)["rules"] == [{"concept": "b"}]
+    assert controller.set_rules("run", [{"concept": "c"}], 2) == 3
+    put(tmp_path, [], "off")
+    assert controller.get("run", 3)["rules"] == []
+    back = [undo(tmp_path)["rules"] for _ in range(3)]
+    assert back == [[{"concept": "c"}], [{"concept": "b"}], [{"concept": "a"}]]
+    with pytest.raises(ConfigError, match="no change of rules to undo"):
+        undo(tmp_path)
+    put(tmp_path, [{"concept": "d"}], "set")
+    assert undo(tmp_path)["rules"] == [{"concept": "a"}]
+    found = [(entry["version"], entry["by"], entry.get("restores")) for entry in history(tmp_path)]
+    assert found == [(1, "config", None), (2, "set", None), (3, "set", None), (4, "off", None), (5, "undo", 3), (6, "undo", 2),
+                     (7, "undo", 1), (8, "set", None), (9, "undo", 1)]  # fmt: skip
+    assert controller.get("run", 4)["version"] == 9
+    controller.stop()
+    assert read_state(tmp_path)["stop"] and controller.get("run", 9)["stop"]
 
 
 def test_a_resumed_run_keeps_the_rules_that_were_in_force(tmp_path):
