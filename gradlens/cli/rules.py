@@ -1,16 +1,18 @@
-"""`gradlens rules`: which rule suits a concept, before anything is trained."""
+"""`gradlens rules`: which rule suits a concept; and the rules of a run, changed while it goes on or before it is resumed."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
-from gradlens.cli.console import JsonOption, out, print_json
+from gradlens.cli.console import JsonOption, err, out, print_json
 from gradlens.cli.run import SetOption
+from gradlens.cli.runs import RUNS, RunArgument, RunsDirOption
 
-app = typer.Typer(no_args_is_help=True, help="Rules: what they are, and which one suits a concept.")
+app = typer.Typer(no_args_is_help=True, help="Rules: what they are, which one suits a concept, and those of a run: change, undo, switch off.")
 
 
 def register(parent: typer.Typer) -> None:
@@ -27,6 +29,99 @@ def modes(json_output: JsonOption = False) -> None:
         return
     for mode, text in MODES.items():
         out.print(f"[bold]{mode}[/]: {text}", soft_wrap=True, highlight=False)
+
+
+@app.command("set")
+def set_rules(
+    run: RunArgument,
+    rules: Annotated[Path, typer.Argument(metavar="RULES", help="A file of rules (YAML): they replace those in force.")],
+    runs_dir: RunsDirOption = RUNS,
+    json_output: JsonOption = False,
+) -> None:
+    """Put other rules in force: in a run that goes on from its next step, in a stopped one when it is resumed.
+
+    Example: gradlens rules set last cap.yaml
+    """
+    from gradlens.policies import check_rules, dump_rules, put
+    from gradlens.runs import find_run
+
+    folder = find_run(runs_dir, run)
+    _say(folder, put(folder, dump_rules(check_rules(folder, [rules])), "set"), json_output)
+
+
+@app.command()
+def undo(run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, json_output: JsonOption = False) -> None:
+    """Put the rules back in force that were before the last change; again: before the change before it. Nothing is lost: see history.
+
+    Example: gradlens rules undo last
+    """
+    from gradlens.policies import undo as go_back
+    from gradlens.runs import find_run
+
+    folder = find_run(runs_dir, run)
+    _say(folder, go_back(folder), json_output)
+
+
+@app.command()
+def off(run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, json_output: JsonOption = False) -> None:
+    """Switch all rules of a run off, from its next step: it goes on as if it had none. `undo` brings them back.
+
+    Example: gradlens rules off last
+    """
+    from gradlens.policies import put, read_state
+    from gradlens.runs import find_run
+
+    folder = find_run(runs_dir, run)
+    if any(rule.get("mode") == "inoculate" for rule in read_state(folder)["rules"]):
+        err.print("inoculate stays in the rows: it acts on the data that the run was started with", style="yellow")
+    _say(folder, put(folder, [], "off"), json_output)
+
+
+@app.command()
+def history(run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, json_output: JsonOption = False) -> None:
+    """Every set of rules that a run has had: version, when, by what, from which step it was in force.
+
+    Example: gradlens rules history last
+    """
+    from datetime import datetime
+
+    from gradlens.compare import rule_text
+    from gradlens.files import read_lines
+    from gradlens.policies import history as versions
+    from gradlens.runs import find_run
+
+    folder = find_run(runs_dir, run)
+    told: dict[int, Any] = {}  # version -> what became of it
+    for event in read_lines(folder / "events.jsonl"):
+        if event.get("kind") == "policy":
+            told.setdefault(event.get("version"), event.get("step"))
+        elif event.get("kind") == "policy_refused":
+            told[event.get("version")] = f"refused: {event.get('error')}"
+    entries = [{**entry, "in_force": told.get(entry["version"])} for entry in versions(folder)]
+    if json_output:
+        print_json({"run_id": folder.name, "policies": entries})
+        return
+    if not entries:
+        out.print(f"{escape(folder.name)}: no rules have been put in force")
+    for entry in entries:
+        when, since = f"{datetime.fromtimestamp(entry['time']):%Y-%m-%d %H:%M:%S}", entry["in_force"]
+        state = "not in force yet" if since is None else since if isinstance(since, str) else f"from step {since}"
+        by = f"{entry['by']} (version {entry['restores']})" if "restores" in entry else entry["by"]
+        shown = "; ".join(rule_text(rule) for rule in entry["rules"]) or "no rules"
+        out.print(f"{entry['version']:>3}  {when}  {by}, {state}: {shown}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _say(folder: Path, state: dict[str, Any], json_output: bool) -> None:
+    from gradlens.runfolder import is_running
+
+    running = is_running(folder)
+    if json_output:
+        print_json({"run_id": folder.name, "version": state["version"], "rules": state["rules"], "running": running})
+        return
+    when = "the run takes them over at its next step" if running else f"in force when it is resumed: gradlens run --resume {folder.name}"
+    count = len(state["rules"])
+    what = "no rules" if not count else "1 rule" if count == 1 else f"{count} rules"
+    out.print(f"{escape(folder.name)}: version {state['version']}, {what}; {when}", highlight=False, soft_wrap=True)
 
 
 @app.command()
