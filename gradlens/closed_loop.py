@@ -76,6 +76,10 @@ class Target(BaseModel):
         low, high = BOUNDS[self.kind]
         return (low if self.gain_min is None else self.gain_min), (high if self.gain_max is None else self.gain_max)
 
+    @property
+    def words(self) -> str:
+        return f"{self.measure} {self.kind.replace('_', ' ')} {'a curve' if self.value is None else f'{self.value:g}'}"
+
     def at(self, step: float) -> float:
         """The target at a step."""
         if self.value is not None:

@@ -140,6 +140,15 @@ class Rule(BaseModel):
     def label(self) -> str:
         return self.name or f"{self.mode}:{self.concept or 'features'}"
 
+    @property
+    def words(self) -> str:
+        """`route:pirate x 0`, with a target `route:pirate, drift at most 0.3`; and what else bounds it."""
+        parts = [f"{self.label} x {self.gain:g}"] if self.target is None else [self.label, self.target.words]
+        parts += [f"budget {self.budget:.0%}"] if self.budget is not None else []
+        parts += [f"until step {self.end}"] if self.end is not None else []
+        parts += ["dry run"] if self.dry_run else []
+        return ", ".join(parts)
+
     def acts_at(self, step: int) -> bool:
         """Whether a step (counted from 0) lies between start and end."""
         return self.start <= step and (self.end is None or step < self.end)

@@ -169,7 +169,7 @@ def _loop(
             scalars |= {"train/tokens": float(counted), "train/step_seconds": now - clock}
             clock = now
             if not (math.isfinite(loss_mean) and math.isfinite(norm)):
-                _not_finite(rank, step + 1, loss_mean, norm, scalars)
+                _not_finite(rank, step + 1, loss_mean, norm, scalars, lens.control.acting())
             lens.log(scalars)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -277,14 +277,15 @@ def _agree(rank: Rank, lens: Lens, policy: Policy, step: int) -> tuple[Policy, b
     return policy, stop
 
 
-def _not_finite(rank: Rank, step: int, loss: float, norm: float, scalars: dict[str, float]) -> None:
+def _not_finite(rank: Rank, step: int, loss: float, norm: float, scalars: dict[str, float], rules: list[str]) -> None:
     what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm} (the loss is {loss:.4g})"
     rank.recorder.record({"step": step, "time": time.time(), "scalars": scalars})
-    rank.recorder.event("not_finite", step=step, loss=loss, grad_norm=norm)
+    rank.recorder.event("not_finite", step=step, loss=loss, grad_norm=norm, rules=rules)
     settings = rank.config.train
     advice = [f"a lower train.lr (now {settings.lr:g})", f"more train.warmup (now {settings.warmup})"]
     advice += ["train.max_grad_norm: 1.0"] if settings.max_grad_norm is None else []
     advice += ["model.dtype: float32"] if rank.config.model.dtype != "float32" else []
+    advice += [f"without the rules that acted: {', '.join(rules)}"] if rules else []
     raise RunError(f"step {step}: {what}; try {', '.join(advice)}. The run so far is in {rank.run_dir}")
 
 

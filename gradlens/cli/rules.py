@@ -12,7 +12,7 @@ from gradlens.cli.console import JsonOption, err, out, print_json
 from gradlens.cli.run import SetOption
 from gradlens.cli.runs import RUNS, RunArgument, RunsDirOption
 
-app = typer.Typer(no_args_is_help=True, help="Rules: what they are, which one suits a concept, and those of a run: change, undo, switch off.")
+app = typer.Typer(no_args_is_help=True, help="Rules: what they are, which one suits a concept; those of a run: change, undo, switch off.")
 
 
 def register(parent: typer.Typer) -> None:
@@ -85,9 +85,9 @@ def history(run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, json_outp
     """
     from datetime import datetime
 
-    from gradlens.compare import rule_text
     from gradlens.files import read_lines
     from gradlens.policies import history as versions
+    from gradlens.rules import Rule
     from gradlens.runs import find_run
 
     folder = find_run(runs_dir, run)
@@ -107,7 +107,7 @@ def history(run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, json_outp
         when, since = f"{datetime.fromtimestamp(entry['time']):%Y-%m-%d %H:%M:%S}", entry["in_force"]
         state = "not in force yet" if since is None else since if isinstance(since, str) else f"from step {since}"
         by = f"{entry['by']} (version {entry['restores']})" if "restores" in entry else entry["by"]
-        shown = "; ".join(rule_text(rule) for rule in entry["rules"]) or "no rules"
+        shown = "; ".join(Rule.model_validate(rule).words for rule in entry["rules"]) or "no rules"
         out.print(f"{entry['version']:>3}  {when}  {by}, {state}: {shown}", markup=False, highlight=False, soft_wrap=True)
 
 
