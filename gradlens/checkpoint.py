@@ -12,6 +12,7 @@ import os
 import pickle
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from gradlens.errors import InputError
 from gradlens.files import sync_folder
 from gradlens.world import World
 
-KEEP = 2  # the newest ones that stay on disk
+KEEP = 2  # the newest ones that stay on disk, unless told otherwise
 _NAME = re.compile(r"^step-(\d{6,})$")
 
 
@@ -33,17 +34,29 @@ def trainable(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def checkpoints(run_dir: str | Path) -> list[tuple[int, Path]]:
+    """Step and folder of every complete checkpoint of a run, the oldest first."""
+    folder = Path(run_dir) / "checkpoints"
+    return sorted((int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.match(path.name)))
+
+
 def last_checkpoint(run_dir: str | Path) -> tuple[int, Path] | None:
     """Step and folder of the newest complete checkpoint of a run, or None."""
-    folder = Path(run_dir) / "checkpoints"
-    found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.match(path.name))]
-    return max(found, default=None)
+    return max(checkpoints(run_dir), default=None)
 
 
 def save_checkpoint(
-    run_dir: str | Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, lens_state: dict[str, Any], world: World
+    run_dir: str | Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    lens_state: dict[str, Any],
+    world: World,
+    keep: int = KEEP,
+    alarms: Sequence[int] = (),
 ) -> Path:
-    """Write the state after `step` steps; every rank calls it. Older checkpoints but the last `KEEP` are removed."""
+    """Write the state after `step` steps; every rank calls it. Older checkpoints are removed, but the last `keep` and the last one before
+    each of the `alarms` (steps), to which a run can be rolled back."""
     folder = Path(run_dir) / "checkpoints"
     final, temporary = folder / f"step-{step:06d}", folder / f".step-{step:06d}.tmp"
     if world.rank == 0:
@@ -62,8 +75,11 @@ def save_checkpoint(
         shutil.rmtree(final, ignore_errors=True)  # the same step, written again after a resume
         os.replace(temporary, final)
         sync_folder(folder)
-        for old in sorted(path for path in folder.glob("step-*") if _NAME.match(path.name))[:-KEEP]:
-            shutil.rmtree(old, ignore_errors=True)
+        there = checkpoints(run_dir)
+        held = {max((at for at, _ in there if at < alarm), default=0) for alarm in alarms}
+        for at, old in there[:-keep]:
+            if at not in held:
+                shutil.rmtree(old, ignore_errors=True)
     world.broadcast(None)
     return final
 

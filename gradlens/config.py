@@ -72,6 +72,9 @@ class TrainSettings(Settings):
     threads: int | None = Field(None, ge=1, description="CPU threads per rank; null: cores / ranks.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where ranks train.")
     checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints; null: only at the end.")
+    keep_checkpoints: int = Field(
+        2, ge=1, description="Newest checkpoints that stay; the last one before each alarm does too (`gradlens runs rollback`)."
+    )
     save_model: bool = Field(True, description="Write the final adapter or weights into the run folder.")
 
 

@@ -290,7 +290,8 @@ def _not_finite(rank: Rank, step: int, loss: float, norm: float, scalars: dict[s
 
 
 def _save(rank: Rank, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, lens: Lens) -> int:
-    save_checkpoint(rank.run_dir, step, model, optimizer, lens.state_dict(), rank.world)
+    alarms = [alarm["step"] for alarm in lens.learning.alarmed]
+    save_checkpoint(rank.run_dir, step, model, optimizer, lens.state_dict(), rank.world, rank.config.train.keep_checkpoints, alarms)
     rank.recorder.event("checkpoint", step=step)
     return step
 

@@ -1,4 +1,4 @@
-"""`gradlens runs ls | show | compare | export | verify` and `gradlens report`: look at runs, while they go and afterwards."""
+"""`gradlens runs ls | show | compare | export | verify | rollback` and `gradlens report`: look at runs, and take one back."""
 
 from __future__ import annotations
 
@@ -159,6 +159,38 @@ def verify(run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, json_outpu
         out.print(f"{escape(reader.run_id)}: {f'{len(damaged)} files are damaged' if damaged else 'every file is as it was written'}")
     if damaged:
         raise typer.Exit(3)
+
+
+@group.command("rollback")
+def rollback(
+    run: RunArgument = "last",
+    before_alarm: Annotated[bool, typer.Option("--before-alarm", help="To the last checkpoint before the first alarm (the default).")] = False,
+    step: Annotated[int | None, typer.Option(min=0, help="To the checkpoint at this step; 0: to the beginning.")] = None,
+    runs_dir: RunsDirOption = RUNS,
+    json_output: JsonOption = False,
+) -> None:
+    """Take a run back to an earlier checkpoint, so that it can go on from there with other rules. What lies past it is set aside, not deleted.
+
+    Then: gradlens rules set RUN RULES.yaml, and gradlens run --resume RUN.
+
+    Example: gradlens runs rollback last --before-alarm
+    """
+    from gradlens.rollback import roll_back
+    from gradlens.runs import find_run
+
+    if before_alarm and step is not None:
+        raise ConfigError("say which: --before-alarm or --step N")
+    folder = find_run(runs_dir, run)
+    done = roll_back(folder, step)
+    if json_output:
+        print_json({"run_id": folder.name, **done.as_dict()})
+        return
+    if done.alarm is not None:
+        out.print(f"alarm at step {done.alarm['step']}: {done.alarm.get('text', '')}", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"{escape(folder.name)}: back from step {done.from_step} to step {done.step}", highlight=False, soft_wrap=True)
+    moved = ", ".join(done.moved) or "nothing but copies of statistics and events"
+    out.print(f"set aside in {escape(str(done.aside))}: {escape(moved)}", highlight=False, soft_wrap=True)
+    out.print(f"go on with: gradlens rules set {folder.name} RULES.yaml; gradlens run --resume {folder.name}", highlight=False, soft_wrap=True)
 
 
 def report(
