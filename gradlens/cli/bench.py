@@ -18,9 +18,10 @@ RESULTS = Path("benchmarks/results")
 
 
 def register(parent: typer.Typer) -> None:
-    from gradlens.cli import bench_control
+    from gradlens.cli import bench_amplify, bench_control
 
     bench_control.register(app)
+    bench_amplify.register(app)
     parent.add_typer(app, name="bench")
 
 
