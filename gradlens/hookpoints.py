@@ -66,6 +66,8 @@ class Hookpoint:
         new = look(h)
         if new is None:
             return None
+        if isinstance(output, list):
+            return [new, *output[1:]]
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
 
@@ -139,7 +141,11 @@ def find_hookpoint(model: nn.Module, name: str) -> Hookpoint:
             return Hookpoint(wanted, structure.between(unwrap(model), block, where), at_input=True)
         return Hookpoint(wanted, structure.added(unwrap(model), block, "mixer" if match[2] == "attn_out" else "MLP", where))
     path = wanted.removesuffix(".in")
-    return Hookpoint(wanted, find_module(model, path), at_input=path != wanted)
+    module = find_module(model, path)
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        inside = ", ".join(f"{path}.{key}" for key in module._modules)
+        raise InputError(f"hookpoint {name}: a list of modules, which puts nothing out itself; name one of {inside}")
+    return Hookpoint(wanted, module, at_input=path != wanted)
 
 
 def find_module(model: nn.Module, name: str) -> nn.Module:
@@ -175,6 +181,11 @@ def _block(model: nn.Module, name: str, layer: int) -> nn.Module:
         last = f"layers.{len(stack) - 1}"
         raise InputError(f"hookpoint {name}: the model has blocks layers.0 to {last}; did you mean {last}?")
     return stack[layer]
+
+
+def in_place(name: str) -> str:
+    """The message where a model writes into a tensor after it was read (the MLP's of Falcon takes up the attention's)."""
+    return f"hookpoint {name}: the model adds to this tensor in place, so what is read there is not what the module put out; choose a block"
 
 
 def same_place(model: nn.Module, a: str, b: str) -> bool:

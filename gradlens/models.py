@@ -213,7 +213,7 @@ def _lora_targets(model: nn.Module, stack: nn.ModuleList, settings: LoraSettings
         if any(fused.values()) and not found:
             experts = {layer: [*experts.get(layer, ()), *names] for layer, names in fused.items()}
             continue
-        names, leaf = "Linear layers of the blocks: " + ", ".join(sorted(able)), target.rpartition(".")[2]
+        names, leaf = "Linear layers of the blocks: " + ", ".join(sorted(able)), _leaf(target)
         if _taken_for_experts(model, {leaf}):
             raise ConfigError(
                 f"model.lora.target_modules: peft takes {target} of this model for its experts; name experts.gate_up_proj and "
@@ -225,8 +225,7 @@ def _lora_targets(model: nn.Module, stack: nn.ModuleList, settings: LoraSettings
             raise ConfigError(f"model.lora.target_modules: no module named {target!r}{hint} {names}")
         if any(isinstance(module, nn.Linear) or is_conv1d(module) for module in found) and leaf not in able:
             raise ConfigError(
-                f"model.lora.target_modules: {target} cannot have an adapter: {type(model).__name__} may use its weight uncalled. "
-                f"{names}"
+                f"model.lora.target_modules: {target} cannot have an adapter: {type(model).__name__} may use its weight uncalled. {names}"
             )
         targets.append(target)
     return targets, experts
@@ -261,7 +260,7 @@ def _called_layers(model: nn.Module, stack: nn.ModuleList) -> set[str]:
     called: set[str] = set()
 
     def note(name: str):
-        return lambda module, args, output: called.add(name.rpartition(".")[2]) if isinstance(output, torch.Tensor) else None
+        return lambda module, args, output: called.add(_leaf(name)) if isinstance(output, torch.Tensor) else None
 
     linear = [(name, module) for name, module in stack.named_modules() if isinstance(module, nn.Linear) or is_conv1d(module)]
     device = next(model.parameters()).device
@@ -273,6 +272,12 @@ def _called_layers(model: nn.Module, stack: nn.ModuleList) -> set[str]:
         model.train()
         model(input_ids=torch.ones(1, 3, dtype=torch.long, device=device), use_cache=False)
     return called
+
+
+def _leaf(name: str) -> str:
+    """The end of a path that names a layer: of one in a list the list's too (`ffn.0`), as a number alone would name blocks."""
+    head, _, last = name.rpartition(".")
+    return f"{_leaf(head)}.{last}" if last.isdigit() and head else last
 
 
 def is_conv1d(module: nn.Module) -> bool:

@@ -125,6 +125,10 @@ def _taken_apart(output: Any, per_token: int) -> tuple[Tensor, Tensor, Tensor | 
     """`(logits[T, E], chosen[T, K], weights[T, K] or None)` from what a router puts out: those three, or logits alone."""
     parts = [part.detach() for part in (output if isinstance(output, tuple) else (output,)) if isinstance(part, Tensor)]
     logits_TE = parts[0].flatten(0, -2)
+    if len(parts) == 2 and parts[1].is_floating_point() and parts[1].numel() == parts[0].numel():
+        # the weights, zero but for the chosen, and then the logits (Llama 4)
+        weight_TK, idx_TK = logits_TE.topk(min(per_token, logits_TE.shape[-1]), -1)
+        return parts[1].flatten(0, -2), idx_TK, weight_TK
     chosen = [part.flatten(0, -2) for part in parts[1:] if not part.is_floating_point()]
     if not chosen:
         return logits_TE, logits_TE.topk(min(per_token, logits_TE.shape[-1]), -1).indices, None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gradlens.capture import uncompiled
 from gradlens.errors import ConfigError, InputError, RunError
-from gradlens.hookpoints import Hookpoint, unwrap
+from gradlens.hookpoints import Hookpoint, in_place, unwrap
 from gradlens.trainable import entry
 from gradlens.world import World
 
@@ -89,12 +89,14 @@ def _gradients(
     """Gradients of the parameters; of every hookpoint the shapes of its tensor, one for each time it was seen, and how many gradients
     came there (None: none can)."""
     shapes: dict[str, list[torch.Size]] = {name: [] for name in hookpoints}
+    versions: dict[str, tuple[Tensor, int]] = {}
     came = dict.fromkeys(hookpoints, 0)
     possible = set()
 
     def on_forward(name: str):
         def look(h: Tensor) -> None:
             shapes[name].append(h.shape)
+            versions[name] = h.detach(), h._version
             if not h.requires_grad:
                 return
             possible.add(name)
@@ -112,6 +114,9 @@ def _gradients(
         for name, hookpoint in hookpoints.items():
             stack.callback(hookpoint.watch(on_forward(name)).remove)
         loss = model(**batch, use_cache=False).loss
+        for name, (h, version) in versions.items():
+            if h._version != version:
+                raise InputError(in_place(name))
         seen = {name: list(found) for name, found in shapes.items()}  # checkpointing runs what lies inside a block again
         gradients = _by_backward(loss, parameters) if by_backward else _by_grad(loss, parameters)
     return gradients, seen, {name: count if name in possible else None for name, count in came.items()}

@@ -22,8 +22,8 @@ _MLP = re.compile(r"(MLP|Mlp|FFN|Ffn|FeedForward|FeedForwardNetwork|MoE|Moe|MoeB
 _MIXER = re.compile(r"Attention|Attn|Mixer|Mamba|SSM|DeltaNet|Recurrent|Conv|Retention|Lstm|LSTM")
 # The matrix that ends a part, by its usual names.
 OUT = {
-    "mixer": ("o_proj", "out_proj", "c_proj", "dense", "wo", "proj"),
-    "MLP": ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "w2", "proj_2"),
+    "mixer": ("o_proj", "out_proj", "c_proj", "dense", "wo", "proj", "linear_out"),
+    "MLP": ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "proj_2"),
 }
 
 
@@ -73,9 +73,16 @@ def inner_path(block: nn.Module, rest: str, where: str) -> str:
 
 
 def added(model: nn.Module, block: nn.Module, kind: Kind, where: str) -> nn.Module:
-    """The module that puts out what a part adds to the residual stream: the part, or the norm after it."""
-    _, module = part(block, kind, where)
-    return Flow(model, [block]).norm_after(block, module) or module
+    """The module that puts out what a part adds to the residual stream: the part, or the norm after it. Raises `InputError` where no
+    module does."""
+    name, module = part(block, kind, where)
+    flow = Flow(model, [block])
+    if flow.puts_out_stream(block, module):
+        raise InputError(
+            f"{where}.{name} ({type(module).__name__}) puts out the residual stream itself, with what it adds already in it; "
+            f"read {where}.{'resid_mid' if kind == 'mixer' else ''}".rstrip(".")
+        )
+    return flow.norm_after(block, module) or module
 
 
 def between(model: nn.Module, block: nn.Module, where: str) -> nn.Module:
@@ -125,8 +132,28 @@ class Flow:
                 pass  # all blocks have been seen
 
     def norm_after(self, block: nn.Module, module: nn.Module) -> nn.Module | None:
-        """The norm that takes what the block's part puts out."""
+        """The norm that takes what the block's part puts out, on its way to the stream."""
+        if self.puts_out_stream(block, module):
+            return None  # the norm after that is the next part's
         return next((norm for norm in _norms(block) if _same(self.inputs.get(norm), self.outputs.get(module))), None)
+
+    def puts_out_stream(self, block: nn.Module, module: nn.Module) -> bool:
+        """Whether the block's part puts out the stream, what it adds already in it (Bloom): what the block puts out, or what another part
+        or the norm before that takes."""
+        others = [part for part in parts(block).values() if part is not module]
+        before = [self.norm_before(block, part) or part for part in others]
+        return any(_same(self.outputs.get(module), x) for x in (self.outputs.get(block), *(self.inputs.get(first) for first in before)))
+
+    def adds_up(self, block: nn.Module) -> bool:
+        """Whether what comes out of the block is what went in and what its parts add, each times one number. True without any data."""
+        x, y = self.inputs.get(block), self.outputs.get(block)
+        if x is None or y is None:
+            return True
+        added = (self.outputs.get(self.norm_after(block, module) or module) for module in parts(block).values())
+        columns = torch.stack([a.flatten().double().cpu() for a in (x, *added) if a is not None and a.numel() == y.numel()], 1)
+        whole = y.flatten().double().cpu()
+        rest = whole - columns @ torch.linalg.lstsq(columns, whole[:, None], driver="gelsd").solution[:, 0]
+        return bool(rest.norm() <= max(1e-4, 4 * torch.finfo(y.dtype).eps) * whole.norm())
 
     def norm_before(self, block: nn.Module, module: nn.Module) -> nn.Module | None:
         """The norm that puts out what the block's part takes."""
@@ -152,6 +179,6 @@ def taken(args: tuple, kwargs: dict) -> Tensor | None:
 
 
 def put_out(output: object) -> Tensor | None:
-    """What a module puts out: a tensor, or the first of a tuple."""
-    first = output[0] if isinstance(output, tuple) and output else output
+    """What a module puts out: a tensor, or the first of a tuple or list."""
+    first = output[0] if isinstance(output, (tuple, list)) and output else output
     return first if isinstance(first, Tensor) else None

@@ -42,8 +42,13 @@ def check_trainable(model: nn.Module, optimizer: Any, world: World) -> None:
     if not hasattr(inner, "register_step_pre_hook"):
         found = type(optimizer).__name__
         raise ConfigError(f"the optimizer is of type {found}; expected one torch.optim.Optimizer (or accelerate's wrapper of one)")
-    if type(unwrap(model)).__name__.endswith(("ForSequenceClassification", "ForTokenClassification")):
-        raise ConfigError(f"{type(unwrap(model)).__name__} predicts labels; gradlens reads models that predict the next token")
+    inner_model = unwrap(model)
+    kind = type(inner_model).__name__
+    if kind.endswith(("ForSequenceClassification", "ForTokenClassification")):
+        raise ConfigError(f"{kind} predicts labels; gradlens reads models that predict the next token")
+    if kind.endswith(("ForMaskedLM", "ForPreTraining")) or getattr(getattr(inner_model, "config", None), "is_encoder_decoder", False):
+        what = "predicts masked tokens" if kind.endswith(("ForMaskedLM", "ForPreTraining")) else "has an encoder and a decoder"
+        raise ConfigError(f"{kind} {what}; gradlens reads decoder-only models that predict the next token")
     if any(getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in model.parameters()):
         raise ConfigError("parameters have hooks that act in backward, as optimizers fused into it do; step after backward instead")
     _check_shards(model, world)

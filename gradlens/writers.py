@@ -18,7 +18,7 @@ from gradlens.hookpoints import blocks, canonical, d_model, unwrap
 from gradlens.models import is_conv1d
 
 # The usual names of matrices whose output is added to the residual stream.
-NAMES = {"o_proj", "down_proj", "c_proj", "dense_4h_to_h", "dense", "out_proj", "fc2", "wo", "w2"}
+NAMES = {"o_proj", "down_proj", "c_proj", "dense_4h_to_h", "dense", "out_proj", "fc2", "fc_out", "wo", "w2", "output_linear", "linear_out"}
 Turn = Callable[[Tensor], Tensor]
 
 
@@ -56,7 +56,8 @@ class Writer:
 def find_writers(model: nn.Module) -> list[Writer]:
     """Every parameter that writes to the residual stream within the blocks, trainable or not. One forward pass of a few tokens.
 
-    Raises `ConfigError` where a part of a block has no matrix that is known to write: an edit would pass it by.
+    Raises `ConfigError` where a part of a block has no matrix that is known to write, or where something else than its parts writes: an
+    edit would pass it by.
     """
     inner, found = unwrap(model), []
     stack, width = list(blocks(model)), d_model(model)
@@ -73,12 +74,19 @@ def find_writers(model: nn.Module) -> list[Writer]:
                 raise ConfigError(_UNKNOWN.format(layer=layer, name=name, kind=type(part).__name__, names=", ".join(sorted(NAMES))))
         if loose and not any(loose):
             raise ConfigError(_UNKNOWN.format(layer=layer, name="*", kind="Linear", names=", ".join(sorted(NAMES))))
+        own = [name for name, parameter in block.named_parameters(recurse=False) if parameter.requires_grad]
+        if own or not flow.adds_up(block):
+            raise ConfigError(_OTHERWISE.format(layer=layer, kind=type(block).__name__, how=f" by {own[0]}" if own else ""))
     return found
 
 
 _UNKNOWN = (
     "param and update need the matrices that write to the residual stream, and none is known in layers.{layer}.{name} ({kind}); "
     "known names are {names}; route and ablate work"
+)
+_OTHERWISE = (
+    "param and update need blocks that only add to the residual stream, and layers.{layer} ({kind}) changes it{how} beside what its parts "
+    "add; route and ablate work"
 )
 
 
@@ -97,7 +105,7 @@ def below(writers: list[Writer], hookpoint: str) -> list[Writer]:
 def _of_part(name: str, part: nn.Module, width: int) -> Iterator[tuple[Tensor, Turn]]:
     for path, module in part.named_modules():
         if isinstance(getattr(module, "down_proj", None), nn.Parameter):  # experts in one parameter
-            yield module.down_proj, as_it_is if getattr(module, "is_transposed", False) else _last_two
+            yield module.down_proj, as_it_is if _written_last(module, width) else _last_two
             if isinstance(bias := getattr(module, "down_proj_bias", None), nn.Parameter):
                 yield bias, as_it_is
         if not _is_matrix(module):
@@ -109,6 +117,12 @@ def _of_part(name: str, part: nn.Module, width: int) -> Iterator[tuple[Tensor, T
         yield module.weight, as_it_is if is_conv1d(module) else _last_two
         if module.bias is not None:
             yield module.bias, as_it_is
+
+
+def _written_last(experts: nn.Module, width: int) -> bool:
+    """Whether the last dimension of all experts' `down_proj [E, ., .]` is the one that is written."""
+    told = getattr(experts, "is_transposed", None)
+    return experts.down_proj.shape[-1] == width != experts.down_proj.shape[-2] if told is None else told
 
 
 def _is_matrix(module: nn.Module) -> bool:
