@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from gradlens.data import IGNORE
-from gradlens.hookpoints import canonical, find_hookpoint, unwrap
+from gradlens.errors import InputError
+from gradlens.hookpoints import canonical, find_hookpoint, in_place, unwrap
 from gradlens.projection import Tokens
 from gradlens.trainable import entry, is_sharded
 
@@ -187,11 +188,12 @@ def _read(
     device = next(model.parameters()).device
     wanted = {canonical(name): find_hookpoint(model, name) for name in hookpoints}
     read: dict[str, Tensor] = {}
+    versions: dict[str, int] = {}
     output = None
 
     def reader(name: str):
         def look(h: Tensor) -> None:
-            read[name] = h.detach()
+            read[name], versions[name] = h.detach(), h._version
             if stop and len(read) == len(wanted):
                 raise Stop
 
@@ -207,4 +209,7 @@ def _read(
             output = model(**inputs, **asked, use_cache=False)
         except Stop:
             pass  # every hookpoint has been read
+    for name, h in read.items():
+        if h._version != versions[name]:
+            raise InputError(in_place(name))
     return {canonical(name): read[canonical(name)] for name in hookpoints}, output
