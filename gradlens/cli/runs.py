@@ -164,12 +164,12 @@ def verify(run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, json_outpu
 @group.command("rollback")
 def rollback(
     run: RunArgument = "last",
-    before_alarm: Annotated[bool, typer.Option("--before-alarm", help="To the last checkpoint before the first alarm (the default).")] = False,
+    before_alarm: Annotated[bool, typer.Option("--before-alarm", help="To the last checkpoint before the first alarm: the default.")] = False,
     step: Annotated[int | None, typer.Option(min=0, help="To the checkpoint at this step; 0: to the beginning.")] = None,
     runs_dir: RunsDirOption = RUNS,
     json_output: JsonOption = False,
 ) -> None:
-    """Take a run back to an earlier checkpoint, so that it can go on from there with other rules. What lies past it is set aside, not deleted.
+    """Take a run back to an earlier checkpoint, so that it can go on from there with other rules. What lies past it is set aside.
 
     Then: gradlens rules set RUN RULES.yaml, and gradlens run --resume RUN.
 
@@ -190,7 +190,7 @@ def rollback(
     out.print(f"{escape(folder.name)}: back from step {done.from_step} to step {done.step}", highlight=False, soft_wrap=True)
     moved = ", ".join(done.moved) or "nothing but copies of statistics and events"
     out.print(f"set aside in {escape(str(done.aside))}: {escape(moved)}", highlight=False, soft_wrap=True)
-    out.print(f"go on with: gradlens rules set {folder.name} RULES.yaml; gradlens run --resume {folder.name}", highlight=False, soft_wrap=True)
+    out.print(f"go on: gradlens rules set {folder.name} RULES.yaml; gradlens run --resume {folder.name}", highlight=False, soft_wrap=True)
 
 
 def report(
