@@ -36,7 +36,13 @@ class Rollback:
     alarm: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "from_step": self.from_step, "set_aside": str(self.aside), "moved": list(self.moved), "alarm": self.alarm}
+        return {
+            "step": self.step,
+            "from_step": self.from_step,
+            "set_aside": str(self.aside),
+            "moved": list(self.moved),
+            "alarm": self.alarm,
+        }
 
 
 def roll_back(folder: Path, step: int | None = None) -> Rollback:
