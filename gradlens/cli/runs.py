@@ -164,7 +164,7 @@ def verify(run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, json_outpu
 @group.command("rollback")
 def rollback(
     run: RunArgument = "last",
-    before_alarm: Annotated[bool, typer.Option("--before-alarm", help="To the last checkpoint before the first alarm: the default.")] = False,
+    before_alarm: Annotated[bool, typer.Option("--before-alarm", help="To the last checkpoint before the first alarm; default.")] = False,
     step: Annotated[int | None, typer.Option(min=0, help="To the checkpoint at this step; 0: to the beginning.")] = None,
     runs_dir: RunsDirOption = RUNS,
     json_output: JsonOption = False,
