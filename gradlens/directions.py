@@ -194,7 +194,12 @@ def joined(parts: Sequence[Directions]) -> Directions:
         return parts[0]
     facts = {label: part.facts for part in parts for label in part.labels}
     w_FD, bias_F = (torch.cat([getattr(part, name) for part in parts]) for name in ("w_FD", "bias_F"))
-    return Directions(w_FD, bias_F, None, tuple(label for part in parts for label in part.labels), parts[0].hook, False, {}, facts)
+    groups, start = {}, 0
+    for part in parts:
+        groups |= {name: [start + row for row in rows] for name, rows in part.groups.items()}
+        start += len(part.w_FD)
+    labels, signed = tuple(label for part in parts for label in part.labels), all(part.signed for part in parts)
+    return Directions(w_FD, bias_F, None, labels, parts[0].hook, signed, groups, facts)
 
 
 def save_directions(directions: Directions, path: str | Path) -> Path:

@@ -100,7 +100,8 @@ def directions(
     concepts: Annotated[list[str], typer.Argument(help="Concept files with examples, or demo:NAME; a direction for each concept.")],
     at: Annotated[str, typer.Option("--at", help="Hookpoint, for instance layers.27.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write (.safetensors, .npz, .json).")],
-    kind: Annotated[str, typer.Option("--kind", "-k", help="probe | mean | pca")] = "probe",
+    kind: Annotated[str, typer.Option("--kind", "-k", help="probe | mean | pca | gradient")] = "probe",
+    axes: Annotated[int, typer.Option(min=1, help="--kind gradient: directions of each concept, at most.")] = 8,
     model: ModelOption = None,
     config: ConfigOption = None,
     max_length: LengthOption = None,
@@ -108,29 +109,45 @@ def directions(
     seed: SeedOption = 0,
     as_json: console.JsonOption = False,
 ) -> None:
-    """Fit a probe, a difference of means or a principal component to a concept's examples and write it as a dictionary.
+    """Fit a probe, a difference of means, a principal component, or the axes of its gradients to a concept's examples and write it as a
+    dictionary.
+
+    probe, mean and pca tell its tokens and are judged by AUC. gradient: where its examples ask the activation to go and others do not, for
+    rules of mode grad, param, update or ablate; judged by the share of held-out gradient energy along the axes.
 
     Use the file under `dictionaries:` in a config (HOOKPOINT#NAME: FILE) or as `directions:` of a concept file.
 
     Example: gradlens concepts directions demo:pirate --at layers.27 --kind probe --out pirate.safetensors
     """
     from gradlens.concept_compare import fit_directions
+    from gradlens.concept_gradients import gradient_directions
     from gradlens.directions import joined, save_directions
     from gradlens.probing import KINDS
 
-    if kind not in KINDS:
-        raise ConfigError(f"--kind: {kind!r} is not one of {', '.join(KINDS)}")
+    if kind not in (*KINDS, "gradient"):
+        raise ConfigError(f"--kind: {kind!r} is not one of {', '.join(KINDS)}, gradient")
     settings, found = _settings(config), _concepts(concepts)
     loaded, tokenizer = _model(model, settings)
     length = max_length or (settings.data.max_length if settings else 256)
     made = []
     for concept in found:
         with console.progress(f"reading {concept.name}") as advance:
-            made.append(fit_directions(loaded, tokenizer, at, concept, kind, length, seed, max_texts, advance))
+            if kind == "gradient":
+                made.append(gradient_directions(loaded, tokenizer, at, concept, axes, length, seed, max_texts, advance))
+            else:
+                made.append(fit_directions(loaded, tokenizer, at, concept, kind, length, seed, max_texts, advance))
     path = save_directions(joined(made), out)
     rows = [{"label": one.labels[0], "hookpoint": one.hook, **one.facts} for one in made]
     if as_json:
         console.print_json({"directions": rows, "out": str(path)})
+        return
+    if kind == "gradient":
+        table = Table("concept", "hookpoint", "axes", "held-out gradient energy, positives / negatives")
+        for one in made:
+            energy = one.facts["held_out_energy"]
+            table.add_row(one.facts["concept"], one.hook, str(len(one.labels)), f"{energy['positive']:.1%} / {energy['negative']:.1%}")
+        console.out.print(table, markup=False)
+        console.err.print(f"written to {path}; `directions: {path}` in a concept file", markup=False)
         return
     table = Table("direction", "hookpoint", "AUC over texts", "AUC over tokens", "route gates + / -")
     for row in rows:
