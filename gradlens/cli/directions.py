@@ -147,7 +147,7 @@ def directions(
             energy = one.facts["held_out_energy"]
             table.add_row(one.facts["concept"], one.hook, str(len(one.labels)), f"{energy['positive']:.1%} / {energy['negative']:.1%}")
         console.out.print(table, markup=False)
-        console.err.print(f"written to {path}; `directions: {path}` in a concept file", markup=False)
+        console.err.print(f"written to {path}; in a concept file: `directions: {path}#{made[0].facts['concept']}`", markup=False)
         return
     table = Table("direction", "hookpoint", "AUC over texts", "AUC over tokens", "route gates + / -")
     for row in rows:
