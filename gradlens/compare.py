@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradlens.displaced_runs import displacement, in_words
 from gradlens.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,10 +53,11 @@ def rate_of(hits: int, n: int) -> dict[str, Any]:
 
 
 def compare_runs(readers: Sequence[RunReader]) -> dict[str, Any]:
-    """`{"runs": [...], "baseline": run id, "differences": [...], "wanted": held-out set or None, "verdicts": [...]}`, plain JSON data.
+    """`{"runs": [...], "baseline": run id, "differences": [...], "wanted": held-out set or None, "verdicts": [...],
+    "displacement": [...]}`, plain JSON data.
 
     One entry of `runs` per reader, see `describe`; `differences` are each run minus the baseline (the first run without rules that is
-    no oracle, else the first); `verdicts` see `judge`. Raises `InputError` without readers.
+    no oracle, else the first); `verdicts` see `judge`, `displacement` see `displaced_runs`. Raises `InputError` without readers.
     """
     if not readers:
         raise InputError("compare: no runs given; name one or more run folders (`gradlens runs ls` lists them)")
@@ -69,6 +71,7 @@ def compare_runs(readers: Sequence[RunReader]) -> dict[str, Any]:
         "differences": [_difference(run, baseline) for run in runs if run is not baseline],
         "wanted": wanted,
         "verdicts": judge(runs, wanted),
+        "displacement": displacement(readers, [run["arm"] for run in runs]),
     }
 
 
@@ -452,7 +455,15 @@ def _verdict_lines(comparison: dict[str, Any]) -> list[Any]:
                 lines.append(mark + Text(check_text(check), style=""))
         if verdict.get("remark"):
             lines.append(Text(f"  {verdict['remark']}", style="dim"))
-    return lines
+    told = in_words(comparison["displacement"])
+    return lines + (
+        [
+            Text("\nWhat rises instead (change on the probe texts, of what the concept's features had)", style="bold"),
+            *(Text(f"  {line}") for line in told),
+        ]
+        if told
+        else []
+    )
 
 
 def check_text(check: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from gradlens.config import ObserveSettings
 from gradlens.constrainer import constrainer_of
 from gradlens.control import Control
 from gradlens.dictionary import Dictionary
+from gradlens.displaced import Displaced, held_by
 from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.hookpoints import canonical, d_model, in_stream, unwrap
 from gradlens.hooks import Hooks
@@ -29,7 +30,7 @@ from gradlens.learning import Learning
 from gradlens.probe import ProbeReading
 from gradlens.projection import Members, Projection, Projector
 from gradlens.routers import Routers, event_of
-from gradlens.rules import Policy
+from gradlens.rules import GATES, Policy
 from gradlens.selftest import self_test
 from gradlens.trainable import check_trainable, is_sharded, scaler_of, scaler_on_the_stack
 from gradlens.world import Single, World, flat_sum_
@@ -113,6 +114,7 @@ class Lens:
         observed = self.observe.model_copy(update={"own_prompts": 0}) if self.sharded else self.observe
         self.routers = Routers(model) if self.observe.routers else None
         self.learning = Learning(model, self.dictionaries, observed, self._members, *spoken, routers=self.routers)
+        self.displaced = Displaced(self.learning)
         constrainers = partial(
             constrainer_of, model=model, optimizer=optimizer, world=self.world, dictionaries=self.dictionaries, exemplars=exemplars or {}
         )
@@ -227,7 +229,7 @@ class Lens:
 
     def set_policy(self, policy: Policy) -> None:
         """Put a policy in force from the next forward pass on. Raises `ConfigError` and keeps the old one where it does not fit."""
-        if any(rule.mode == "route" for rule in policy.rules) and unwrap(self.model).get_output_embeddings() is None:
+        if any(rule.mode in GATES for rule in policy.rules) and unwrap(self.model).get_output_embeddings() is None:
             raise ConfigError(f"route needs the model's output embeddings, and {type(unwrap(self.model)).__name__} has none")
         if self.sharded and any(rule.mode in ("param", "update") for rule in policy.rules):
             raise ConfigError(
@@ -235,8 +237,9 @@ class Lens:
             )
         if any(rule.mode == "inoculate" and rule not in self._policy.rules for rule in policy.rules):
             raise ConfigError("inoculate acts on the data of a run from its first step; it cannot be put in force while it goes on")
-        if self.sharded and any(rule.mode == "rewrite" for rule in policy.rules):
-            raise ConfigError("rewrite reads rows with the model before training, which FSDP2 splits over ranks; use DDP, or route")
+        reads = next((rule.mode for rule in policy.rules if rule.mode in ("rewrite", "penalty")), None)
+        if self.sharded and reads:
+            raise ConfigError(f"{reads} reads rows with the model before training, which FSDP2 splits over ranks; use DDP, or route")
         for rule in policy.rules:
             if rule.target is not None and not (self.observe.own_every if rule.target.measure == "own" else self.observe.drift_every):
                 key = "own_every" if rule.target.measure == "own" else "drift_every"
@@ -402,7 +405,7 @@ class Lens:
         if dense:
             record["dense"] = dense
             with self._clock("probe"):
-                self._tell()
+                self._tell(scalars)
 
     def _decide(self, scalars: dict[str, float]) -> None:
         """New gains of rules with a target, from a reading just made: rank 0 decides, everyone hears."""
@@ -415,10 +418,11 @@ class Lens:
         if self.recorder is not None and self.world.rank == 0:
             self.recorder.event(kind, step=self.step, **fields)
 
-    def _tell(self) -> None:
+    def _tell(self, scalars: dict[str, float]) -> None:
         """Events: what was learned so far, and alarms."""
         if self.recorder is None or self.world.rank != 0:
             return
+        self.displaced.read(self.step, held_by(self.control), scalars, self.recorder.event)
         start, last = self.learning.routed_start, self.learning.routed_last
         if start is not None and last is not None and last.load:
             self.recorder.event("routers", step=self.step, **event_of(start, last))

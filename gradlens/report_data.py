@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from gradlens.compare import ARMS, MEASURED, check_text, compare_runs, rule_text, scalars_by_key
+from gradlens.displaced_runs import in_words
 from gradlens.findings import alarms, chance, clusters, labelled, marked, told_of_answers
 from gradlens.ranking import rank_correlation
 from gradlens.report_texts import MAX_EVENTS, answers, clip, event_rows, teaching_rows
@@ -93,6 +94,7 @@ def gather(readers: Sequence[RunReader]) -> dict[str, Any]:
             "axes": [list(axis) for axis in axes],
             "concepts": concepts,
             "verdicts": verdicts,
+            "displaced": in_words(comparison["displacement"]),
             "arms": ARMS,
             "baseline": comparison["baseline"],
             "wanted": comparison["wanted"],
@@ -187,6 +189,8 @@ def _in_short(event: dict[str, Any]) -> dict[str, Any]:
     short = {name: event[name] for name in ("time", "step", "kind") if name in event}
     if event.get("kind") == "learned":
         return {**short, "text": "; ".join(f"{chance(c['share'])}: {', '.join(c['words'][:5])}" for c in event.get("clusters") or [])}
+    if event.get("kind") == "neighbours":
+        return {**short, "concept": event["concept"], "hookpoints": ", ".join(event["hookpoints"])}
     return {**short, "text": event.get("text")} if event.get("kind") == "alarm" else event
 
 

@@ -394,7 +394,8 @@ def keys_to_come(key: str) -> list[str]:
 
 def alert_of(alarm: dict[str, Any]) -> dict[str, Any]:
     """An alarm as a message to `WandbLogger.alert`; W&B wants titles under 64 characters."""
-    named = f"gradlens: {alarm.get('name')} is being learned" if alarm.get("about") == "concept" else "gradlens: something not announced"
+    about = {"concept": f"{alarm.get('name')} is being learned", "displaced": f"{alarm.get('name')} may have moved elsewhere"}
+    named = f"gradlens: {about.get(alarm.get('about'), 'something not announced')}"
     title = named if len(named) < 64 else named[:62] + "…"
     return {"op": "alert", "title": title, "text": f"step {alarm.get('step')}: {alarm.get('text')}"}
 

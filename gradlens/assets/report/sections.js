@@ -60,9 +60,11 @@ function drawOutcome(body) {
       sets.map((name) => el("tr", {}, el("td", {}, name, name === DATA.wanted ? el("span", { cls: "quiet" }, " (wanted)") : null), el("td", { cls: "num" }, format(before(name))),
         RUNS.map((run) => el("td", { cls: "num" }, format((run.nll[name] || {}).after))))))));
   }
+  if (DATA.displaced.length) body.append(el("div", { cls: "card", style: { "margin-top": "16px" } },
+    el("h3", {}, "What rises instead: features beside those that a rule holds down, change on the probe texts in percent of what these had"), el("ul", {}, DATA.displaced.map((line) => el("li", {}, line)))));
   const checkers = Object.entries(Object.assign({}, ...RUNS.map((run) => run.checkers)));
   const words = checkers.filter(([, c]) => c.false_alarm_rate !== null && c.false_alarm_rate !== undefined)
-    .map(([name, c]) => `${name} is recognised by ${c.kind === "pattern" ? "patterns" : "a word classifier"} with ${(100 * c.false_alarm_rate).toFixed(1)}% false alarms on texts without it and ${percent(c.hit_rate)} hits on texts with it`);
+    .map(([name, c]) => `${name} is recognised by ${{ pattern: "patterns", command: "a program" }[c.kind] || "a word classifier"} with ${(100 * c.false_alarm_rate).toFixed(1)}% false alarms on texts without it and ${percent(c.hit_rate)} hits on texts with it`);
   if (pairs.length) body.append(el("p", { cls: "note" }, `Whiskers are 95% intervals for the share, given the number of answers${DATA.verdicts.length ? "; dashed lines are the bars a study is judged against" : ""}.${words.length ? ` Answers are judged by checkers: ${words.join("; ")}.` : ""}`));
 }
 
