@@ -2,7 +2,7 @@
 
 Of every shipped pair (or your own pair file): a run on rows of which half show a concept that is watched, and a control on the wanted rows
 alone, in which that concept must not raise an alarm. Written for each run: the step of the alarm, the step at which the answers to
-`--prompts` held-out prompts first show the concept in a tenth more of them than before training, and the step at which something unannounced was told.
+`--prompts` held-out prompts first show the concept in a tenth more of them than before training, and when something unannounced was told.
 
     python benchmarks/alarms.py                       all shipped pairs
     python benchmarks/alarms.py --pairs mine.yaml --seeds 0,1,2 --steps 16
