@@ -456,14 +456,9 @@ def _verdict_lines(comparison: dict[str, Any]) -> list[Any]:
         if verdict.get("remark"):
             lines.append(Text(f"  {verdict['remark']}", style="dim"))
     told = in_words(comparison["displacement"])
-    return lines + (
-        [
-            Text("\nWhat rises instead (change on the probe texts, of what the concept's features had)", style="bold"),
-            *(Text(f"  {line}") for line in told),
-        ]
-        if told
-        else []
-    )
+    if told:
+        lines.append(Text("\nWhat rises instead (change on the probe texts, of what the concept's features had)", style="bold"))
+    return [*lines, *(Text(f"  {line}") for line in told)]
 
 
 def check_text(check: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gradlens.displacement import Rise, coactive, nearest, rise
 
@@ -111,7 +111,8 @@ class Displaced:
         had = self._had(hookpoint, each.features[hookpoint])
         share = f", {rose.change / had:.0%} of what its own features had" if had > 0 else ""
         chance = min(1.0, rose.chance * tests)
-        text = f"{each.name} is held down by a rule, and {KINDS[kind].format(hookpoint)} rise by {rose.change:.3g}{share} (chance {chance:.2g})"
+        what = KINDS[kind].format(hookpoint)
+        text = f"{each.name} is held down by a rule, and {what} rise by {rose.change:.3g}{share} (chance {chance:.2g})"
         alarm = {"about": "displaced", "name": each.name, "hookpoint": hookpoint, "what": kind, "chance": chance, "text": text}
         self.learning.alarmed.append({"step": step, **alarm})
         report("alarm", step=step, features=[[hookpoint, i] for i in ids], **alarm)

@@ -18,8 +18,8 @@ Row = dict[str, Any]
 
 def displacement(readers: Sequence[RunReader], arms: Sequence[str | None]) -> list[Row]:
     """What rose beside what was held down, arm by arm: `{"concept", "hookpoint", "what", "features", "acted", "had", "drift": {arm: sum of
-    drifts}}`, and of every hookpoint `{"concept": None, "hookpoint", "what": "fvu", "drift": {arm: FVU now less FVU before}}`; means over an
-    arm's runs.
+    drifts}}`, and of every hookpoint `{"concept": None, "hookpoint", "what": "fvu", "drift": {arm: FVU now less FVU before}}`; means over
+    an arm's runs.
 
     `what`: see `WHAT`; the sets are those that the first run with rules told of; `had`: activation of its own features together before
     training; `acted`: a rule acts at the hookpoint. Empty where no run has rules that hold something down.
