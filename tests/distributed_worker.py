@@ -49,15 +49,19 @@ def loss_of(model: nn.Module, batch: dict[str, torch.Tensor], counted: int) -> t
     return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") * ranks() / counted
 
 
-def loop(model: nn.Module, accumulate: int, rule: dict | None = None, wrap=lambda model: model) -> dict:
+TARGET = {"mode": "route", "features": {}, "concept": "c", "target": {"value": -100.0, "rate": 1.0}}  # gain 1, and 0 after a reading
+
+
+def loop(model: nn.Module, accumulate: int, rule: dict | None = None, wrap=lambda model: model, drift_every: int = 2) -> dict:
     """Two steps, each of two global micro-batches where `accumulate` is 2; every rank has every other of 4 rows."""
-    policy = Policy(rules=(Rule(features={HOOK: [6]}, gain=0.0, **rule),)) if rule else None
+    policy = Policy(rules=(Rule(**{"features": {HOOK: [6]}, "gain": 0.0, **rule}),)) if rule else None
     parallel = wrap(model)
     parallel.train()
     trained = [parameter for parameter in parallel.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
     dictionaries, recorder = {HOOK: tiny_dictionary(), INSIDE: tiny_dictionary(3)}, MemoryRecorder()
-    options = {"observe": SETTINGS, "recorder": recorder, "probe": [tiny_batch(50, B=8)], "world": current_world(), "concepts": CONCEPTS}
+    settings = SETTINGS.model_copy(update={"drift_every": drift_every})
+    options = {"observe": settings, "recorder": recorder, "probe": [tiny_batch(50, B=8)], "world": current_world(), "concepts": CONCEPTS}
     with Lens(parallel, optimizer, dictionaries, policy=policy, **options) as lens:
         for step in range(STEPS):
             batches = [tiny_batch(10 * step + part, B=4) for part in range(accumulate)]
@@ -155,6 +159,9 @@ MODES = {
     "ddp-accumulate": lambda: loop(tiny_model(), 2, wrap=ddp),
     "ddp-lora-route": lambda: loop(lora(), 2, {"mode": "route"}, wrap=ddp),
     "ddp-update": lambda: loop(tiny_model(), 2, {"mode": "update"}, wrap=ddp),
+    "ddp-target": lambda: loop(tiny_model(), 2, TARGET, wrap=ddp, drift_every=1),
+    "fsdp-target": lambda: loop(tiny_model(), 2, TARGET, wrap=fsdp, drift_every=1),
+    "fsdp-amplified": lambda: loop(tiny_model(), 1, {"mode": "route", "gain": 50.0}, wrap=fsdp),
     "fsdp": lambda: loop(tiny_model(), 1, wrap=fsdp),
     "fsdp-accumulate": lambda: loop(checkpointed(), 2, wrap=fsdp),
     "fsdp-lora-route": lambda: loop(lora(), 2, {"mode": "route"}, wrap=fsdp),

@@ -46,7 +46,8 @@ def results(tmp_path_factory):
     return torch.load(folder / "found.pt", weights_only=True), one
 
 
-MODES = ["ddp", "ddp-accumulate", "ddp-lora-route", "ddp-update", "fsdp", "fsdp-accumulate", "fsdp-lora-route", "fsdp-ablate", "trainer"]
+MODES = ["ddp", "ddp-accumulate", "ddp-lora-route", "ddp-update", "ddp-target", "fsdp", "fsdp-accumulate", "fsdp-lora-route", "fsdp-ablate",
+         "fsdp-target", "fsdp-amplified", "trainer"]  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -68,6 +69,12 @@ def test_two_processes_read_what_one_reads(results, mode):
                            for part in one["rows"]]  # fmt: skip
     for mine, theirs in zip(two["weights"], one["weights"], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)  # steps are of size 1e-2; Adam magnifies rounding
+
+
+def test_every_rank_hears_what_a_target_decides_and_caps_what_is_amplified(results):
+    for mode in ("ddp-target", "fsdp-target"):
+        assert [record["rule/route:c/gain"] for record in results[0][mode]["scalars"]] == [1.0, 0.0]
+    assert all(record["policy/norm_scale"] < 1 for record in results[0]["fsdp-amplified"]["scalars"])
 
 
 def test_what_sharded_parameters_do_not_allow_is_refused_at_start(results):
