@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,8 @@ class MicroBatch:
     columns: Tensor | None = None  # positions that the model makes logits for (`logits_to_keep`); None: all
     token_loss_BS: Tensor | None = None  # loss of each token, at its own position; known when the forward pass is over
     routed: bool = False  # the gradient of its tokens' losses passes a gate
+    reference: dict[str, Tensor] = field(default_factory=dict)  # hookpoint -> activation [B, S, D] before training, for `penalty`
+    token_weight: Tensor | None = None  # what one token's loss counts for in what backward began at; known in backward
     at_BS: Tensor | None = None  # where each token stood in its row before that was rewritten, -1: not known; None: where it stands
 
     @property

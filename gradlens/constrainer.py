@@ -95,17 +95,19 @@ class Constrainer:
         self._before = [parameter.detach().clone() for parameter in self.parameters]
 
     @torch.no_grad()
-    def after_step(self, gain: float) -> tuple[Tensor, Tensor]:
-        """Project the optimizer's change: (what was removed of it, all of it), squared lengths in its metric."""
-        if not self._before:
-            return torch.zeros(2, dtype=torch.float64).unbind()
+    def after_step(self, gain: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Project the optimizer's change. Returns squared lengths in its metric, of what stands against the constraint and of all of it,
+        and whether the projection has made something not finite; gain 1 counts and changes nothing."""
         change = [parameter - before for parameter, before in zip(self.parameters, self._before, strict=True)]
         made, found = constrain(change, self.slope, metric_of(self.optimizer, self.parameters), -self.measure, gain)
-        for parameter, before, step in zip(self.parameters, self._before, made, strict=True):
-            parameter.copy_(before + step)
+        broken = torch.zeros((), dtype=torch.float64, device=found.total.device)
+        if gain != 1:
+            for parameter, before, own, step in zip(self.parameters, self._before, change, made, strict=True):
+                broken += own.isfinite().all() & ~step.isfinite().all()
+                parameter.copy_(before + step)
         self.measure = (self.measure + found.left).clamp_min(0.0)
         self._before = []
-        return found.removed, found.total
+        return found.beyond, found.total, broken
 
     def _read(self) -> None:
         """The measure and its gradient at the parameters as they are, over all ranks."""

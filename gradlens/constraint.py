@@ -25,7 +25,7 @@ class Constrained:
 
     rise: Tensor  # <c, d> of the optimizer's change
     left: Tensor  # <c, d> of the change that is made
-    removed: Tensor  # ||λ P c||² in the metric
+    beyond: Tensor  # ||λ P c||² in the metric at gain 0: what stands against the constraint
     total: Tensor  # ||d||² in the metric
 
 
@@ -40,9 +40,9 @@ def constrain(
     rise, steep = _dot(slope, change), _dot([c * p for c, p in zip(slope, metric, strict=True)], slope)
     total = _sum((d.double().square() / p.double()).where(p > 0, 0.0).sum() for d, p in zip(change, metric, strict=True))
     excess = torch.minimum(rise - room, (steep * total).sqrt()).clamp_min(0.0)
-    step = torch.where(steep > 0, (1 - gain) * excess / steep, 0.0)
-    made = [d - (step.to(d.dtype) * p * c).to(d.dtype) for d, c, p in zip(change, slope, metric, strict=True)]
-    return made, Constrained(rise, rise - step * steep, step.square() * steep, total)
+    step = torch.where(steep > 0, excess / steep, 0.0)
+    made = [d - ((1 - gain) * step.to(d.dtype) * p * c).to(d.dtype) for d, c, p in zip(change, slope, metric, strict=True)]
+    return made, Constrained(rise, rise - (1 - gain) * step * steep, step.square() * steep, total)
 
 
 def metric_of(optimizer: Any, parameters: Sequence[nn.Parameter]) -> list[Tensor]:

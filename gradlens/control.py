@@ -3,9 +3,9 @@
 | mode | acts on | when |
 | --- | --- | --- |
 | rewrite | the rows themselves | before the forward pass |
-| route | the gradient of the loss with respect to each token's output | backward |
+| route, reweight | the gradient of the loss with respect to each token's output | backward |
 | ablate, mean-ablate, steer | the activation at the hookpoint | forward, while training |
-| grad | the gradient at the hookpoint | backward |
+| grad, penalty | the gradient at the hookpoint | backward |
 | param | the gradient of matrices that write to the residual stream, up to the hookpoint's block | before the optimizer's step |
 | update | the change of those matrices | after the optimizer's step |
 | constrain | the change of all parameters | after the optimizer's step; its examples are read before it |
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradlens.capture import MicroBatch
+from gradlens.capture import MicroBatch, read_activations
 from gradlens.concept_files import Detector
 from gradlens.constrainer import Constrainer
 from gradlens.detector import weights_over
@@ -32,11 +32,13 @@ from gradlens.dictionary import Dictionary
 from gradlens.edits import expresses, orthonormal_basis, scale_along, within_budget
 from gradlens.errors import ConfigError, RunError
 from gradlens.governor import Governor
-from gradlens.hookpoints import canonical, layer_of
+from gradlens.hookpoints import canonical, layer_of, unwrap
 from gradlens.norm_cap import NormCap
+from gradlens.own import before_training
+from gradlens.penalty import acts_of, penalty_gradient
 from gradlens.random_control import matched_features, matched_weights
 from gradlens.rewriter import Rewriter, Tokens
-from gradlens.rules import FORWARD, QUORUM, Policy, Rule
+from gradlens.rules import FORWARD, GATES, QUORUM, Policy, Rule
 from gradlens.writers import Turn, Writer, below, find_writers
 
 NO_GRADIENT = ("rewrite", "inoculate", "steer", "constrain", "update")  # modes whose gain does not multiply a gradient or an activation
@@ -115,8 +117,9 @@ class Control:
 
     def in_force(self, mode: str, hookpoint: str | None = None, dry: bool = False) -> list[tuple[ActiveRule, float]]:
         """Rules of a mode that act at this step, with their gains; at gain 1 a rule does not act. `dry`: with those on a dry run, for
-        whoever counts what they would touch."""
-        found = [(active, self.gain(active)) for active in self.rules if active.rule.mode == mode and (dry or not active.rule.dry_run)]
+        whoever counts what they would touch. `route` means `reweight` too: all its tokens of a row have one gain."""
+        modes = GATES if mode == "route" else (mode,)
+        found = [(active, self.gain(active)) for active in self.rules if active.rule.mode in modes and (dry or not active.rule.dry_run)]
         return [(active, gain) for active, gain in found if gain != 1 and (hookpoint is None or hookpoint in active.features)]
 
     def routed_hookpoints(self) -> set[str]:
@@ -170,6 +173,37 @@ class Control:
                 self._guard(active, before, g)
         return g
 
+    def references(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        """Of the `penalty` rules what they compare with: hookpoint -> the activation `[B, S, D]` in the model before training."""
+        wanted = {hookpoint for active, _ in self.in_force("penalty", dry=True) for hookpoint in active.features}
+        if not wanted:
+            return {}
+        batch = {"input_ids": args[0] if args else None, **kwargs}
+        if not isinstance(batch["input_ids"], Tensor) or any(batch.get(key) is not None for key in ("position_ids", "inputs_embeds")):
+            raise ConfigError("penalty reads each row with the model before training: train on plain padded batches of input_ids")
+        with before_training(unwrap(self.model)):
+            return read_activations(self.model, sorted(wanted), batch)
+
+    def add_penalty(self, hookpoint: str, h_BSD: Tensor, g_BSD: Tensor, batch: MicroBatch) -> Tensor:
+        """The gradient with that of the `penalty` rules at this hookpoint."""
+        if batch.token_weight is None:
+            raise RunError(
+                "penalty is in units of the model's own loss (`.loss` of its output), and backward does not come from there: "
+                "call backward on that loss, or a multiple of it"
+            )
+        for active, gain in self.in_force("penalty", hookpoint, dry=True):
+            dictionary, ids_N = self.dictionaries[hookpoint], active.features[hookpoint]
+            with torch.no_grad():
+                before_BSN = acts_of(dictionary, batch.reference[hookpoint], ids_N)
+            weight_BS = batch.loss_BS * batch.token_weight
+            price_BSD, paid_BS = penalty_gradient(dictionary, h_BSD, ids_N, before_BSN, weight_BS, gain, active.rule.strength)
+            active.touched += paid_BS.sum()
+            active.total += batch.loss_BS.sum()
+            if not active.rule.dry_run:
+                before, g_BSD = g_BSD, g_BSD + price_BSD.to(g_BSD.dtype)
+                self._guard(active, before, g_BSD)
+        return g_BSD
+
     def token_gains(self, batch: MicroBatch, active_pairs: dict[str, tuple[Tensor, Tensor]]) -> Tensor | None:
         """`gain[B, S]` of each token's loss gradient under the `route` rules; None where none acts (but on a dry run).
 
@@ -186,7 +220,8 @@ class Control:
                 else:
                     active_BS = torch.zeros_like(gated_BS).masked_scatter(batch.keep_BS, fires_T)
                 quorum = rule.quorum or self.quorums.get(rule.concept or "", {}).get(hookpoint, QUORUM)
-                gated_BS = gated_BS | expresses(active_BS, batch.keep_BS, rule.tokens, rule.window, quorum)
+                tokens = "row" if rule.mode == "reweight" else rule.tokens
+                gated_BS = gated_BS | expresses(active_BS, batch.keep_BS, tokens, rule.window, quorum)
             if rule.budget is not None:
                 wanted_BS = gated_BS & batch.loss_BS
                 gated_BS = within_budget(wanted_BS, rule.budget * batch.loss_BS.sum())
@@ -217,7 +252,7 @@ class Control:
             for active, _ in self.in_force("update", dry=True)
             for parameter, turn, Q in active.writers
         ]
-        for active, _ in self.in_force("constrain"):
+        for active, _ in self.in_force("constrain", dry=True):
             active.constrainer.before_step(self.step)
 
     @torch.no_grad()
@@ -231,10 +266,11 @@ class Control:
                 self._guard(active, change, edited)
                 parameter.copy_(before + turn(edited))
         self._before = []
-        for active, gain in self.in_force("constrain"):
-            removed, total = active.constrainer.after_step(gain)
-            active.touched += removed
+        for active, gain in self.in_force("constrain", dry=True):
+            beyond, total, broken = active.constrainer.after_step(1.0 if active.rule.dry_run else gain)
+            active.touched += beyond
             active.total += total
+            active.broken += broken
 
     def counters(self) -> list[Tensor]:
         """Sums of this step, to be added over ranks in place."""
@@ -325,6 +361,8 @@ class Control:
         features = {hookpoint: ids for hookpoint, ids in self._features(rule).items() if ids}
         if not features:
             raise ConfigError(f"rule {rule.label}: no features at {rule.hookpoints or 'any hookpoint of this run'}")
+        if rule.mode == "penalty":
+            self._check_penalty(rule, features)
         looked_up, basis, above, shift = {}, {}, {}, {}
         for hookpoint, ids in features.items():
             dictionary = self.dictionaries[hookpoint]
@@ -337,7 +375,7 @@ class Control:
                 ids, levels = self._random_like(ids, hookpoint, rule), None
             device = dictionary.W_dec.device
             looked_up[hookpoint] = torch.tensor(ids, device=device)
-            if rule.mode == "route":
+            if rule.mode in GATES:
                 level_N = torch.tensor(levels or [0.0] * len(ids), dtype=dictionary.work_dtype, device=device).clamp_min(rule.threshold)
                 above[hookpoint] = torch.full((dictionary.d_sae,), torch.inf, dtype=dictionary.work_dtype, device=device)
                 above[hookpoint][looked_up[hookpoint]] = level_N
@@ -364,7 +402,7 @@ class Control:
                 raise ConfigError(f"rule {rule.label}: no dictionary at {hookpoint}; this run has {', '.join(self.dictionaries)}")
         if rule.hookpoints is not None:
             return {hookpoint: features.get(hookpoint, []) for hookpoint in map(canonical, rule.hookpoints)}
-        if rule.mode == "route":  # the last hookpoint: measured to route best where wanted and unwanted sit in different tokens
+        if rule.mode in GATES:  # the last hookpoint: measured to route best where wanted and unwanted sit in different tokens
             last = max(features, key=lambda hookpoint: layer_of(hookpoint) if layer_of(hookpoint) is not None else -1)
             return {last: features[last]}
         return features
@@ -404,6 +442,17 @@ class Control:
         features = {hookpoint: tokens.weights_F.nonzero().flatten()}
         touched, total = torch.zeros(2, dtype=torch.float64, device=device)
         return ActiveRule(rule, features, {}, {}, touched, total, rewriter)
+
+    def _check_penalty(self, rule: Rule, features: dict[str, list[int]]) -> None:
+        with before_training(unwrap(self.model)) as adapted:
+            if not adapted:
+                raise ConfigError(
+                    f"rule {rule.label}: penalty compares with the model before training, which is at hand only where an adapter "
+                    "(LoRA) that can be switched off is trained; with full fine-tuning use route or rewrite"
+                )
+        readers = [name for name in features if self.dictionaries[name].hook_in]
+        if readers:
+            raise ConfigError(f"rule {rule.label}: penalty does not act through the transcoder at {readers[0]}; use an autoencoder there")
 
     def _constrainer(self, active: ActiveRule) -> Constrainer:
         """That of a rule already in force goes on: it knows how far the measure has risen."""

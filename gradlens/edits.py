@@ -52,12 +52,15 @@ def expresses(active_BS: Tensor, counted_BS: Tensor, tokens: str = "around", win
 
     `own`: the concept is active at p; `next`: at p + 1; `own_or_next`: at either. `around`: at no less than `quorum` of the counted tokens
     within `window` of p + 1. One feature that fires by chance gates nothing there, and one word that no feature knows is gated with its
-    neighbours.
+    neighbours. `row`: at no less than `quorum` of the row's counted tokens, for the whole row.
     """
     active_BS = active_BS & counted_BS
     following = {"own_or_next": active_BS | _shifted(active_BS), "own": active_BS, "next": _shifted(active_BS)}
     if tokens in following:
         return following[tokens]
+    if tokens == "row":
+        sums_B = [mask.sum(-1) for mask in (active_BS, counted_BS)]
+        return ((sums_B[1] > 0) & (sums_B[0] >= (quorum - 1e-6) * sums_B[1]))[:, None].expand_as(active_BS)
     sums = [avg_pool1d(mask.float()[:, None], 2 * window + 1, stride=1, padding=window)[:, 0] for mask in (active_BS, counted_BS)]
     around_BS = (sums[1] > 0) & (sums[0] >= (quorum - 1e-6) * sums[1])
     return _shifted(around_BS)

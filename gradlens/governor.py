@@ -13,7 +13,7 @@ from typing import Any
 
 from gradlens.closed_loop import LoopState, decide
 from gradlens.errors import ConfigError
-from gradlens.rules import Rule
+from gradlens.rules import GATES, Rule
 
 LIMITS = {
     "gain_min": "the gain is at its smallest (gain_min)",
@@ -72,7 +72,7 @@ class Governor:
 
     def _room(self, rule: Rule) -> float:
         """The largest |gain - 1| that the budget leaves. Before the first step nothing is known: the rule may touch everything."""
-        if rule.budget is None or rule.mode == "route":  # route: single tokens are left alone instead
+        if rule.budget is None or rule.mode in GATES:  # route: single tokens are left alone instead
             return math.inf
         total, steps = self._spent.get(rule.label, (1.0, 1))
         return rule.budget * steps / total if total > 0 else math.inf
@@ -82,7 +82,7 @@ class Governor:
         if rule.budget is None:
             return
         gain, label = self.gain(rule, step), rule.label
-        if rule.mode == "route":
+        if rule.mode in GATES:
             over = wanted > touched
         else:
             by = abs(gain - 1.0)
@@ -96,7 +96,7 @@ class Governor:
             self.tell(
                 "budget", rule=label, budget=rule.budget, wanted=wanted, gain=gain,
                 text=f"rule {label} would touch {wanted:.0%}, its budget is {rule.budget:.0%}: "
-                + ("the tokens beyond it are left alone" if rule.mode == "route" else f"its gain is drawn to {gain:.3g}"),
+                + ("the tokens beyond it are left alone" if rule.mode in GATES else f"its gain is drawn to {gain:.3g}"),
             )  # fmt: skip
         self._short = self._short | {label} if over else self._short - {label}
 

@@ -140,7 +140,11 @@ class Hooks:
             named = {"input_ids": args[0], **kwargs} if args and isinstance(args[0], Tensor) else kwargs
             args, (kwargs, positions_BS) = args[1:] if named is not kwargs else args, self._rewritten(named)
             changed = (args, kwargs)
+        with self.closed():
+            reference = self.control.references(args, kwargs)
         batch = MicroBatch.of(args, kwargs, self.observe.tokens, self.rows)
+        if batch is not None:
+            batch.reference = reference
         if batch is not None and self.control.in_force("rewrite"):
             batch.at_BS = torch.full_like(batch.targets_BS, -1) if positions_BS is None else positions_BS
         self._batch = batch
@@ -152,17 +156,46 @@ class Hooks:
             return
         if self.control.in_force("route", dry=True) and not batch.routed:
             self._route_output(batch, output)
+        if batch.reference:
+            self._weigh_tokens(batch, output)
         if not self.observing() or "taught" not in self.observe.estimators:
             return
-        logits, log_probs = getattr(output, "logits", None), getattr(output, "log_probs", None)
         with self._clock("step"):
-            if logits is not None:
-                batch.note_logits(logits.detach())
-            elif isinstance(log_probs, Tensor):
-                batch.note_log_probs(log_probs.detach())
+            self._note_losses(batch, output)
         if batch.token_loss_BS is None:
             reason = "the model's output has no logits for the tokens that it reads: what rows teach is not known"
             self._tell_once("no logits", "not_read", estimator="taught", reason=reason)
+
+    @staticmethod
+    def _note_losses(batch: MicroBatch, output: Any) -> None:
+        logits, log_probs = getattr(output, "logits", None), getattr(output, "log_probs", None)
+        if batch.token_loss_BS is not None:
+            return
+        if logits is not None:
+            batch.note_logits(logits.detach())
+        elif isinstance(log_probs, Tensor):
+            batch.note_log_probs(log_probs.detach())
+
+    def _weigh_tokens(self, batch: MicroBatch, output: Any) -> None:
+        """`penalty` is in units of a token's loss: how much one counts, however the loop sums, averages and scales, is seen in backward.
+
+        The gradient that comes to the model's loss, times loss / sum of the tokens' losses.
+        """
+        loss = getattr(output, "loss", None)
+        self._note_losses(batch, output)
+        if not isinstance(loss, Tensor) or batch.token_loss_BS is None:
+            raise RunError(
+                "penalty adds to the loss of each token, and this model gives no loss with logits or log_probs; "
+                "call it with labels, and with a loss that is not fused (use_liger_kernel=False)"
+            )
+        total = batch.token_loss_BS.sum()
+        share = torch.where(total > 0, loss.detach() / total, 0.0)
+
+        def look(g: Tensor) -> None:
+            batch.token_weight = g.detach() * share
+
+        if loss.requires_grad:
+            loss.register_hook(look)
 
     def _on_end(self, module: nn.Module, args: tuple, output: Any) -> None:
         self._within, self._batch = False, None
@@ -225,7 +258,7 @@ class Hooks:
         return self._ablate(names, h, count=False) if names[0] in self._ablated else None
 
     def _listen(self, names: list[str], h: Tensor, batch: MicroBatch, pairs: dict[str, tuple[Tensor, Tensor]]) -> None:
-        if self.observing() or any(self.control.in_force("grad", name, dry=True) for name in names):
+        if self.observing() or batch.reference or any(self.control.in_force("grad", name, dry=True) for name in names):
             hook = partial(self._on_gradient, names, h.detach(), batch, pairs, self._inputs)
             h.register_hook(torch.compiler.disable(hook))
 
@@ -245,6 +278,8 @@ class Hooks:
         for name in names:
             if self.control.in_force("grad", name, dry=True):
                 edited = self.control.edit_gradient(name, edited)
+            if name in batch.reference:
+                edited = self.control.add_penalty(name, h_BSD, edited, batch)
         if self.observing():
             with self._clock("step"):
                 g_TD = batch.select(edited, zero=True)

@@ -29,11 +29,17 @@ MODES = {
     "grad": "scale the concept's part of the gradient at the hookpoint in backward. A baseline: measured to change nothing a user notices.",
     "param": "scale the concept's part of the gradient of matrices that write to the residual stream. A baseline, as `grad`.",
     "update": "scale the concept's part of the parameter change of those matrices, after the optimizer's step. A baseline, kept exactly.",
-    "constrain": "project the optimizer's change of all parameters, in its own metric, so that the concept's exemplars become no more likely "
-    "(or its features no more active on them).",
+    "reweight": "scale the loss gradient of whole rows that express the concept: decides which rows teach.",
+    "penalty": "add `strength` nats to a counted token's loss for each unit of activation that the concept's features have more than in "
+    "the model before training.",
+    "constrain": "project the optimizer's change of all parameters, in its own metric, so that the concept's examples become no more "
+    "likely (or its features no more active on them).",
 }
-Mode = Literal["auto", "route", "rewrite", "ablate", "mean-ablate", "steer", "inoculate", "grad", "param", "update", "constrain"]
+Mode = Literal[
+    "auto", "route", "rewrite", "ablate", "mean-ablate", "steer", "inoculate", "grad", "param", "update", "reweight", "penalty", "constrain"
+]  # fmt: skip
 FORWARD = ("ablate", "mean-ablate", "steer")  # modes that change activations
+GATES = ("route", "reweight")  # modes that decide which tokens teach
 
 
 class Rule(BaseModel):
@@ -57,7 +63,8 @@ class Rule(BaseModel):
         None,
         gt=0,
         le=1,
-        description=f"route, tokens: around: share of them at which the concept must be active; null: the concept's, else {QUORUM}.",
+        description="route, tokens: around: share of them at which the concept must be active; reweight: share of a row's counted tokens; "
+        f"null: the concept's, else {QUORUM}.",
     )
     threshold: float = Field(
         0.0,
@@ -67,14 +74,15 @@ class Rule(BaseModel):
     bridge: bool = Field(True, description="rewrite: fill gaps; false: leave them open, which costs no forward passes but one.")
     strength: float = Field(
         1.0,
-        description="steer: what the sum of the concept's decoder rows is multiplied by; a difference of means has the difference as row.",
+        description="steer: what the sum of the concept's decoder rows is multiplied by; a difference of means has the difference as row. "
+        "penalty: nats per unit of activation.",
     )
     measure: Literal["likelihood", "activations"] = Field(
         "likelihood",
         description="constrain: what must not rise above the model before training: the log-probability of the tokens of the concept's "
         "positive examples, or the activation of its features there.",
     )
-    every: int = Field(1, ge=1, description="constrain: steps from one reading of the examples to the next; its direction is used meanwhile.")
+    every: int = Field(1, ge=1, description="constrain: steps from one reading of the examples to the next; the direction stays meanwhile.")
     prompt: str = Field("", description="inoculate: the system prompt, for instance `You talk like a pirate.`")
     start: int = Field(0, ge=0, description="First step (counted from 0) at which the rule acts.")
     end: int | None = Field(None, ge=0, description="First step at which it no longer acts; null: to the end.")
