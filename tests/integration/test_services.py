@@ -9,6 +9,7 @@ from tiny_job import tiny_config, write_inputs
 
 from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.files import append_line
+from gradlens.policies import put
 from gradlens.store import RunReader
 
 psutil = pytest.importorskip("psutil")
@@ -165,6 +166,18 @@ def test_rules_sent_to_a_running_job_take_force_on_every_rank(inputs):
     assert set(versions) == {0, 1} and (np.diff(versions) >= 0).all()
     share = curve(summary, "rule/grad:some/share")
     assert len(share[0]) == (versions == 1).sum()
+
+
+def test_rules_switched_off_by_another_process_act_no_more(inputs):
+    def off(run_id):
+        put(Path(inputs["runs_dir"]) / run_id, [], "off")
+
+    config = tiny_config(inputs, train__steps=300, rules=[{"concept": "some", "mode": "grad", "gain": 0.5}], observe=QUICK)
+    summary = run_job(config, progress=Watcher(20, off))
+    versions = curve(summary, "policy/version")[1]
+    assert set(versions) == {1, 2} and (np.diff(versions) >= 0).all()
+    assert len(curve(summary, "rule/grad:some/share")[0]) == (versions == 1).sum()
+    assert [(event["version"], len(event["rules"])) for event in events(summary, "policy")] == [(1, 1), (2, 0)]
 
 
 def test_a_stopped_run_is_readable_and_goes_on_where_it_stopped_and_its_alarms_are_told_once(inputs):
