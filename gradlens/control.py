@@ -29,7 +29,7 @@ from gradlens.constrainer import Constrainer
 from gradlens.detector import weights_over
 from gradlens.detector_fit import sharpest
 from gradlens.dictionary import Dictionary
-from gradlens.edits import expresses, orthonormal_basis, scale_along, within_budget
+from gradlens.edits import expresses, gate_strength, orthonormal_basis, scale_along, within_budget
 from gradlens.errors import ConfigError, RunError
 from gradlens.governor import Governor
 from gradlens.hookpoints import canonical, layer_of, unwrap
@@ -211,28 +211,43 @@ class Control:
         """
         gains_BS = None
         for active, gain in self.in_force("route", dry=True):
-            rule, gated_BS = active.rule, torch.zeros_like(batch.keep_BS)
+            rule, gate_BS = active.rule, torch.zeros_like(batch.keep_BS, dtype=torch.float32)
+            tokens = "row" if rule.mode == "reweight" else rule.tokens
             for hookpoint, above_F in active.above.items():
-                idx_TK, val_TK = active_pairs[hookpoint]
-                fires_T = (val_TK > above_F[idx_TK]).any(-1)
-                if fires_T.shape[0] == gated_BS.numel():  # all positions, on an accelerator
-                    active_BS = fires_T.view_as(gated_BS)
-                else:
-                    active_BS = torch.zeros_like(gated_BS).masked_scatter(batch.keep_BS, fires_T)
+                activity_BS = self._activity(batch, *active_pairs[hookpoint], above_F, rule.gate == "graded")
                 quorum = rule.quorum or self.quorums.get(rule.concept or "", {}).get(hookpoint, QUORUM)
-                tokens = "row" if rule.mode == "reweight" else rule.tokens
-                gated_BS = gated_BS | expresses(active_BS, batch.keep_BS, tokens, rule.window, quorum)
+                if rule.gate == "hard":
+                    found_BS = expresses(activity_BS > 0, batch.keep_BS, tokens, rule.window, quorum).float()
+                else:
+                    found_BS = gate_strength(activity_BS, batch.keep_BS, tokens, rule.window, quorum)
+                gate_BS = torch.maximum(gate_BS, found_BS)
             if rule.budget is not None:
-                wanted_BS = gated_BS & batch.loss_BS
-                gated_BS = within_budget(wanted_BS, rule.budget * batch.loss_BS.sum())
-                active.wanted += wanted_BS.sum() - gated_BS.sum()
-            active.touched += (gated_BS & batch.loss_BS).sum()
+                wanted_BS, most = gate_BS * batch.loss_BS, rule.budget * batch.loss_BS.sum()
+                if rule.gate == "hard":
+                    gate_BS = within_budget(wanted_BS > 0, most).float()
+                else:
+                    gate_BS = wanted_BS * (most / wanted_BS.sum().clamp_min(1e-9)).clamp(max=1)
+                active.wanted += wanted_BS.sum() - gate_BS.sum()
+            active.touched += (gate_BS * batch.loss_BS).sum()
             active.total += batch.loss_BS.sum()
             if rule.dry_run:
                 continue
-            factor_BS = torch.where(gated_BS, gain, 1.0)
+            factor_BS = 1 + gate_BS * (gain - 1) if rule.gate != "hard" else torch.where(gate_BS > 0, gain, 1.0)
             gains_BS = factor_BS if gains_BS is None else gains_BS * factor_BS
         return gains_BS
+
+    @staticmethod
+    def _activity(batch: MicroBatch, idx_TK: Tensor, val_TK: Tensor, above_F: Tensor, graded: bool) -> Tensor:
+        """How much each token shows of a rule's features, `[B, S]`: 1 where one is above its level; graded: half at the level, 1 from twice
+        it on."""
+        level_TK = above_F[idx_TK]
+        fires_TK = (val_TK > level_TK).float()
+        if graded:
+            fires_TK = fires_TK * (val_TK / (2 * level_TK).clamp_min(1e-9)).clamp(max=1).float()
+        activity_T = nn.functional.pad(fires_TK, (0, 1)).amax(-1)  # also where no token has an active feature at all
+        if activity_T.shape[0] == batch.keep_BS.numel():  # all positions, on an accelerator
+            return activity_T.view_as(batch.keep_BS)
+        return torch.zeros_like(batch.keep_BS, dtype=torch.float32).masked_scatter(batch.keep_BS, activity_T)
 
     def before_step(self) -> None:
         """Edit gradients of writing matrices (`param`), cap what was amplified, and remember matrices whose change will be edited."""

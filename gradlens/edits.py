@@ -66,6 +66,24 @@ def expresses(active_BS: Tensor, counted_BS: Tensor, tokens: str = "around", win
     return _shifted(around_BS)
 
 
+def gate_strength(activity_BS: Tensor, counted_BS: Tensor, tokens: str = "around", window: int = WINDOW, quorum: float = QUORUM) -> Tensor:
+    """How much of a position's loss a soft gate takes, `[B, S]` in 0 to 1: `expresses` without its step.
+
+    `activity[B, S]` in 0 to 1: how much each token shows of the concept. `around`, `row`: the mean activity there (counted tokens only)
+    over `quorum`, at most 1; the others: the activity of the token (or the larger of both) itself.
+    """
+    activity_BS = activity_BS * counted_BS
+    following = {"own_or_next": torch.maximum(activity_BS, _shifted(activity_BS)), "own": activity_BS, "next": _shifted(activity_BS)}
+    if tokens in following:
+        return following[tokens]
+    if tokens == "row":
+        mean_B1 = activity_BS.sum(-1, keepdim=True) / counted_BS.sum(-1, keepdim=True).clamp_min(1)
+        return (mean_B1 / quorum).clamp(max=1).expand_as(activity_BS)
+    kept_BS = counted_BS.to(activity_BS.dtype)
+    sums = [avg_pool1d(x[:, None], 2 * window + 1, stride=1, padding=window)[:, 0] for x in (activity_BS, kept_BS)]
+    return _shifted((sums[0] / sums[1].clamp_min(1e-9) / quorum).clamp(max=1))
+
+
 def within_budget(gated_BS: Tensor, most: Tensor) -> Tensor:
     """At most `most` (a number, as a tensor) of the gated positions, `bool[B, S]`, evenly spread over them in reading order."""
     number_N = gated_BS.flatten().cumsum(0).double()  # of each gated position, from 1

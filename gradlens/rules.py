@@ -66,6 +66,12 @@ class Rule(BaseModel):
         description="route, tokens: around: share of them at which the concept must be active; reweight: share of a row's counted tokens; "
         f"null: the concept's, else {QUORUM}.",
     )
+    gate: Literal["hard", "soft", "graded"] = Field(
+        "hard",
+        description="route, reweight: hard: from the quorum on the gain, below it nothing; soft: up to the quorum in proportion to the "
+        "share of tokens at which the concept is active; graded: the same, and a token counts by its activation, fully from twice its "
+        "threshold on.",
+    )
     threshold: float = Field(
         0.0,
         ge=0,

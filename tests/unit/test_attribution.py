@@ -126,6 +126,32 @@ def test_around_is_a_quorum_of_the_counted_tokens_near_the_predicted_one(window,
         assert not gated[row, 11]  # predicts nothing
 
 
+@pytest.mark.parametrize("quorum", [0.2, 0.5, 1.0])
+@pytest.mark.parametrize("tokens", ["around", "row", "own", "next", "own_or_next"])
+def test_a_soft_gate_is_the_mean_activity_over_the_quorum(tokens, quorum):
+    generator = torch.Generator().manual_seed(1)
+    counted = torch.rand(4, 12, generator=generator) < 0.7
+    activity = torch.rand(4, 12, generator=generator) * (torch.rand(4, 12, generator=generator) < 0.5)
+    found = edits.gate_strength(activity, counted, tokens, 2, quorum)
+    shown = (activity * counted).tolist()
+    for row in range(4):
+        for position in range(12):
+            near = [t for t in range(position - 1, position + 4) if 0 <= t < 12] if tokens == "around" else range(12)
+            near = [t for t in near if counted[row, t]]
+            mean = sum(shown[row][t] for t in near) / max(len(near), 1)
+            following = shown[row][position + 1] if position < 11 else 0.0
+            expected = {"own": shown[row][position], "next": following, "own_or_next": max(shown[row][position], following)}.get(
+                tokens, min(1.0, mean / quorum)
+            )
+            if tokens == "around" and position == 11:
+                expected = 0.0
+            assert found[row, position].item() == pytest.approx(expected, abs=1e-6), (row, position)
+    if tokens in ("around", "row"):  # where all that is active is so fully, the hard gate is where the soft one is shut
+        hard = edits.expresses(activity > 0, counted, tokens, 2, quorum)
+        soft = edits.gate_strength((activity > 0).float(), counted, tokens, 2, quorum)
+        assert torch.equal(hard, soft > 1 - 1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("D", [33, 576])
 def test_fast_forms_err_no_more_than_the_definition_in_the_same_precision(dtype, D):

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gradlens import attribution as estimators
 from gradlens.config import ObserveSettings
-from gradlens.edits import orthonormal_basis
+from gradlens.edits import gate_strength, orthonormal_basis
 from gradlens.hookpoints import find_module
 from gradlens.lens import Lens
 from gradlens.recorder import MemoryRecorder
@@ -173,6 +173,37 @@ def test_route_equals_weighting_each_tokens_loss(wrap, tokens, gain):
     scored = (batch["labels"][:, 1:] != -100).flatten()
     share = recorder.records[0]["scalars"]["rule/route:features/share"]
     assert share == pytest.approx((gated[:, :-1].flatten() & scored).sum().item() / scored.sum().item())
+
+
+@pytest.mark.parametrize("budget", [None, 0.1])
+@pytest.mark.parametrize("gate", ["soft", "graded"])
+def test_a_soft_gate_weighs_each_tokens_loss_by_its_strength(gate, budget):
+    dictionary, model, batch, gain = tiny_dictionary(), tiny_model().train(), tiny_batch(0), 0.25
+    reference, kept = copy.deepcopy(model), {}
+    handle = find_module(reference, HOOK).register_forward_hook(lambda m, a, o: kept.update(h=o.detach()))
+    logits = reference(**batch).logits
+    handle.remove()
+    keep = (batch["labels"] != -100) & batch["attention_mask"].bool()
+    acts = dictionary.encode(kept["h"].flatten(0, 1)).view(*keep.shape, -1)[..., :3]
+    level = acts[acts > 0].quantile(0.25).item()
+    shown = (acts > level).float() if gate == "soft" else (acts > level) * (acts / (2 * level)).clamp(max=1)
+    strength = gate_strength(shown.amax(-1), keep, "around", 1, 0.8)[:, :-1]
+    scored = batch["labels"][:, 1:] != -100
+    assert ((strength > 0.01) & (strength < 0.99) & scored).any()  # some are in between
+    if budget is not None:
+        assert (strength * scored).sum() > budget * scored.sum()
+        strength = strength * budget * scored.sum() / (strength * scored).sum()
+    losses = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="none")
+    (losses * (1 + strength * (gain - 1)).flatten()).sum().div(scored.sum()).backward()
+    optimizer, recorder = torch.optim.SGD(trainable(model), lr=0.0), MemoryRecorder()
+    rule = route(gain=gain, window=1, quorum=0.8, threshold=level, gate=gate, budget=budget)
+    with Lens(model, optimizer, {HOOK: dictionary}, policy=Policy(version=1, rules=(rule,)), recorder=recorder):
+        model(**batch).loss.backward()
+        optimizer.step()
+    for (name, a), (_, b) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=name)
+    share = recorder.records[0]["scalars"]["rule/route:features/share"]
+    assert share == pytest.approx((strength * scored).sum().item() / scored.sum().item(), rel=1e-5)
 
 
 def test_ablate_removes_the_span_in_training_and_not_in_eval():
