@@ -36,39 +36,50 @@ Batch = dict[str, Tensor]
 Values = Callable[[Batch], Tensor]  # of every counted token of a batch: [T] or [T, N]
 
 
-def exemplars_of(concepts: Sequence[Any], tokenizer: Any, max_length: int, device: torch.device | str) -> dict[str, list[Batch]]:
-    """Of every concept with positive examples, some of them, evenly spread, as batches."""
-    found = {}
-    for concept in concepts:
-        rows = concept.rows("positive")
-        if rows:
-            examples = build_examples([rows[i] for i in evenly(len(rows), EXEMPLARS)], tokenizer, max_length, source=concept.name)
-            batches = [collate(examples[first : first + ROWS], pad_id_of(tokenizer)) for first in range(0, len(examples), ROWS)]
-            found[concept.name] = [{key: value.to(device) for key, value in batch.items()} for batch in batches]
-    return found
+def exemplars_of(concepts: Sequence[Any], tokenizer: Any, max_length: int, device: torch.device | str, name: str | None) -> list[Batch]:
+    """Positive examples of the concept of that name, evenly spread, as batches; none where it has none."""
+    rows = next((concept.rows("positive") for concept in concepts if concept.name == name), [])
+    if not rows or tokenizer is None:
+        return []
+    examples = build_examples([rows[i] for i in evenly(len(rows), EXEMPLARS)], tokenizer, max_length, source=str(name))
+    batches = [collate(examples[first : first + ROWS], pad_id_of(tokenizer)) for first in range(0, len(examples), ROWS)]
+    return [{key: value.to(device) for key, value in batch.items()} for batch in batches]
 
 
 def constrainer_of(
-    rule: Rule, features: dict[str, Tensor], model: nn.Module, optimizer: Any, world: World, dictionaries: dict[str, Dictionary],
-    exemplars: dict[str, list[Batch]],
-) -> Constrainer:  # fmt: skip
+    rule: Rule,
+    features: dict[str, Tensor],
+    model: nn.Module,
+    optimizer: Any,
+    world: World,
+    dictionaries: dict[str, Dictionary],
+    exemplars: Callable[[str | None], list[Batch]],
+) -> Constrainer:
     """What carries out a rule of mode constrain. Raises `ConfigError` where its concept has no examples, the optimizer's metric is not
     known, or parameters are split over ranks."""
     check_metric(optimizer)
     if is_sharded(model):
         raise ConfigError("constrain needs whole parameters and gradients, which FSDP2 splits over ranks; use DDP, or rules of mode route")
-    batches = exemplars.get(rule.concept or "")
+    batches = exemplars(rule.concept)
     if not batches:
         raise ConfigError(f"rule {rule.label}: constrain measures a concept on its positive examples, and there are none")
     if rule.measure == "likelihood":
         if rule.random_control is not None:
-            raise ConfigError(
-                f"rule {rule.label}: random features have no likelihood; its control is measure: activations, or another concept"
-            )
+            batches = [scrambled(batch, rule.random_control) for batch in batches]
         return Constrainer(model, optimizer, world, batches, likelihood(model), rule.every)
     if any(dictionaries[name].hook_in for name in features):
         raise ConfigError(f"rule {rule.label}: constrain by activations does not act through transcoders; use measure: likelihood")
     return Constrainer(model, optimizer, world, batches, activations(model, dictionaries, features), rule.every)
+
+
+def scrambled(batch: Batch, seed: int) -> Batch:
+    """The same counted tokens at random places of the batch: the random control of the likelihood."""
+    counted_BS, found = batch["labels"] != IGNORE, {**batch}
+    order = torch.randperm(int(counted_BS.sum()), generator=torch.Generator().manual_seed(seed)).to(counted_BS.device)
+    tokens_T = batch["labels"][counted_BS][order]
+    for key in ("input_ids", "labels"):
+        found[key] = batch[key].masked_scatter(counted_BS, tokens_T)
+    return found
 
 
 class Constrainer:

@@ -71,7 +71,7 @@ class Lens:
         steps: int | None = None,
         scaler: Any = None,
         detectors: dict[str, dict[str, Detector]] | None = None,
-        exemplars: dict[str, list[dict[str, Tensor]]] | None = None,
+        exemplars: Callable[[str | None], list[dict[str, Tensor]]] = lambda concept: [],
     ) -> None:
         """`dictionaries`: hookpoint -> dictionary. `concepts`: name -> hookpoint -> feature ids; `thresholds`: for `route`, the
         activation above which each of them expresses the concept, and `quorums` (see `Control`). `probe`: batches on which drift is
@@ -79,7 +79,7 @@ class Lens:
         `projector`: makes who computes the readings (default: this process). `tokenizer`, `reference`, `checkers`: see `Learning`.
         `steps`: how long the run is, where that is known: its last step reads everything. `scaler`: the `torch.amp.GradScaler` that scales
         the loss, if any (accelerate's wrapper of an optimizer brings its own): readings are of the loss without it. `detectors`: concept ->
-        hookpoint -> which tokens express it, for rules of mode `rewrite`. `exemplars`: concept -> batches that show it, for `constrain`.
+        hookpoint -> which tokens express it, for rules of mode `rewrite`. `exemplars(concept)`: batches that show it, for `constrain`.
         Raises `InputError` for a dictionary that does not fit the model, `ConfigError` for a rule that names what is not there, and for a
         model or an optimizer that cannot be watched (`trainable.py`).
         """
@@ -116,7 +116,7 @@ class Lens:
         self.learning = Learning(model, self.dictionaries, observed, self._members, *spoken, routers=self.routers)
         self.displaced = Displaced(self.learning)
         constrainers = partial(
-            constrainer_of, model=model, optimizer=optimizer, world=self.world, dictionaries=self.dictionaries, exemplars=exemplars or {}
+            constrainer_of, model=model, optimizer=optimizer, world=self.world, dictionaries=self.dictionaries, exemplars=exemplars
         )
         self.control = Control(
             model, self.dictionaries, self.concepts, self._rates, thresholds, quorums, detectors, tokenizer, self._mean, constrainers,

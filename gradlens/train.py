@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def _loop(
         thresholds={concept.name: concept.thresholds for concept in concepts},
         quorums={concept.name: concept.quorum for concept in concepts},
         detectors={concept.name: concept.detectors for concept in concepts},
-        exemplars=exemplars_of(concepts, tokenizer, config.data.max_length, rank.device),
+        exemplars=partial(exemplars_of, concepts, tokenizer, config.data.max_length, rank.device),
         observe=config.observe,
         recorder=rank.recorder,
         probe=probe,

@@ -8,6 +8,7 @@ from conftest import tiny_batch, tiny_dictionary, tiny_model
 from peft import LoraConfig, get_peft_model
 
 from gradlens.config import ObserveSettings
+from gradlens.constrainer import scrambled
 from gradlens.constraint import constrain
 from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError
@@ -27,8 +28,8 @@ def nearest(change, slope, metric, room=0.0):
     def value(x):
         return ((x - change).square() / metric).sum() + 5 * (x @ slope - room + price / 10).relu().square()
 
-    for _ in range(40):
-        for _ in range(3):
+    for _ in range(20):
+        for _ in range(2):
             gradient, curvature = torch.func.grad(value)(x), torch.func.hessian(value)(x)
             x = x - torch.linalg.solve(curvature, gradient)
         price = (price + 10 * (x @ slope - room)).relu()
@@ -62,9 +63,9 @@ def test_a_change_that_lowers_the_measure_stays_and_a_fall_is_asked_for_in_steps
     assert torch.equal(made[0], change)
 
 
-def lora(model):
+def lora(model, **options):
     torch.manual_seed(1)
-    return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "o_proj", "down_proj"], lora_alpha=4))
+    return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "o_proj", "down_proj"], lora_alpha=4, **options))
 
 
 def unchanged(model):
@@ -112,7 +113,7 @@ def test_each_step_is_the_projection_of_the_optimizers_own(kind_of, options, wra
     model.train()
     bound = 0
     dictionaries, concepts = {HOOK: tiny_dictionary(dtype=torch.float64)}, {"c": {HOOK: [1, 2, 3, 5, 8, 13]}}
-    with Lens(model, optimizer, dictionaries, concepts=concepts, policy=Policy(rules=(rule,)), exemplars={"c": [exemplar]},
+    with Lens(model, optimizer, dictionaries, concepts=concepts, policy=Policy(rules=(rule,)), exemplars={"c": [exemplar]}.get,
               observe=ObserveSettings(), probe=[tiny_batch(50)], recorder=MemoryRecorder()) as lens:  # fmt: skip
         for step in range(3):
             other, others, plain = made()
@@ -156,7 +157,7 @@ def test_what_the_data_teach_is_held_where_it_was():
         model, batch = tiny_model().train(), tiny_batch(3)
         optimizer = ADAMW(model.parameters(), lr=3e-3)
         with Lens(model, optimizer, {HOOK: tiny_dictionary()}, concepts={"c": {HOOK: [1]}}, policy=Policy(rules=rules),
-                  exemplars={"c": [batch]}, probe=[batch], recorder=MemoryRecorder()) as lens:  # fmt: skip
+                  exemplars={"c": [batch]}.get, probe=[batch], recorder=MemoryRecorder()) as lens:  # fmt: skip
             for _ in range(15):
                 model(**batch).loss.backward()
                 optimizer.step()
@@ -173,15 +174,14 @@ def test_what_the_data_teach_is_held_where_it_was():
 
 
 def test_reading_the_measure_disturbs_nothing():
-    model = lora(tiny_model()).train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.5
+    model = lora(tiny_model(), lora_dropout=0.5).train()
+    assert any(isinstance(module, torch.nn.Dropout) for module in model.modules())
     model.base_model.model.model.layers[1].eval()  # a module that someone keeps out of training stays out
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = ADAMW(trained, lr=1e-2)
-    with Lens(model, optimizer, {HOOK: tiny_dictionary()}, concepts={"c": {HOOK: [1, 2]}}, exemplars={"c": [tiny_batch(9)]},
-              policy=Policy(rules=(Rule(mode="constrain", concept="c"), Rule(mode="ablate", concept="c"))), probe=[tiny_batch(50)]) as lens:  # fmt: skip
+    policy = Policy(rules=(Rule(mode="constrain", concept="c"), Rule(mode="ablate", concept="c")))
+    options = {"exemplars": {"c": [tiny_batch(9)]}.get, "policy": policy, "probe": [tiny_batch(50)]}
+    with Lens(model, optimizer, {HOOK: tiny_dictionary()}, concepts={"c": {HOOK: [1, 2]}}, **options) as lens:
         model(**tiny_batch(1)).loss.backward()
         grads = [parameter.grad.clone() for parameter in trained]
         modes, state = [module.training for module in model.modules()], torch.random.get_rng_state()
@@ -197,27 +197,39 @@ def test_reading_the_measure_disturbs_nothing():
         optimizer.step()
 
 
+def test_the_random_control_of_the_likelihood_has_the_same_tokens_at_other_places():
+    batch = tiny_batch(9)
+    found, counted = scrambled(batch, 3), batch["labels"] != -100
+    assert torch.equal(found["labels"] != -100, counted) and torch.equal(found["input_ids"][~counted], batch["input_ids"][~counted])
+    assert torch.equal(found["input_ids"][counted], found["labels"][counted])
+    assert torch.equal(found["labels"][counted].sort().values, batch["labels"][counted].sort().values)
+    assert not torch.equal(found["labels"], batch["labels"])
+
+
 def test_what_cannot_be_constrained_is_refused():
-    def refused(message, optimizer=ADAMW, exemplars=None, **rule):
+    def refused(message, optimizer=ADAMW, examples=True, **rule):
         model = tiny_model()
         with pytest.raises(ConfigError, match=message), Lens(
             model, optimizer(model.parameters(), lr=1e-2), {HOOK: tiny_dictionary()}, concepts={"c": {HOOK: [1]}}, probe=[tiny_batch(50)],
-            exemplars={"c": [tiny_batch(9)]} if exemplars is None else exemplars,
+            exemplars=lambda concept: [tiny_batch(9)] if concept == "c" and examples else [],
             policy=Policy(rules=(Rule(mode="constrain", concept="c", **rule),)),
         ):  # fmt: skip
             pass
 
     refused("metric.*Adafactor", torch.optim.Adafactor)
     refused("metric.*NAdam", torch.optim.NAdam)
-    refused("positive examples", exemplars={})
-    refused("no likelihood", random_control=0)
+    refused("positive examples", examples=False)
 
 
 @pytest.mark.parametrize("kind", ["relu", "topk", "jumprelu", "batchtopk", "gated", "scaled"])
 def test_live_features_and_their_gradient_are_the_dictionarys(kind):
-    extra = {"jumprelu": {"threshold": torch.full((80,), 2.0).double()}, "batchtopk": {"threshold": torch.full((80,), 3.0).double()},
-             "gated": {name: 0.1 * torch.randn(80, generator=torch.Generator().manual_seed(5)).double() for name in ("b_gate", "r_mag", "b_mag")},
-             "scaled": {"act_scale": torch.linspace(0.5, 2, 80).double(), "input_norm": "layer_norm"}}.get(kind, {})  # fmt: skip
+    generator = torch.Generator().manual_seed(5)
+    extra = {
+        "jumprelu": {"threshold": torch.full((80,), 2.0).double()},
+        "batchtopk": {"threshold": torch.full((80,), 3.0).double()},
+        "gated": {name: 0.1 * torch.randn(80, generator=generator).double() for name in ("b_gate", "r_mag", "b_mag")},
+        "scaled": {"act_scale": torch.linspace(0.5, 2, 80).double(), "input_norm": "layer_norm"},
+    }.get(kind, {})
     dictionary: Dictionary = tiny_dictionary(activation="topk" if kind == "scaled" else kind, dtype=torch.float64, **extra)
     ids, x = torch.tensor([3, 40, 7, 79]), torch.randn(50, 32, generator=torch.Generator().manual_seed(1)).double().requires_grad_()
     weights = torch.randn(50, 4, generator=torch.Generator().manual_seed(2)).double()
