@@ -249,7 +249,8 @@ class Lens:
         if self.recorder is not None and self.world.rank == 0 and (policy.rules or policy.version):
             described = [
                 {**active.rule.model_dump(exclude_none=True, exclude_defaults=True), "label": active.rule.label, "mode": active.rule.mode,
-                 "gain": active.rule.gain if active.rule.target is None else None, "features": {name: ids.tolist() for name, ids in active.features.items()}}
+                 "gain": active.rule.gain if active.rule.target is None else None,
+                 "features": {name: ids.tolist() for name, ids in active.features.items()}}
                 for active in self.control.rules
             ]  # fmt: skip
             self.recorder.event("policy", step=self.step, version=policy.version, rules=described)
