@@ -1,5 +1,5 @@
-"""Does a dictionary fit a model at a hookpoint? FVU, L0 and dead features on text, there and at the blocks below and above; where it fits
-none of these, at all others."""
+"""Does a dictionary fit a model at a hookpoint? FVU, L0 and dead features on text, there and at the blocks below and above; where it does
+not fit there, or fits one of these better, at all others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Verdict:
     hookpoint: str
     health: Health
     outliers: int  # tokens left out for their norm (attention sinks)
-    neighbours: dict[str, float]  # FVU at the blocks below and above; at all others, where it fits none of these
+    neighbours: dict[str, float]  # FVU at the blocks below and above; at all others, where one of these is better or it does not fit
     fit: str  # "fits", "weak" or "unfit"
     advice: str
 
@@ -70,7 +70,9 @@ def verify(
     outliers = len(stores[hookpoint]) - len(stores[hookpoint].usual(outlier_norm))
     here = _health(dictionary, stores, hookpoint, outlier_norm)
     fvus = {name: _health(dictionary, stores, name, outlier_norm).fvu for name in beside if _readable(dictionary, stores, name)}
-    if min([here.fvu, *fvus.values()]) > FITS and others and not dictionary.metadata.get("partial"):
+    # a neighbour that is better may be on the way to one that is better still
+    settled = here.fvu <= FITS and all(here.fvu <= fvu for fvu in fvus.values())
+    if not settled and others and not dictionary.metadata.get("partial"):
         stores = read(others, take(found, min(tokens, SEARCHED)))
         fvus |= {name: _health(dictionary, stores, name, outlier_norm).fvu for name in others if _readable(dictionary, stores, name)}
     fit, advice = judge(here, fvus, hookpoint)

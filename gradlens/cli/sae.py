@@ -203,8 +203,8 @@ def verify(
 ) -> None:
     """Measure FVU, L0 and dead features on text and say whether the dictionary fits the model there.
 
-    Also measured: the blocks below and above, as an index off by one is the commonest mistake, and all others where it fits none of these:
-    "it fits layers.14 (FVU 0.15), not layers.15 (0.62)". Exit code 3 where it does not fit.
+    Also measured: the blocks below and above, as an index off by one is the commonest mistake, and all others where one of these is better
+    or it does not fit: "it fits layers.14 (FVU 0.15), not layers.15 (0.62)". Exit code 3 where it does not fit.
 
     Example: gradlens sae verify smollm2-l15 --model smollm2 --hookpoint layers.15 --text mine.jsonl
     """

@@ -25,6 +25,7 @@ __all__ = ["ASSETS", "CFG", "check_width", "from_saelens", "load_dictionary", "s
 
 # Asked in this order; SAELens last, as what calls itself `cfg.json` is one of its folders unless something speaks against it.
 FAMILIES = (gemma_scope, sparsify, openmoss, dictionary_learning, circuit_tracer, crosscoder, checkpoints, saelens)
+_WITHOUT_PARTS = (sparsify, openmoss, dictionary_learning, saelens)
 
 
 def load_dictionary(source: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Dictionary:
@@ -48,6 +49,8 @@ def load_dictionary(source: str | Path, device: torch.device | str = "cpu", dtyp
     place = locate(source)
     for family in FAMILIES:
         if family.recognise(place):
+            if family in _WITHOUT_PARTS:
+                place.whole()
             found = build(family.read(place), device, dtype)
             found.metadata["source"] = str(source)
             return found

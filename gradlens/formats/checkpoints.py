@@ -46,6 +46,8 @@ def read(place: Place) -> Raw:
     path = _file(place)
     assert path is not None  # recognise has seen it
     kind = _kind(place, path)
+    if place.file is not None or kind != "qwen-scope":
+        place.whole()
     return {"goodfire": _goodfire, "openai": _openai, "qwen-scope": _qwen}[kind](place, path)
 
 

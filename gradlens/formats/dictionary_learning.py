@@ -60,7 +60,10 @@ def read(place: Place) -> Raw:
     data, found = place.data(path), place.tensors(path)
     interrupted = isinstance(data, dict) and isinstance(data.get("ae"), dict)
     config, config_path = place.config(CFG)
-    trainer = config.get("trainer") or (data.get("config") if interrupted else None) or {}
+    trainer, buffer = config.get("trainer") or (data.get("config") if interrupted else None) or {}, config.get("buffer") or {}
+    for key, value in (("trainer", trainer), ("buffer", buffer)):
+        if not isinstance(value, dict):
+            raise InputError(f"{config_path or path}: {key}: expected an object, found {type(value).__name__}")
     name = trainer.get("dict_class") or _class_of(found)
     if name not in CLASSES:
         what = f"dict_class is {name!r}" if name else f"its tensors are {', '.join(sorted(found))}"
@@ -81,7 +84,7 @@ def read(place: Place) -> Raw:
     if interrupted:
         factor = float(data.get("norm_factor") or 1.0)
         tensors |= {key: value * factor for key, value in tensors.items() if key in _SCALED}
-    hookpoint, hook_in = _hookpoint(trainer, config.get("buffer") or {})
+    hookpoint, hook_in = _hookpoint(trainer, buffer)
     groups = found.get("group_sizes")
     return Raw(
         NAME, name, path, tensors, activation,

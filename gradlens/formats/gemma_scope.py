@@ -38,6 +38,7 @@ def _by_names(place: Place) -> Path | None:
 def read(place: Place) -> Raw:
     if place.matching(_PART):
         return _read_part(place)
+    place.whole()
     path = place.weights(*_FILES) or _by_names(place)
     assert path is not None  # recognise has seen it
     tensors = {re.sub(r"^w_(enc|dec)$", r"W_\1", name): value for name, value in place.tensors(path).items()}

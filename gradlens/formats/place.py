@@ -87,6 +87,12 @@ class Place:
         path = self.find(*names)
         return (read_config(path), path) if path is not None else ({}, None)
 
+    def whole(self) -> None:
+        """Raise `InputError` where a part is asked for of what has none."""
+        if self.part:
+            named = ":".join(map(str, self.part))
+            raise InputError(f"{self.source}: it is one dictionary, without parts; leave #{named} out")
+
     def layer(self, pattern: str = r"(?:^|[/_.\-])(?:layers?|l)[_.\-]?(\d+)(?=$|[/_.\-A-Za-z])") -> int | None:
         """The layer that the path names, the innermost one."""
         found = re.findall(pattern, self.context, re.IGNORECASE)

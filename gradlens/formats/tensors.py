@@ -97,7 +97,8 @@ def read_torch(path: Path) -> Any:
             "where you trust its source, convert it to safetensors"
         ) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
+        said = "" if isinstance(error, KeyError) else str(error)  # of a KeyError only the key
+        reason = (said or type(error).__name__).splitlines()[0].partition(". ")[0]
         raise InputError(f"{path}: not a readable torch file ({reason}); copy or download it again") from None
 
 

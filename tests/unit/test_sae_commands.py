@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 from words import word_tokenizer
 
+from gradlens.dictionary import Dictionary
 from gradlens.encoding import Health, health
 from gradlens.errors import ConfigError, InputError
 from gradlens.formats import load_dictionary, save_dictionary
@@ -37,7 +38,7 @@ def test_verify_measures_health_at_the_hookpoint_and_beside_it(trained_folder):
     stores = collect(tiny_model(), ["layers.0", "layers.1", "layers.2"], found, 16)
     expected = {name: health(dictionary, store.rows(slice(None))) for name, store in stores.items()}
     assert verdict.hookpoint == "layers.1" and verdict.health == expected["layers.1"] and verdict.outliers == 0
-    assert verdict.neighbours == {name: expected[name].fvu for name in ("layers.0", "layers.2")}
+    assert {name: verdict.neighbours[name] for name in ("layers.0", "layers.2")} == {n: expected[n].fvu for n in ("layers.0", "layers.2")}
 
 
 def test_verify_refuses_a_dictionary_of_another_width(trained_folder):
@@ -181,6 +182,24 @@ def test_what_a_format_cannot_say_is_refused(cli, source, to, words):
 def test_a_format_that_is_not_written_is_refused(cli):
     result = cli("convert", "smollm2-l15", "out", "--to", "npz")
     assert isinstance(result.exception, ConfigError) and "saelens, sparsify, dictionary_learning" in str(result.exception)
+
+
+def test_verify_names_the_right_block_wherever_the_dictionary_was_put(tmp_path):
+    """Also where a neighbour of the wrong block fits as well, and the block itself fits after a fashion."""
+    model, tokenizer = tiny_model(layers=6), word_tokenizer()
+    torch.manual_seed(0)
+    for block in model.model.layers:  # the stream changes slowly, as a real model's does
+        block.mlp = torch.nn.Linear(32, 32, bias=False)
+        block.mlp.weight.data.normal_(std=0.03)
+    text = [corpus(tmp_path, name="verify.jsonl", seed=7)]
+    x_TD = collect(model, ["layers.4"], take(windows(text, tokenizer, 16), 600), 16)["layers.4"].rows(slice(None))
+    rows = torch.linalg.svd(x_TD - x_TD.mean(0))[2][:14]
+    both = torch.cat([rows, -rows])
+    made = Dictionary(both.T.contiguous(), torch.zeros(28), both, x_TD.mean(0), activation="relu")
+    found = {layer: verify(made, model, tokenizer, f"layers.{layer}", text, tokens=600, context_length=16) for layer in range(6)}
+    assert found[4].fit == "fits" and all(verdict.fit == "unfit" for layer, verdict in found.items() if layer != 4)
+    assert all("it fits layers.4 (FVU" in verdict.advice for verdict in found.values())
+    assert found[3].health.fvu < 0.3  # which is why looking at the neighbours of layers.2 is not enough
 
 
 def test_verify_finds_the_block_of_a_transcoder(tmp_path):

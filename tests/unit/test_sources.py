@@ -149,6 +149,9 @@ def test_files_of_a_repository_that_a_source_needs():
         ("crosscoder-relu/science-of-finetuning/crosscoder", "one encoder for 3 places.*SOURCE#0 to SOURCE#2"),
         ("crosscoder-relu/science-of-finetuning/crosscoder#3", "SOURCE#0 to SOURCE#2"),
         ("crosscoder-relu/science-of-finetuning/crosscoder#x", "after # comes a layer"),
+        ("gemma-scope-res/google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71#3", "without parts; leave #3 out"),
+        ("goodfire/Goodfire/Llama-3.1-8B-Instruct-SAE-l19/Llama-3.1-8B-Instruct-SAE-l19.pth#19", "without parts; leave #19 out"),
+        ("../saelens/topk#1:2", "without parts; leave #1:2 out"),
     ],
 )
 def test_a_part_that_is_not_there_is_named(source, words):
@@ -272,6 +275,7 @@ def config_of(path: Path, name: str, **changes) -> None:
             {"trainer": {"dict_class": "GatedAutoEncoder"}},
             "decoder_bias.*missing for GatedAuto",
         ),
+        ("dictionary_learning-AutoEncoder", "config.json", {"trainer": ["AutoEncoder"]}, "trainer: expected an object, found list"),
         ("llamascopium-topk", "config.json", {"sae_type": "lorsa"}, "sae_type is 'lorsa'"),
         ("llamascopium-topk", "config.json", {"use_glu_encoder": True}, "use_glu_encoder"),
         ("llamascopium-topk", "config.json", {"norm_activation": "batch-wise"}, "norm_activation is 'batch-wise'"),
