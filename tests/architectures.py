@@ -83,6 +83,15 @@ _JAMBA = {
 }  # fmt: skip
 _MAMBA = {"state_size": 4, "conv_kernel": 2, "time_step_rank": 4}
 _MAMBA2 = {"state_size": 8, "head_dim": 16, "num_heads": 4, "n_groups": 2, "chunk_size": 4, "conv_kernel": 2}
+_FALCON = {"new_decoder_architecture": True, "num_kv_heads": 2}
+_LLAMA4 = {
+    "head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 4, "num_experts_per_tok": 2, "interleave_moe_layer_step": 2,
+    "attention_chunk_size": 8,
+}  # fmt: skip
+_GRANITE4 = {
+    "layer_types": ["mamba", "attention", "mamba"], "mamba_d_head": 16, "num_local_experts": 4, "num_experts_per_tok": 2,
+    "shared_intermediate_size": 16,
+}  # fmt: skip
 _GPT2 = {"n_embd": D, "n_head": 4, "n_layer": 3, "n_positions": 64}
 _GPT_NEO = {"num_layers": 3, "num_heads": 4, "attention_types": [[["global", "local", "global"], 1]]}
 
@@ -95,11 +104,20 @@ ARCHITECTURES = [
     Architecture("Gemma 3", _config("Gemma3TextConfig", head_dim=8)),
     Architecture("GPT-2", _config("GPT2Config", _NO_ATTENTION, **_GPT2)),
     Architecture("GPT-Neo", _config("GPTNeoConfig", (*_HEADS, "num_attention_heads", "num_hidden_layers"), **_GPT_NEO)),
+    Architecture("GPT-J", _config("GPTJConfig", (*_NO_ATTENTION, "hidden_size", "num_hidden_layers"), **_GPT2, rotary_dim=4)),
+    Architecture("Bloom", _config("BloomConfig", (*_NO_ATTENTION, "num_hidden_layers"), n_head=4, n_layer=3)),
+    Architecture("Falcon", _config("FalconConfig", (*_HEADS, "intermediate_size"), **_FALCON)),
     Architecture("GPT-NeoX (Pythia)", _config("GPTNeoXConfig", _HEADS)),
     Architecture("Phi", _config("PhiConfig", _HEADS)),
     Architecture("Phi 3", _config("Phi3Config")),
     Architecture("OLMo", _config("OlmoConfig")),
     Architecture("OLMo 2", _config("Olmo2Config")),
+    Architecture("OLMo 3", _config("Olmo3Config", sliding_window=8)),
+    Architecture("StableLM", _config("StableLmConfig", use_parallel_residual=True)),
+    Architecture("StarCoder 2", _config("Starcoder2Config", residual_dropout=0.0, embedding_dropout=0.0)),
+    Architecture("Cohere 2", _config("Cohere2Config")),
+    Architecture("GLM-4", _config("Glm4Config", head_dim=8)),
+    Architecture("EXAONE 4", _config("Exaone4Config", sliding_window=8, sliding_window_pattern=2)),
     Architecture("SmolLM3", _config("SmolLM3Config")),
     Architecture("Granite", _config("GraniteConfig", residual_multiplier=0.5)),
     Architecture("OPT", _config("OPTConfig", (*_HEADS, "intermediate_size"), ffn_dim=48, word_embed_proj_dim=D, dropout=0.0)),
@@ -110,6 +128,8 @@ ARCHITECTURES = [
     Architecture("Bamba", _config("BambaConfig", attn_layer_indices=[1], mamba_d_head=16, **_SSM2)),
     Architecture("Nemotron-H", _config("NemotronHConfig", ("num_hidden_layers",), **_NEMOTRON)),
     Architecture("Falcon H1", _config("FalconH1Config", mamba_d_head=8, mamba_d_ssm=32, **_SSM2)),
+    Architecture("LFM 2", _config("Lfm2Config", layer_types=["conv", "full_attention", "conv"], block_multiple_of=8)),
+    Architecture("RecurrentGemma", _config("RecurrentGemmaConfig", lru_width=D, attention_window_size=8, head_dim=8)),
     Architecture("Qwen 3.5", _config("Qwen3_5TextConfig", **_DELTA)),
     Architecture("Qwen3-Next", _config("Qwen3NextConfig", **_DELTA, **_MOE, moe_intermediate_size=16, shared_expert_intermediate_size=16)),
     Architecture("Mixtral", _config("MixtralConfig", **_LOCAL)),
@@ -118,6 +138,8 @@ ARCHITECTURES = [
     Architecture("gpt-oss", _config("GptOssConfig", head_dim=8, sliding_window=8, **_LOCAL)),
     Architecture("DeepSeek-V3", _config("DeepseekV3Config", **_DEEPSEEK)),
     Architecture("Granite-MoE", _config("GraniteMoeConfig", **_LOCAL)),
+    Architecture("Granite 4", _config("GraniteMoeHybridConfig", **_GRANITE4, **_SSM2)),
+    Architecture("Llama 4", _config("Llama4TextConfig", **_LLAMA4)),
     Architecture("Phi-MoE", _config("PhimoeConfig", **_LOCAL, router_jitter_noise=0.0)),
 ]
 QUIET = ObserveSettings(own_prompts=0, reference=None, update_every=0, self_test=False)
@@ -174,6 +196,7 @@ def places(model: nn.Module) -> tuple[list[str], list[str]]:
 def _has(model: nn.Module, hookpoint: str) -> bool:
     try:
         find_hookpoint(model, hookpoint)
+        read_activations(model, [hookpoint, f"layers.{len(blocks(model)) - 1}"], {"input_ids": batch()["input_ids"][:1]})
     except InputError:
         return False
     return True
