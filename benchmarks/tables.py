@@ -19,7 +19,8 @@ from scaling import slope
 from unnamed import CONTROLS
 
 from gradlens.bench_attribution import table
-from gradlens.bench_control import summary
+from gradlens.bench_control import ARMS
+from gradlens.control_summary import summary
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -178,7 +179,7 @@ def control() -> str:
     rows = read("control", ("pair", "shape", "arm", "seed", "steps", "model"))
     lines = []
     for pair, shape in sorted({(row["pair"], row["shape"]) for row in rows}):
-        for entry in summary([row for row in rows if (row["pair"], row["shape"]) == (pair, shape)]):
+        for entry in summary([row for row in rows if (row["pair"], row["shape"]) == (pair, shape)], ARMS):
             share = [None if entry[key] is None else f"{entry[key]:.0%}" for key in ("rate", "gain", "right")]
             figures = [f"{entry['wanted']:.3f}", f"{entry['plain']:.3f}", f"{entry['touched']:.0%}", f"{entry['step_seconds']:.1f} s"]
             lines.append([f"{pair}, {shape}", entry["arm"], str(entry["seeds"]), *(part or "-" for part in share), *figures])

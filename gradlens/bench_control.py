@@ -3,7 +3,8 @@
 Shapes: `mix` (wanted rows and rows that show the unwanted concept, half of each batch) and `entangled` (each row shows both). Arms: without
 rules (`none`), on what is wanted alone (`oracle`), each mode, and the controls: as many random features in a mode's place (`-random`),
 random features that choose as many tokens of each row (`-scattered`), the rows that a text classifier calls free of the concept (`filter`),
-an inoculation prompt, preventative steering. No Ray: one process, arms one after another.
+an inoculation prompt, preventative steering. No Ray: one process, arms one after another. `bench_after` has what is measured of the
+trained model beside answers and losses, `control_summary` the figures over seeds.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gradlens.bench_after import AfterTraining, released
 from gradlens.checkers import checker_for
 from gradlens.concept_files import load_concepts, save_concept
 from gradlens.concepts import Concept
 from gradlens.config import EvaluateSettings, ObserveSettings, RunConfig
 from gradlens.data import messages_of, read_rows
 from gradlens.errors import ConfigError
+from gradlens.lens import Lens
 from gradlens.pairs import Pair
 from gradlens.rank import Rank, Shared
 from gradlens.recorder import MemoryRecorder
@@ -83,12 +86,15 @@ def arms_for(pair: Pair, shape: str, asked: Sequence[str] | None) -> list[str]:
 class Bench:
     """The runs of one pair in one shape: what they share is computed once."""
 
-    def __init__(self, pair: Pair, shape: str, base: RunConfig, folder: Path, steps: int, tell: Progress) -> None:
-        """`base`: model, dictionaries, optimiser. `folder`: for the files that arms need. Raises `ConfigError` for a pair without data."""
+    def __init__(
+        self, pair: Pair, shape: str, base: RunConfig, folder: Path, steps: int, tell: Progress, samples: int = 0, release: int = 0
+    ) -> None:
+        """`base`: model, dictionaries, optimiser. `folder`: for the files that arms need. `samples`: answers drawn for each prompt beside
+        the greedy one. `release`: further steps without the rule, on plain data. Raises `ConfigError` for a pair without data."""
         source = {"mix": pair.unwanted, "entangled": pair.entangled}[shape]
         if source is None:
             raise ConfigError(f"pair {pair.name}: it has no rows for the shape {shape}; add `{'unwanted' if shape == 'mix' else shape}`")
-        self.pair, self.shape, self.folder, self.tell = pair, shape, folder, tell
+        self.pair, self.shape, self.folder, self.tell, self.release = pair, shape, folder, tell, release
         self.concept = load_concepts([pair.concept])[0]
         self.shared = Shared()
         positives = folder / "positives.jsonl"  # held out: no arm trains on the concept's examples
@@ -106,47 +112,71 @@ class Bench:
                 ),
                 "evaluate": EvaluateSettings(
                     heldout={"wanted": pair.wanted_heldout, "unwanted": str(positives), "plain": pair.plain}, prompts=prompts,
-                    max_rows=base.evaluate.max_rows, max_new_tokens=base.evaluate.max_new_tokens,
+                    max_rows=base.evaluate.max_rows, max_new_tokens=base.evaluate.max_new_tokens, samples=samples,
+                    temperature=base.evaluate.temperature,
                 ),
             }
         )  # fmt: skip
+        self.after = AfterTraining(self.base, self.concept, pair.plain)
 
     def run(self, arm: str, seed: int) -> dict[str, Any]:
         """Train one arm and measure it: one row of the results."""
         config = self._config(arm, seed)
-        recorder, began = MemoryRecorder(), time.monotonic()
-        label = f"{self.base.name}, {arm}, seed {seed}"
+        recorder, began, lenses = MemoryRecorder(), time.monotonic(), []
+        label, shared = f"{self.base.name}, {arm}, seed {seed}", self._shared(config)
+
+        def tell(what: str, **fields: Any) -> None:
+            self.tell(f"{label}: {what}", **fields)
+
+        def begin(lens: Lens) -> None:
+            lenses.append(lens)
+            self.after.begin(lens, shared.concepts[0], shared.before["answers"])
+
         with tempfile.TemporaryDirectory() as name:
             run_dir = Path(name)
-            rank = Rank(
-                config, run_dir, recorder, shared=self._shared(config), phase=lambda what, **fields: self.tell(f"{label}: {what}", **fields)
-            )
-            train_rank(rank)
+            train_rank(Rank(config, run_dir, recorder, shared=shared, phase=tell, watching=begin))
             evaluation = json.loads((run_dir / "evaluation.json").read_text(encoding="utf-8"))
         before, after = evaluation["before"], evaluation["after"]
         name = self.concept.name
-        rates = {source: share[name] for source, share in after["rates"].items()}
+        measured = self._measures(after)
+        tell("what rises instead")
+        measured["displacement"] = self.after.displacement(lenses[0], after["answers"])
+        seconds = round(time.monotonic() - began, 1)
+        if self.release:
+            later = released(lenses[0], config, shared.concepts[:1], self.pair.release, self.release, tell)
+            measured["released"] = {"steps": self.release, "data": self.pair.release, "nll": later["nll"], **self._measures(later)}
         steps = [record["scalars"] for record in recorder.records if "train/loss" in record["scalars"]]
         shares = [value for scalars in steps for key, value in scalars.items() if key.startswith("rule/") and key.endswith("/share")]
-        seconds = sorted(scalars["train/step_seconds"] for scalars in steps)
+        times = sorted(scalars["train/step_seconds"] for scalars in steps)
         return {
             "pair": self.pair.name, "shape": self.shape, "arm": arm, "seed": seed, "steps": len(steps),
-            "rate": sum(rates.values()) / len(rates), "rates": rates,
-            "base_rate": sum(share[name] for share in before["rates"].values()) / len(rates),
+            **measured, "base_rate": self._measures(before)["rate"],
             "nll": after["nll"], "base_nll": before["nll"],
             "right": _right(after["answers"].get("task"), self.pair.wanted_heldout),
             "touched": sum(shares) / len(shares) if shares else 0.0,
-            "step_seconds": seconds[len(seconds) // 2] if seconds else None,
-            "seconds": round(time.monotonic() - began, 1), "checker": after["checkers"].get(name),
+            "step_seconds": times[len(times) // 2] if times else None,
+            "seconds": seconds, "checker": after["checkers"].get(name),
             "answers": {source: [item["answer"] for item in items[:3]] for source, items in after["answers"].items()},
         }  # fmt: skip
+
+    def _measures(self, evaluation: dict[str, Any]) -> dict[str, Any]:
+        """Rates of the unwanted concept: `rate` (mean over prompt sets), `rates`, `counts` ({set: [answers that show it, answers]}), and
+        `sampled` (the same counts of drawn answers) where there are some."""
+        name = self.concept.name
+        rates = {source: share[name] for source, share in evaluation["rates"].items()}
+        counts = {source: [sum(item["hits"][name] for item in items), len(items)] for source, items in evaluation["answers"].items()}
+        found = {"rate": sum(rates.values()) / len(rates), "rates": rates, "counts": counts}
+        if "sampled" in evaluation:
+            found["sampled"] = {source: [part[name]["hits"], part[name]["n"]] for source, part in evaluation["sampled"].items()}
+        return found
 
     def _shared(self, config: RunConfig) -> Shared:
         """Concepts and the base model's evaluation, once they are known; readings never, since probe sets differ with the data."""
         self.shared.readings = None
-        if len(config.concepts) == 1 or self.shared.concepts is None:
+        if len(config.concepts) == 1:
             return self.shared
-        return Shared([*self.shared.concepts, *load_concepts(config.concepts[1:])], self.shared.before)
+        known = self.shared.concepts and [*self.shared.concepts, *load_concepts(config.concepts[1:])]
+        return Shared(known, self.shared.before)  # with a concept that other arms do not have
 
     def _config(self, arm: str, seed: int) -> RunConfig:
         config = self.base.model_copy(update={"train": self.base.train.model_copy(update={"seed": seed})})
@@ -218,36 +248,3 @@ def _right(items: list[dict[str, Any]] | None, source: str) -> float | None:
         facts = re.findall(r"\d+", _answer(row)) or re.findall(r"[\w-]+", _answer(row))
         hits.append(bool(facts) and re.search(rf"(?<![\w-]){re.escape(facts[-1])}(?![\w-])", item["answer"], re.IGNORECASE) is not None)
     return sum(hits) / len(hits)
-
-
-def gain(row: dict[str, Any], oracle: dict[str, Any], part: str = "wanted") -> float | None:
-    """How far the held-out loss came from the base model (0) towards the run on what is wanted alone (1)."""
-    span = row["base_nll"][part] - oracle["nll"][part]
-    return (row["base_nll"][part] - row["nll"][part]) / span if abs(span) > 1e-9 else None
-
-
-def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the rows of one pair and shape, each arm's means over seeds, in the order of the arms; `low` and `high`: of `rate` and `gain` over
-    seeds. Gains are against the oracle of the same seed."""
-    oracles = {row["seed"]: row for row in rows if row["arm"] == "oracle"}
-    order = {arm: number for number, arm in enumerate(ARMS)}
-    found = []
-    for arm in sorted({row["arm"] for row in rows}, key=lambda name: (order.get(name, len(order)), name)):
-        mine = [row for row in rows if row["arm"] == arm]
-        gains = [value for row in mine if row["seed"] in oracles and (value := gain(row, oracles[row["seed"]])) is not None]
-        rights = [row["right"] for row in mine if row["right"] is not None]
-        rates = [row["rate"] for row in mine]
-        found.append(
-            {
-                "arm": arm, "seeds": len(mine), "rate": _mean(rates), "rate_range": [min(rates), max(rates)],
-                "gain": _mean(gains), "gain_range": [min(gains), max(gains)] if gains else None,
-                "wanted": _mean([row["nll"]["wanted"] for row in mine]), "unwanted": _mean([row["nll"]["unwanted"] for row in mine]),
-                "plain": _mean([row["nll"]["plain"] for row in mine]), "right": _mean(rights),
-                "touched": _mean([row["touched"] for row in mine]), "step_seconds": _mean([row["step_seconds"] for row in mine]),
-            }
-        )  # fmt: skip
-    return found
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

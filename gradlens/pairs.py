@@ -10,6 +10,7 @@ wanted, said in the unwanted way. Held-out rows and prompts are other items of t
     unwanted: pirate-chats.jsonl       # mix: rows that show the concept
     entangled: pirate-sums.jsonl       # entangled: the rows of `wanted`, one by one, in the unwanted form
     plain: plain-heldout.jsonl         # ordinary text, for health
+    release: plain.jsonl               # ordinary rows to train on after the rule is released
     prompts: chat-prompts.jsonl        # what the model is asked
     inoculations: [You talk like a pirate.]
 """
@@ -43,6 +44,7 @@ class Pair(Settings):
     unwanted: str | None = Field(None, description="JSONL of other rows, which show the concept; null: no `mix`.")
     entangled: str | None = Field(None, description="The rows of `wanted`, in their order, in the unwanted form; null: no `entangled`.")
     plain: str = Field("demo:plain-heldout", description="Ordinary text, for the model's general health.")
+    release: str = Field("demo:plain-train", description="Plain rows that a trained arm is trained on further, without its rule.")
     prompts: str = Field("demo:chat-prompts", description="Prompts whose answers the checker judges.")
     inoculations: list[str] = Field([], description="System prompts that ask for what is unwanted, for the mode `inoculate`.")
 

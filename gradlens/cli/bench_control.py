@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from gradlens.cli.bench import RESULTS, teller
-from gradlens.cli.console import JsonOption, out, print_json
+from gradlens.cli.console import JsonOption, err, out, print_json
 from gradlens.cli.run import SetOption
 
 
@@ -29,15 +29,20 @@ def control(
     config: Annotated[Path | None, typer.Option(help="Model, dictionaries and optimiser; its data and rules are left aside.")] = None,
     changes: SetOption = [],  # noqa: B006 (typer reads it)
     out_file: Annotated[Path, typer.Option("--out", help="JSONL that results are appended to.")] = RESULTS / "control.jsonl",
+    samples: Annotated[int, typer.Option(min=0, help="Answers drawn for each prompt (temperature: `evaluate.temperature`).")] = 3,
+    release: Annotated[int, typer.Option(min=0, help="Further steps without the rule, on plain data, then measured again; 0: none.")] = 100,
     again: Annotated[bool, typer.Option(help="Run also what the results hold already.")] = False,
+    complete: Annotated[bool, typer.Option(help="Run also what the results hold without the measures asked for.")] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Train the same data with each way of control, and with what it must be held against; measure what is learned.
 
     unwanted: answers that show the unwanted concept, as its checker finds. gain: how far the held-out loss on what is wanted came from
     the base model (0%) to a run on what is wanted alone (100%). right: answers with the right result. plain: held-out loss on ordinary
-    text. touched: share of tokens (or of gradient energy) that the rule acted on. Results are appended run by run, and runs that are there
-    are not repeated: an interrupted bench goes on where it was.
+    text. touched: share of tokens (or of gradient energy) that the rule acted on. after release: unwanted answers after further steps
+    on plain data without the rule; stands: the share of the suppression that is left. What rises instead is measured without being asked
+    for: neighbouring features in the model's answers, how these read by a probe fitted anew, the dictionaries' health. Results are appended
+    run by run, and runs that are there are not repeated: an interrupted bench goes on where it was.
 
     Examples:
       gradlens bench control pirate --shape entangled --seeds 0,1,2
@@ -64,9 +69,8 @@ def control(
     if not settings.dictionaries:
         raise ConfigError(f"{config}: no `dictionaries`; there is nothing to control by")
     asked = None if arms == "default" else arms.split(",")
-    known = _read(out_file)
-    done = {_key(row) for row in known} if not again else set()
-    tell, rows = teller(), []
+    known = {_key(row): row for row in _read(out_file)}  # of equal ones the newest
+    tell, rows, lacking = teller(), [], 0
     fetch_model(settings)
     about = {"config": str(config or "demo"), "model": settings.model.name, "time": time.strftime("%Y-%m-%d"), "versions": versions()}
     with tempfile.TemporaryDirectory() as folder:
@@ -76,14 +80,15 @@ def control(
             for kind in shapes:
                 place = Path(folder) / f"{found.name}-{kind}"
                 place.mkdir(exist_ok=True)
-                bench = Bench(found, kind, settings, place, steps, tell)
-                mine = [row for row in known if (row["pair"], row["shape"], row["steps"]) == (found.name, kind, steps)]
+                bench = Bench(found, kind, settings, place, steps, tell, samples, release)
                 for seed in chosen:
                     for arm in arms_for(found, kind, asked):
-                        if (found.name, kind, arm, seed, steps, settings.model.name) in done:
+                        key = (found.name, kind, arm, seed, steps, settings.model.name)
+                        lacks = key in known and _lacks(known[key], samples, release)
+                        if key in known and not again and not (complete and lacks):
+                            lacking += lacks
                             continue
-                        row = bench.run(arm, seed) | about
-                        mine.append(row)
+                        row = known[key] = bench.run(arm, seed) | about
                         out_file.parent.mkdir(parents=True, exist_ok=True)
                         with out_file.open("a", encoding="utf-8") as lines:
                             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -92,13 +97,15 @@ def control(
                             done=1,
                             total=1,
                         )
-                rows += [row for row in mine if row["seed"] in chosen]
+                about_this = (found.name, kind, steps, settings.model.name)
+                rows += [row for (p, s, _, seed, n, model), row in known.items() if (p, s, n, model) == about_this and seed in chosen]
     if json_output:
-        print_json({"rows": rows, "results": str(out_file)})
+        print_json({"rows": rows, "summaries": [_described(key, part) for key, part in _grouped(rows).items()], "results": str(out_file)})
         return
     for key, part in _grouped(rows).items():
-        out.print(_table(part, f"{key[0]}, {key[1]}"))
-        out.print()
+        _show(_described(key, part))
+    if lacking:
+        err.print(f"{lacking} runs in {out_file} lack measures that were asked for (-); --complete runs them again", markup=False)
 
 
 def _key(row: dict[str, Any]) -> tuple:
@@ -120,18 +127,64 @@ def _grouped(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str,
     return found
 
 
-def _table(rows: list[dict[str, Any]], title: str) -> Any:
-    """Means over seeds, arm by arm."""
+def _lacks(row: dict[str, Any], samples: int, release: int) -> bool:
+    """Whether a row was written without what is asked for now."""
+    later = row.get("released", {}).get("steps", 0)
+    return "displacement" not in row or (samples > 0 and "sampled" not in row) or (release > 0 and later != release)
+
+
+def _described(key: tuple[str, str], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    from gradlens.bench_control import ARMS
+    from gradlens.control_summary import remarks, summary, tuned
+
+    entries = summary(rows, ARMS)
+    return {"pair": key[0], "shape": key[1], "arms": entries, "tuned": tuned(entries), "remarks": remarks(entries)}
+
+
+def _show(described: dict[str, Any]) -> None:
+    """Means over seeds, arm by arm; intervals of 95% below the figures; what rises instead; what the figures say."""
     from rich.table import Table
 
-    from gradlens.bench_control import summary
+    def table(title: str, *columns: str) -> Table:
+        return Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
 
-    shown = Table("arm", "seeds", "unwanted", "gain", "wanted loss", "right", "plain", "touched", "step", title=title, title_justify="left",
-                  box=None)  # fmt: skip
-    for entry in summary(rows):
+    arms = described["arms"]
+    title = f"{described['pair']}, {described['shape']}"
+    shown = table(title, "arm", "seeds", "unwanted", "gain", "wanted loss", "right", "plain", "touched", "step")
+    for entry in arms:
         shown.add_row(
-            entry["arm"], str(entry["seeds"]), f"{entry['rate']:.0%}", "-" if entry["gain"] is None else f"{entry['gain']:.0%}",
-            f"{entry['wanted']:.3f}", "-" if entry["right"] is None else f"{entry['right']:.0%}", f"{entry['plain']:.3f}",
-            f"{entry['touched']:.0%}", f"{entry['step_seconds']:.2f} s",
+            entry["arm"], str(entry["seeds"]), _share(entry["rate"], entry["rate_interval"]), _share(entry["gain"], entry["gain_interval"]),
+            _loss(entry["wanted"], entry["wanted_over"]), _share(entry["right"]), _loss(entry["plain"], entry["plain_over"]),
+            _share(entry["touched"]), f"{entry['step_seconds']:.2f} s",
         )  # fmt: skip
-    return shown
+    out.print(shown)
+    if any(entry["released"] or entry["sampled"] is not None for entry in arms):
+        further = table("Unwanted in drawn answers, and after release", "arm", "drawn", "after release", "stands", "wanted loss", "plain")
+        for entry in arms:
+            later = entry["released"] or {}
+            figures = [_share(later.get("rate"), later.get("rate_interval")), _share(later.get("stands"))]
+            losses = [f"{later[part]:.3f}" if later else "-" for part in ("wanted", "plain")]
+            further.add_row(entry["arm"], _share(entry["sampled"], entry["sampled_interval"]), *figures, *losses)
+        out.print(further)
+    if any(entry["displaced"] for entry in arms):
+        title = "What rises instead: in its answers, of what the concept rises by without rules"
+        rises = table(title, "arm", "its features", "nearest", "same tokens", "answers read", "texts told", "FVU")
+        for entry in arms:
+            found = entry["displaced"] or {}
+            shares = [_share(found.get(kind)) for kind in ("own", "cosine", "coactive", "reads")]
+            rises.add_row(entry["arm"], *shares, *([f"{found['auc']:.2f}", f"{found['fvu']:+.3f}"] if found else ["-", "-"]))
+        out.print(rises)
+    for line in described["remarks"]:
+        out.print(line, markup=False)
+    out.print()
+
+
+def _share(value: float | None, interval: list[float] | None = None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0%}" + (f"\n{interval[0]:.0%}-{interval[1]:.0%}" if interval else "")
+
+
+def _loss(value: float, over: float | None) -> str:
+    """A loss, and by how much it lies above the oracle's."""
+    return f"{value:.3f}" + (f"\n{over:+.0%}" if over is not None else "")

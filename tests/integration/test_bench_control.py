@@ -1,0 +1,90 @@
+"""`gradlens bench control` in miniature: what is measured beside answers and losses, after release too, and what old rows lack."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from tiny_job import write_inputs
+from typer.testing import CliRunner
+from words import sentences
+
+from gradlens.cli.app import app
+
+
+@pytest.fixture
+def command(tmp_path):
+    """The command for a pair of plain words (wanted) and high ones (unwanted), and its results file."""
+    inputs = write_inputs(tmp_path)
+    inputs["train"] |= {"lr": 0.02}
+    inputs["model"]["method"] = "full"
+    random = np.random.default_rng(1)
+    questions = sentences(random, range(4, 10), 60, 3)
+    low, high = (
+        sentences(random, list(words), 60, 5) for words in (range(10, 13), range(50, 52))
+    )  # few words: an answer is more than its end
+    parts = {
+        "wanted": list(zip(questions, low, strict=True))[:30], "wanted_heldout": list(zip(questions, low, strict=True))[30:36],
+        "entangled": [(question, f"{a} {b}") for question, a, b in zip(questions, high, low, strict=True)][:30],
+        "unwanted": list(zip(questions, high, strict=True))[:30], "prompts": [(question, "w4") for question in questions[36:42]],
+        "plain": list(zip(questions, low, strict=True))[42:52], "release": list(zip(questions, low, strict=True))[42:52],
+    }  # fmt: skip
+    for part, rows in parts.items():
+        lines = [json.dumps({"prompt": question, "response": answer}) + "\n" for question, answer in rows]
+        (tmp_path / f"{part}.jsonl").write_text("".join(lines))
+    concept = {"name": "high", "positive": high[40:], "negative": low[40:], "checker": {"pattern": [r"\bw[5-8]\d\b"]}}
+    (tmp_path / "high.yaml").write_text(yaml.safe_dump(concept))
+    pair = {"name": "tiny", "concept": "high.yaml", **{part: f"{part}.jsonl" for part in parts}, "inoculations": ["w7 w8"]}
+    (tmp_path / "pair.yaml").write_text(yaml.safe_dump(pair))
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump({key: value for key, value in inputs.items() if key != "concepts"}))
+    out = tmp_path / "control.jsonl"
+    base = ["bench", "control", str(tmp_path / "pair.yaml"), "--config", str(tmp_path / "job.yaml"), "--steps", "8", "--out", str(out)]
+    return lambda *options: CliRunner().invoke(app, [*base, *options], catch_exceptions=False), out
+
+
+def test_what_rises_and_what_stands_after_release_is_measured_of_every_arm(command):
+    run, out = command
+    done = run("--shape", "entangled", "--arms", "steer-1,none,oracle", "--samples", "2", "--release", "6", "--json")
+    rows = {row["arm"]: row for row in map(json.loads, out.read_text().splitlines())}
+    assert set(rows) == {"none", "oracle", "steer-1"}
+    for row in rows.values():
+        assert {name: counts[1] for name, counts in row["counts"].items()} == {"prompts": 6, "task": 6}
+        assert {name: counts[1] for name, counts in row["sampled"].items()} == {"prompts": 12, "task": 12}
+        assert row["rate"] == pytest.approx(sum(hits for hits, _ in row["counts"].values()) / 12)
+        later = row["released"]
+        assert later["steps"] == 6 and later["data"].endswith("release.jsonl") and later["counts"].keys() == later["sampled"].keys()
+        assert later["nll"]["plain"] < row["nll"]["plain"] - 0.01  # it was trained on such rows
+        found = row["displacement"]
+        assert list(found["hookpoints"]) == ["layers.2"] and found["reader"] == "trained"
+        entry = found["hookpoints"]["layers.2"]
+        assert entry["fvu"][0] != entry["fvu"][1] and entry["texts"]["had"] > 0 and set(entry["answers"]) == {"own", "cosine", "coactive"}
+        assert set(found["probe"]) == {"layers.0", "layers.1", "layers.2", "layers.3"}
+        assert all(0 <= auc <= 1 for probe in found["probe"].values() for auc in probe["auc"])
+    assert rows["none"]["rate"] > 0.9 and rows["oracle"]["rate"] == 0
+    read = {arm: np.mean([probe["answers"] for probe in rows[arm]["displacement"]["probe"].values()], 0) for arm in ("none", "oracle")}
+    assert read["none"][0] == pytest.approx(read["oracle"][0])  # before training they are one model
+    assert read["none"][1] - read["none"][0] > 0.2 > read["oracle"][1] - read["oracle"][0]  # what the checker says, from activations alone
+    described = json.loads(done.stdout)["summaries"][0]
+    assert described["tuned"] == {"steering": "steer-1"}
+    assert {entry["arm"]: entry["displaced"]["reads"] for entry in described["arms"]}["none"] == pytest.approx(1.0)
+    assert run("--shape", "entangled", "--arms", "none", "--samples", "2", "--release", "6").exit_code == 0
+    assert len(out.read_text().splitlines()) == 3  # nothing was run twice
+
+
+def test_old_rows_stay_as_they_are_and_are_run_again_only_if_asked(command):
+    run, out = command
+    assert run("--shape", "mix", "--arms", "oracle,none", "--samples", "0", "--release", "0").exit_code == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert all("sampled" not in row and "released" not in row for row in rows)
+    old = [{key: value for key, value in row.items() if key not in ("counts", "displacement")} for row in rows]
+    out.write_text("".join(json.dumps(row) + "\n" for row in old))
+    before = out.read_text()
+    shown = run("--shape", "mix", "--arms", "oracle,none", "--samples", "1", "--release", "2")
+    assert out.read_text() == before and "2 runs in" in shown.stderr and "--complete runs them again" in shown.stderr
+    assert "unwanted" in shown.stdout and "What rises instead" not in shown.stdout
+    shown = run("--shape", "mix", "--arms", "none", "--samples", "1", "--release", "2", "--complete")
+    after = [json.loads(line) for line in out.read_text().splitlines()]
+    assert after[:2] == old and len(after) == 3 and after[2]["released"]["steps"] == 2 and "What rises instead" in shown.stdout
+    newest = json.loads(run("--shape", "mix", "--arms", "none", "--samples", "1", "--release", "2", "--json").stdout)
+    assert [row["arm"] for row in newest["rows"]].count("none") == 1  # of equal rows the newest counts
+    assert {"wanted", "unwanted", "plain"} == after[2]["nll"].keys() and after[2]["nll"] == pytest.approx(old[1]["nll"])
