@@ -51,7 +51,7 @@ RULES: dict[str, dict[str, Any]] = {
 ARMS = ("none", "oracle", *RULES, *(f"{name}-random" for name in RULES if not name.startswith("steer")),
         "rewrite-scattered", "filter", "inoculate")  # fmt: skip
 DEFAULT = {
-    "mix": ("none", "oracle", "route", "route-random", "rewrite", "ablate", "inoculate", "filter"),
+    "mix": ("none", "oracle", "auto", "auto-random", "rewrite", "ablate", "inoculate", "filter"),
     "entangled": (
         "none",
         "oracle",
@@ -65,15 +65,17 @@ DEFAULT = {
         "inoculate",
     ),
 }
-MEAN = "mean-difference"  # name of the concept that steering uses
+SOURCES = ("mean", "probe", "pca", "gradient")  # of directions that `MODE@SOURCE` acts along, in place of the concept's features
+ALONG = ("ablate", "mean-ablate", "grad", "param", "update")
 Progress = Callable[..., None]
 
 
 def arms_for(pair: Pair, shape: str, asked: Sequence[str] | None) -> list[str]:
     """The arms of a pair and shape. Raises `ConfigError` for one that does not exist."""
     for arm in asked or ():
-        if arm not in ARMS and not re.fullmatch(r"inoculate-\d+", arm):
-            raise ConfigError(f"--arms: unknown arm {arm!r}; there is {', '.join(ARMS)}")
+        if arm not in ARMS and not re.fullmatch(rf"inoculate-\d+|({'|'.join(ALONG)})@({'|'.join(SOURCES)})", arm):
+            sources = f"; of directions: {'|'.join(ALONG)} @ {'|'.join(SOURCES)}"
+            raise ConfigError(f"--arms: unknown arm {arm!r}; there is {', '.join(ARMS)}{sources}")
     found: list[str] = []
     for arm in asked or DEFAULT[shape]:
         if arm == "inoculate":
@@ -187,12 +189,13 @@ class Bench:
             return config.model_copy(update={"data": config.data.model_copy(update=keep)})
         if arm == "filter":
             return config.model_copy(update={"data": config.data.model_copy(update={"train": self._filtered()})})
-        concept, settings = self.concept.name, dict(RULES.get(re.sub("-(random|scattered)$", "", arm), {}))
+        mode, _, source = arm.partition("@")
+        concept, settings = self.concept.name, dict(RULES.get(re.sub("-(random|scattered)$", "", mode), {}))
         if arm.startswith("inoculate-"):
             settings = {"mode": "inoculate", "prompt": self.pair.inoculations[int(arm.rsplit("-", 1)[1]) - 1]}
-        if settings["mode"] == "steer":
-            concept, hookpoint = MEAN, next(iter(config.dictionaries))
-            directions = self._mean_difference(hookpoint)
+        if settings["mode"] == "steer" or source:
+            source = source or "mean"
+            concept, directions = f"{concept}-{source}", self._directions(source, next(iter(config.dictionaries)))
             concepts = [*config.concepts, str(directions)]
             config = config.model_copy(update={"concepts": concepts})
             config = config.model_copy(update={"dictionaries": config.dictionaries | _brought(directions)})
@@ -212,19 +215,24 @@ class Bench:
             raise ConfigError(f"pair {self.pair.name}: the checker finds the concept in every row, so filtering leaves none")
         return [str(path) for path in files]
 
-    def _mean_difference(self, hookpoint: str) -> Path:
-        """A concept file of the difference of means at a hookpoint, made once."""
+    def _directions(self, source: str, hookpoint: str) -> Path:
+        """A concept file of directions of a source at a hookpoint, made once."""
         from gradlens.concept_compare import fit_directions
+        from gradlens.concept_gradients import gradient_directions
         from gradlens.directions import save_directions
         from gradlens.models import load_model
 
-        path = self.folder / "mean.yaml"
+        path = self.folder / f"{source}.yaml"
         if not path.is_file():
-            self.tell("difference of means")
+            self.tell(f"directions: {source}")
             model, tokenizer = load_model(self.base.model.name)
-            found = fit_directions(model, tokenizer, hookpoint, self.concept, "mean", self.base.data.max_length)
-            file = save_directions(found, self.folder / "mean.safetensors")
-            save_concept(Concept(name=MEAN, directions=str(file)), path)
+            length = self.base.data.max_length
+            if source == "gradient":
+                found = gradient_directions(model, tokenizer, hookpoint, self.concept, max_length=length)
+            else:
+                found = fit_directions(model, tokenizer, hookpoint, self.concept, source, length)
+            file = save_directions(found, self.folder / f"{source}.safetensors")
+            save_concept(Concept(name=f"{self.concept.name}-{source}", directions=str(file)), path)
         return path
 
 

@@ -44,12 +44,14 @@ def control(
     for: neighbouring features in the model's answers, how these read by a probe fitted anew, the dictionaries' health. Results are appended
     run by run, and runs that are there are not repeated: an interrupted bench goes on where it was.
 
+    MODE@SOURCE is a mode along directions in place of the concept's features: ablate@probe, grad@gradient, update@mean.
+
     Examples:
       gradlens bench control pirate --shape entangled --seeds 0,1,2
       gradlens bench control mine.yaml --arms none,oracle,rewrite,rewrite-random
       gradlens bench control list
     """
-    from gradlens.bench_control import ARMS, SHAPES, Bench, arms_for
+    from gradlens.bench_control import ALONG, ARMS, SHAPES, SOURCES, Bench, arms_for
     from gradlens.cli.run import DEMO, fetch_model
     from gradlens.config import load_config
     from gradlens.errors import ConfigError
@@ -57,7 +59,8 @@ def control(
     from gradlens.runfolder import versions
 
     if pair == "list" or arms == "list":
-        out.print("\n".join(SHIPPED if pair == "list" else ARMS), highlight=False)
+        along = [f"{mode}@{source}" for mode in ALONG for source in SOURCES]
+        out.print("\n".join(SHIPPED if pair == "list" else [*ARMS, *along]), highlight=False)
         return
     if shape not in (*SHAPES, "both"):
         raise ConfigError(f"--shape {shape}: expected {', '.join(SHAPES)} or both")

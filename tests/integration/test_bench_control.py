@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from words import sentences
 
 from gradlens.cli.app import app
+from gradlens.errors import ConfigError
 
 
 @pytest.fixture
@@ -88,3 +89,14 @@ def test_old_rows_stay_as_they_are_and_are_run_again_only_if_asked(command):
     newest = json.loads(run("--shape", "mix", "--arms", "none", "--samples", "1", "--release", "2", "--json").stdout)
     assert [row["arm"] for row in newest["rows"]].count("none") == 1  # of equal rows the newest counts
     assert {"wanted", "unwanted", "plain"} == after[2]["nll"].keys() and after[2]["nll"] == pytest.approx(old[1]["nll"])
+
+
+def test_modes_act_along_directions_of_other_sources(command):
+    run, out = command
+    arms = [f"ablate@{source}" for source in ("mean", "probe", "pca", "gradient")]
+    assert run("--shape", "mix", "--arms", ",".join(["ablate", *arms])).exit_code == 0
+    rows = {row["arm"]: row for row in map(json.loads, out.read_text().splitlines())}
+    assert set(rows) == {"ablate", *arms} and all(0 < row["touched"] < 1 for row in rows.values())
+    assert len({row["nll"]["unwanted"] for row in rows.values()}) == 5  # each acts along something else
+    with pytest.raises(ConfigError, match="of directions: ablate"):
+        run("--shape", "mix", "--arms", "route@mean")
