@@ -14,18 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plot_control
 import plots
 from scaling import slope
 from unnamed import CONTROLS
 
+from gradlens.bench_amplify import summary as amplified
 from gradlens.bench_attribution import table
 from gradlens.bench_control import ARMS
-from gradlens.control_summary import summary
+from gradlens.control_summary import FAMILIES, MODES, summary, tuned
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 FILES = ("README.md", "docs/attribution.md", "docs/performance.md", "docs/control.md")
-PLOT = ROOT / "docs" / "images" / "scaling.svg"
+IMAGES = ROOT / "docs" / "images"
 TRUTHS = {"drift_direction": "along directions", "drift": "of activations"}
 BEGIN, END = "<!-- table: {} -->", "<!-- end -->"
 Row = dict[str, Any]
@@ -174,16 +176,97 @@ def scaling() -> str:
     )
 
 
-def control() -> str:
-    """One row per pair, shape and arm: means over seeds."""
+def _control_panels() -> list[tuple[str, str, list[Row]]]:
+    """`(pair, shape, summary)` of everything in `control.jsonl`."""
     rows = read("control", ("pair", "shape", "arm", "seed", "steps", "model"))
+    parts = sorted({(row["pair"], row["shape"]) for row in rows})
+    return [(pair, shape, summary([row for row in rows if (row["pair"], row["shape"]) == (pair, shape)], ARMS)) for pair, shape in parts]
+
+
+def control() -> str:
+    """One row per pair, shape and arm: means over seeds, with intervals; losses with what they lie above the oracle's."""
     lines = []
-    for pair, shape in sorted({(row["pair"], row["shape"]) for row in rows}):
-        for entry in summary([row for row in rows if (row["pair"], row["shape"]) == (pair, shape)], ARMS):
-            share = [None if entry[key] is None else f"{entry[key]:.0%}" for key in ("rate", "gain", "right")]
-            figures = [f"{entry['wanted']:.3f}", f"{entry['plain']:.3f}", f"{entry['touched']:.0%}", f"{entry['step_seconds']:.1f} s"]
-            lines.append([f"{pair}, {shape}", entry["arm"], str(entry["seeds"]), *(part or "-" for part in share), *figures])
-    return grid(["pair", "arm", "seeds", "unwanted", "gain", "right", "wanted loss", "plain loss", "touched", "step"], lines)
+    for pair, shape, entries in _control_panels():
+        for entry in entries:
+            later = entry["released"] or {}
+            stands = "" if later.get("stands") is None else f", {later['stands']:.0%} stands"
+            lines.append(
+                [
+                    f"{pair}, {shape}", entry["arm"], str(entry["seeds"]), _share(entry["rate"], entry["rate_interval"]),
+                    _share(entry["sampled"], entry["sampled_interval"]), _share(entry["gain"], entry["gain_interval"]),
+                    _share(entry["right"]), _over(entry["wanted"], entry["wanted_over"]), _over(entry["plain"], entry["plain_over"]),
+                    _share(later.get("rate")) + stands, _share(entry["touched"]), f"{entry['step_seconds']:.1f} s",
+                ]
+            )  # fmt: skip
+    heads = ["pair", "arm", "seeds", "unwanted", "drawn", "gain", "right", "wanted loss", "plain loss", "after release", "touched", "step"]
+    return grid(heads, lines)
+
+
+def displaced() -> str:
+    """What rose instead, arm by arm, where it was measured."""
+    lines = []
+    for pair, shape, entries in _control_panels():
+        for entry in entries:
+            found = entry["displaced"]
+            if found:
+                shares = [_share(found[kind]) for kind in ("own", "cosine", "coactive", "reads")]
+                lines.append([f"{pair}, {shape}", entry["arm"], *shares, f"{found['auc']:.2f}", f"{found['fvu']:+.3f}"])
+    heads = ["pair", "arm", "its features", "nearest", "same tokens", "answers read", "texts told (AUC)", "FVU, plain text"]
+    return grid(heads, lines) if lines else "(not measured yet)"
+
+
+def control_best() -> str:
+    """One row per pair and shape: the mode nearest to the goal, as many random features in its place, the best of each tuned baseline."""
+    lines = []
+    for pair, shape, entries in _control_panels():
+        by_arm, best = {entry["arm"]: entry for entry in entries}, tuned(entries, MODES | FAMILIES)
+        if "modes" in best:
+            mode = by_arm[best["modes"]]
+            stands = _share((mode["released"] or {}).get("stands"))
+            others = [by_arm.get(f"{mode['arm']}-random"), *(by_arm.get(best.get(family)) for family in FAMILIES)]
+            lines.append([f"{pair}, {shape}", str(mode["seeds"]), _both(by_arm.get("none")), _both(mode), stands, *map(_both, others)])
+    return grid(["pair", "seeds", "no rule", "best mode", "stands after release", "random features", *FAMILIES], lines)
+
+
+def _both(entry: Row | None) -> str:
+    """Unwanted answers / gain, and of which arm."""
+    return "-" if entry is None else f"{_share(entry['rate'])} / {_share(entry['gain'])} ({entry['arm']})"
+
+
+def _share(value: float | None, interval: Sequence[float] | None = None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0%}" + (f" ({interval[0]:.0%} to {interval[1]:.0%})" if interval else "")
+
+
+def _over(loss: float, over: float | None) -> str:
+    return f"{loss:.3f}" + ("" if over is None else f" ({over:+.0%})")
+
+
+def amplify() -> str:
+    """One row per arm of the demo's mix: steps to the loss that the run without rules ends with."""
+    rows = read("amplify", ("config", "weights", "steps", "concept", "arm", "seed"))
+    lines = []
+    for entry in amplified([row for row in rows if row["config"] == "demo"]):
+        low, high = entry["saved_range"] or (0, 0)
+        saved = "-" if entry["saved"] is None else f"{entry['saved']:.0%} ({low:.0%} to {high:.0%})"
+        health = "-" if entry["health"] is None else f"{entry['health']:+.3f}"
+        reached = f"{entry['reached']} of {entry['seeds']}"
+        lines.append([entry["arm"], reached, saved, health, f"{entry['wanted']:.3f}", f"{entry['plain']:.3f}", f"{entry['touched']:.0%}"])
+    return grid(["arm", "reached it", "steps saved", "plain loss there", "loss at the end", "plain loss at the end", "touched"], lines)
+
+
+def alarms() -> str:
+    """Of each pair the step of the alarm and that at which answers tell, by seed; and the control without the concept."""
+    rows = read("alarms", ("pair", "control", "seed", "steps"))
+    lines = []
+    for pair in dict.fromkeys(row["pair"] for row in rows):
+        shown, alone = ([row for row in rows if (row["pair"], row["control"]) == (pair, control)] for control in (False, True))
+        steps = [", ".join("-" if row[key] is None else str(row[key]) for row in shown) or "-" for key in ("alarm", "answers")]
+        false = ", ".join("none" if row["alarm"] is None else f"step {row['alarm']}" for row in alone) or "-"
+        told = ", ".join(str(min(one["step"] for one in row["unannounced"])) if row["unannounced"] else "-" for row in shown) or "-"
+        lines.append([pair, *steps, told, false])
+    return grid(["pair", "alarm at step", "answers tell at step", "something unannounced at step", "alarms without the concept"], lines)
 
 
 def _range(values: Sequence[float], digits: int = 2) -> str:
@@ -195,7 +278,7 @@ def _range(values: Sequence[float], digits: int = 2) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "attribution": attribution, "concepts": concepts, "needle": needle, "unnamed": unnamed, "overhead": overhead, "shapes": shapes,
-    "scaling": scaling, "control": control,
+    "scaling": scaling, "control": control, "amplify": amplify, "alarms": alarms, "displaced": displaced, "control_best": control_best,
 }  # fmt: skip
 
 
@@ -216,11 +299,15 @@ def main() -> None:
             stale.append(name)
             if not arguments.check:
                 path.write_text(new, encoding="utf-8")
-    drawn = plots.scaling(read("scaling", ("sweep", "tokens", "features", "hookpoints", "width")))
-    if not PLOT.is_file() or PLOT.read_text(encoding="utf-8") != drawn:
-        stale.append(PLOT.name)
-        if not arguments.check:
-            PLOT.write_text(drawn, encoding="utf-8")
+    pictures = {
+        "scaling.svg": plots.scaling(read("scaling", ("sweep", "tokens", "features", "hookpoints", "width"))),
+        "control.svg": plot_control.control(_control_panels()),
+    }
+    for name, drawn in pictures.items():
+        if not (IMAGES / name).is_file() or (IMAGES / name).read_text(encoding="utf-8") != drawn:
+            stale.append(name)
+            if not arguments.check:
+                (IMAGES / name).write_text(drawn, encoding="utf-8")
     print(f"{'out of date' if arguments.check else 'written'}: {', '.join(stale) or 'none'}")
     sys.exit(bool(stale) and arguments.check)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gradlens.compare import wilson
@@ -16,6 +16,7 @@ from gradlens.compare import wilson
 Row = dict[str, Any]
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # Student's t, two-sided 95%, by degrees of freedom from 1
 FAMILIES = {"CAFT": r"(mean-)?ablate", "steering": r"steer-[\d.]+", "inoculation": r"inoculate-\d+"}  # baselines that are tuned
+MODES = {"modes": r"auto|route(-next)?|rewrite|cut|constrain(-features)?|penalty.*|reweight.*"}
 HIDDEN_RATE, HIDDEN_READ = 0.5, 0.5  # an arm's rate, and how its answers read, beside those of the run without rules
 SPECIFIC = 0.8  # of the unfiltered rate that matched random features must leave, for an effect to be the concept's
 
@@ -132,15 +133,16 @@ def _rose(row: Row) -> float | None:
     return _mean([now - before for before, now in found if None not in (before, now)])
 
 
-def tuned(entries: Sequence[Row]) -> dict[str, str]:
-    """Of each baseline that comes in several strengths or prompts the best arm: the one nearest to no unwanted answer and all of the gain,
-    by sqrt(of_none² + (1 - gain)²). Chosen on the figures that it is then judged by, so to the baseline's advantage."""
+def tuned(entries: Sequence[Row], families: Mapping[str, str] = FAMILIES) -> dict[str, str]:
+    """Of each family (name -> pattern of its arms), a baseline in several strengths or prompts, the best arm: the one nearest to no
+    unwanted answer and all of the gain, by sqrt(of_none² + (1 - gain)²). Chosen on the figures that it is then judged by, so to its
+    advantage."""
 
     def distance(entry: Row) -> float:
         return math.hypot(entry["of_none"] if entry["of_none"] is not None else entry["rate"], 1 - entry["gain"])
 
     best = {}
-    for family, names in FAMILIES.items():
+    for family, names in families.items():
         mine = [entry for entry in entries if entry["gain"] is not None and re.fullmatch(names, entry["arm"])]
         if mine:
             best[family] = min(mine, key=distance)["arm"]
