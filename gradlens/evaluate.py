@@ -167,7 +167,9 @@ def evaluate(
         ]
         drawn = []
         for seed in range(settings.samples):
-            drawn += generate_answers(model, tokenizer, rows, settings.max_new_tokens, temperature=settings.temperature, seed=seed)
+            drawn += generate_answers(
+                model, tokenizer, rows, settings.max_new_tokens, progress=progress, temperature=settings.temperature, seed=seed
+            )
         if drawn:
             sampled[name] = {concept: {"hits": sum(judged(check, drawn)), "n": len(drawn)} for concept, check in checkers.items()}
     rates = {

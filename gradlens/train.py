@@ -327,6 +327,7 @@ def _evaluated(rank: Rank, model: nn.Module, tokenizer: Any, concepts: list[Conc
         return {}
     sources = [*settings.heldout.values(), *settings.prompts.values()]
     rows = sum(min(len(read_rows(source)), settings.max_rows) for source in sources)
+    rows += settings.samples * sum(min(len(read_rows(source)), settings.max_rows) for source in settings.prompts.values())
     with rank.counted(f"evaluating {when}", rows) as advance:
         # The transformers model inside the adapter's wrapper: its layers hold the adapter, and it can generate.
         return evaluate(unwrap(model), tokenizer, settings, concepts, rank.config.data.max_length, progress=advance)
