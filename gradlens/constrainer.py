@@ -92,7 +92,8 @@ class Constrainer:
         self.share = 1 / max(counted, 1)
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad]
         self.reference: list[Tensor] | None = None  # of the model before training
-        self.measure: Tensor | None = None  # as last read, and what later changes made of it to first order
+        self.seen: Tensor | None = None  # the measure as last read
+        self.measure: Tensor | None = None  # and what later changes made of it to first order
         self.slope: list[Tensor] = []
         self._before: list[Tensor] = []
 
@@ -135,7 +136,8 @@ class Constrainer:
                     if part is not None:
                         mine += part
         flat_sum_(self.world, [total, *slope])
-        self.measure, self.slope = total, slope
+        self.seen = self.measure = total
+        self.slope = slope
 
 
 def _risen(change: Tensor) -> Tensor:

@@ -309,8 +309,8 @@ class Control:
                 raise RunError(f"step {self.step + 1}: {text}; give it a gain nearer to 1, or switch it off. Its weights are void")
             if total > 0:
                 scalars[f"rule/{label}/share"] = float(active.touched) / total
-            if active.constrainer is not None and active.constrainer.measure is not None:
-                scalars[f"rule/{label}/measure"] = float(active.constrainer.measure)
+            if active.constrainer is not None and active.constrainer.seen is not None:
+                scalars[f"rule/{label}/measure"] = float(active.constrainer.seen)
             if active.rows:
                 scalars[f"rule/{label}/silent_rows"] = active.silent / active.rows
             if made and total > 0:

@@ -62,7 +62,7 @@ def loop(model: nn.Module, accumulate: int, rule: dict | None = None, wrap=lambd
     dictionaries, recorder = {HOOK: tiny_dictionary(), INSIDE: tiny_dictionary(3)}, MemoryRecorder()
     settings = SETTINGS.model_copy(update={"drift_every": drift_every})
     options = {"observe": settings, "recorder": recorder, "probe": [tiny_batch(50, B=8)], "world": current_world(), "concepts": CONCEPTS}
-    with Lens(parallel, optimizer, dictionaries, policy=policy, **options) as lens:
+    with Lens(parallel, optimizer, dictionaries, policy=policy, exemplars=lambda concept: [tiny_batch(60, B=5)], **options) as lens:
         for step in range(STEPS):
             batches = [tiny_batch(10 * step + part, B=4) for part in range(accumulate)]
             counted = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
@@ -71,7 +71,10 @@ def loop(model: nn.Module, accumulate: int, rule: dict | None = None, wrap=lambd
                 last = part + 1 == accumulate
                 lens.set_rows(list(range(10 * part + rank(), 10 * part + 4, ranks())))
                 with parallel.no_sync() if isinstance(parallel, DistributedDataParallel) and not last else nullcontext():
-                    loss_of(parallel, mine, counted).backward()
+                    if rule and rule["mode"] == "penalty":  # its units are those of the model's own loss
+                        (parallel(**mine, num_items_in_batch=counted).loss * ranks()).backward()
+                    else:
+                        loss_of(parallel, mine, counted).backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -142,6 +145,8 @@ def refused() -> dict:
     cases = [
         (model, {"observe": ObserveSettings(update="exact")}),
         (model, {"policy": Policy(rules=(Rule(mode="update", features={HOOK: [1]}, gain=0.0),))}),
+        (model, {"policy": Policy(rules=(Rule(mode="constrain", features={HOOK: [1]}),))}),
+        (model, {"policy": Policy(rules=(Rule(mode="penalty", features={HOOK: [1]}),))}),
         (blocks_only, {}),
     ]
     for case, options in cases:
@@ -159,6 +164,8 @@ MODES = {
     "ddp-accumulate": lambda: loop(tiny_model(), 2, wrap=ddp),
     "ddp-lora-route": lambda: loop(lora(), 2, {"mode": "route"}, wrap=ddp),
     "ddp-update": lambda: loop(tiny_model(), 2, {"mode": "update"}, wrap=ddp),
+    "ddp-constrain": lambda: loop(lora(), 2, {"mode": "constrain"}, wrap=ddp),
+    "ddp-penalty": lambda: loop(lora(), 2, {"mode": "penalty", "strength": 0.5}, wrap=ddp),
     "ddp-target": lambda: loop(tiny_model(), 2, TARGET, wrap=ddp, drift_every=1),
     "fsdp-target": lambda: loop(tiny_model(), 2, TARGET, wrap=fsdp, drift_every=1),
     "fsdp-amplified": lambda: loop(tiny_model(), 1, {"mode": "route", "gain": 50.0}, wrap=fsdp),

@@ -46,26 +46,28 @@ def results(tmp_path_factory):
     return torch.load(folder / "found.pt", weights_only=True), one
 
 
-MODES = ["ddp", "ddp-accumulate", "ddp-lora-route", "ddp-update", "ddp-target", "fsdp", "fsdp-accumulate", "fsdp-lora-route", "fsdp-ablate",
-         "fsdp-target", "fsdp-amplified", "trainer"]  # fmt: skip
+MODES = ["ddp", "ddp-accumulate", "ddp-lora-route", "ddp-update", "ddp-constrain", "ddp-penalty", "ddp-target", "fsdp", "fsdp-accumulate",
+         "fsdp-lora-route", "fsdp-ablate", "fsdp-target", "fsdp-amplified", "trainer"]  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_two_processes_read_what_one_reads(results, mode):
     two, one = (part[mode] for part in results)
+    tolerance = 10 * TOLERANCE if mode == "ddp-constrain" else TOLERANCE  # what is projected is divided by Adam's small numbers
     assert two["totals"].keys() == one["totals"].keys() and two["totals"]
     for name, columns in one["totals"].items():
         assert {"taught", "push", "attribution", "energy", "update"} <= columns.keys() == two["totals"][name].keys()
         for key, value in columns.items():
             assert value.abs().max() > 0
-            assert (two["totals"][name][key] - value).abs().max() <= TOLERANCE * value.abs().max(), (name, key)
-        assert (two["drift"][name] - one["drift"][name]).abs().max() <= TOLERANCE * one["drift"][name].abs().max()
+            assert (two["totals"][name][key] - value).abs().max() <= tolerance * value.abs().max(), (name, key)
+        assert (two["drift"][name] - one["drift"][name]).abs().max() <= tolerance * one["drift"][name].abs().max()
     assert len(two["scalars"]) == len(one["scalars"]) > 0
     for mine, theirs in zip(two["scalars"], one["scalars"], strict=True):
         assert mine.keys() == theirs.keys() and len(mine) > 20
         for key, value in theirs.items():
             assert mine[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
-    assert two["rows"] == [[(*row[:2], pytest.approx(row[2], rel=1e-4), pytest.approx(row[3], rel=1e-4, abs=1e-7)) for row in part]
+    near = {"rel": 10 * tolerance, "abs": 1e-2 * tolerance}
+    assert two["rows"] == [[(*row[:2], pytest.approx(row[2], rel=10 * tolerance), pytest.approx(row[3], **near)) for row in part]
                            for part in one["rows"]]  # fmt: skip
     for mine, theirs in zip(two["weights"], one["weights"], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)  # steps are of size 1e-2; Adam magnifies rounding
@@ -78,5 +80,6 @@ def test_every_rank_hears_what_a_target_decides_and_caps_what_is_amplified(resul
 
 
 def test_what_sharded_parameters_do_not_allow_is_refused_at_start(results):
-    exact, update, blocks_only = results[0]["refused"]["messages"]
+    exact, update, constrain, penalty, blocks_only = results[0]["refused"]["messages"]
     assert "exact" in exact and "mode param and update" in update and "whole model" in blocks_only
+    assert "constrain needs whole parameters" in constrain and "penalty reads rows" in penalty
