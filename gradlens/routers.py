@@ -87,7 +87,7 @@ def find_routers(model: nn.Module) -> list[Router]:
     if not found:
         return []
     seen: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
-    ids = (torch.arange(1, 4) * 37 % inner.get_input_embeddings().num_embeddings)[None].to(next(inner.parameters()).device)
+    ids = (torch.arange(1, 4) * 37 % inner.get_input_embeddings().weight.shape[0])[None].to(next(inner.parameters()).device)
     default = int(getattr(inner.config.get_text_config(), "num_experts_per_tok", 0) or 1)
     with ExitStack() as hooks, inference(inner):
         for name, gate in found.items():

@@ -30,7 +30,7 @@ def self_test(model: nn.Module, hookpoints: dict[str, Hookpoint], widths: dict[s
         return
     inner = unwrap(model)
     device = next(inner.parameters()).device
-    vocabulary = inner.get_input_embeddings().num_embeddings
+    vocabulary = inner.get_input_embeddings().weight.shape[0]
     ids = (torch.arange(16).view(2, 8) * 37 + 11) % vocabulary
     batch = {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device), "labels": ids.to(device)}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -104,8 +104,8 @@ class Flow:
 
         self.inputs: dict[nn.Module, Tensor] = {}
         self.outputs: dict[nn.Module, Tensor] = {}
-        embedding = model.get_input_embeddings()
-        if embedding.weight.device.type == "meta":
+        weight = model.get_input_embeddings().weight  # adapters of it have one too, and nothing else
+        if weight.device.type == "meta":
             return
 
         def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -120,7 +120,7 @@ class Flow:
             if module is stack[-1]:
                 raise Stop
 
-        ids = (torch.arange(1, 4) * 37 % embedding.num_embeddings)[None].to(embedding.weight.device)
+        ids = (torch.arange(1, 4) * 37 % weight.shape[0])[None].to(weight.device)
         with ExitStack() as hooks:
             for module in [module for block in stack for module in (block, *block.children())]:
                 hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)

@@ -35,6 +35,9 @@ def check_trainable(model: nn.Module, optimizer: Any, world: World) -> None:
         name = type(module).__name__
         if name in _MODELS:
             raise ConfigError(f"{name} is not supported: {_MODELS[name]}")
+        if getattr(getattr(module, "active_peft_config", None), "is_prompt_learning", False):
+            kind = type(module.active_peft_config).__name__
+            raise ConfigError(f"{kind}: what it learns are tokens before the model, which readings and rules do not see; use LoRA")
     inner = getattr(optimizer, "optimizer", optimizer)
     for kind in {*type(optimizer).__mro__, *type(inner).__mro__}:
         if kind.__name__ in _OPTIMIZERS:

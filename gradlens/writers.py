@@ -68,6 +68,8 @@ def find_writers(model: nn.Module) -> list[Writer]:
             norm = flow.norm_after(block, part)
             mine = [Writer(name, layer, structure.kind_of(part), *each, norm) for each in _of_part(name, part, width)]
             found += mine
+            if (other := _beside(name, part, mine)) is not None:
+                raise ConfigError(_ADAPTED.format(layer=layer, other=other))
             if _is_matrix(part):
                 loose.append(bool(mine))
             elif not mine:
@@ -83,6 +85,10 @@ def find_writers(model: nn.Module) -> list[Writer]:
 _UNKNOWN = (
     "param and update need the matrices that write to the residual stream, and none is known in layers.{layer}.{name} ({kind}); "
     "known names are {names}; route and ablate work"
+)
+_ADAPTED = (
+    "param and update hold what is added to matrices, and layers.{layer}.{other} changes what one writes in another way (DoRA, IA3 and "
+    "their like); use plain LoRA, or route or ablate"
 )
 _OTHERWISE = (
     "param and update need blocks that only add to the residual stream, and layers.{layer} ({kind}) changes it{how} beside what its parts "
@@ -117,6 +123,18 @@ def _of_part(name: str, part: nn.Module, width: int) -> Iterator[tuple[Tensor, T
         yield module.weight, as_it_is if is_conv1d(module) else _last_two
         if module.bias is not None:
             yield module.bias, as_it_is
+
+
+def _beside(name: str, part: nn.Module, writers: list[Writer]) -> str | None:
+    """A parameter that trains within a writing matrix and is neither that nor the A of LoRA: an adapter that scales or turns what is
+    written."""
+    known = {id(writer.parameter) for writer in writers}
+    for path, parameter in part.named_parameters():
+        path = f"{name}.{path}"
+        steps = path.split(".")
+        if parameter.requires_grad and id(parameter) not in known and NAMES & set(steps[:-1]) and "lora_A" not in steps:
+            return path
+    return None
 
 
 def _written_last(experts: nn.Module, width: int) -> bool:

@@ -1,0 +1,93 @@
+"""Rules on parameters hold the directions out of what the matrices do, through an adapter too, or say that they cannot."""
+
+import pytest
+import torch
+from conftest import tiny_batch, tiny_dictionary, tiny_model
+from peft import IA3Config, LoraConfig, PromptTuningConfig, VeraConfig, get_peft_model
+
+from gradlens.capture import counted_tokens
+from gradlens.config import ObserveSettings
+from gradlens.edits import orthonormal_basis
+from gradlens.errors import ConfigError
+from gradlens.lens import Lens
+from gradlens.recorder import MemoryRecorder
+from gradlens.rules import Policy, Rule
+
+AT = "layers.2"
+TARGETS = ["q_proj", "o_proj", "down_proj"]
+OBSERVE = ObserveSettings(own_prompts=0, reference=None, update_every=0)
+DICTIONARY = tiny_dictionary(dtype=torch.float64)
+
+
+def watched(model, optimizer, *rules: Rule) -> Lens:
+    policy = Policy(version=len(rules), rules=rules)
+    return Lens(model, optimizer, {AT: DICTIONARY}, observe=OBSERVE, recorder=MemoryRecorder(), probe=[tiny_batch()], policy=policy)
+
+
+def adapted(config):
+    torch.manual_seed(0)
+    return get_peft_model(tiny_model(dtype=torch.float64), config).double().train()
+
+
+def done(model, layer: int) -> list[torch.Tensor]:
+    """The writing matrices of a block as they act now, adapter included: [D, I]."""
+    block = model.get_base_model().model.layers[layer]
+    with torch.no_grad():
+        return [
+            module(torch.eye(width, dtype=torch.float64)).T for module, width in ((block.self_attn.o_proj, 32), (block.mlp.down_proj, 48))
+        ]
+
+
+@pytest.mark.parametrize("mode", ["update", "param"])
+@pytest.mark.parametrize("more", [{}, {"modules_to_save": ["lm_head"]}, {"use_rslora": True}, {"trainable_token_indices": [5, 6]}], ids=str)
+def test_what_the_adapted_matrices_do_gets_nothing_along_the_directions(mode, more):
+    model = adapted(LoraConfig(r=4, target_modules=TARGETS, **more))
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=0.01) if mode == "update" else torch.optim.SGD(parameters, lr=0.1)
+    before = [matrix for layer in range(3) for matrix in done(model, layer)]
+    with watched(model, optimizer, Rule(mode=mode, features={AT: [0, 1]})):
+        for _ in range(3):
+            model(**tiny_batch()).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    Q = orthonormal_basis(DICTIONARY.W_dec[:2])
+    for old, new in zip(before, (matrix for layer in range(3) for matrix in done(model, layer)), strict=True):
+        change = new - old
+        assert change.abs().max() > 1e-6 and (Q.T @ change).abs().max() < 1e-9 * change.abs().max()
+
+
+@pytest.mark.parametrize("mode", ["update", "param"])
+@pytest.mark.parametrize(
+    ("config", "parameter"),
+    [
+        (LoraConfig(r=4, target_modules=TARGETS, use_dora=True), "lora_magnitude_vector"),
+        (IA3Config(target_modules=["o_proj"], feedforward_modules=[]), "ia3_l"),
+        (VeraConfig(r=4, target_modules=["o_proj"], save_projection=True), "vera_lambda_b"),
+    ],
+    ids=["dora", "ia3", "vera"],
+)
+def test_adapters_that_scale_what_is_written_are_refused(mode, config, parameter):
+    model = adapted(config)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    with pytest.raises(ConfigError, match=f"layers.0.self_attn.o_proj.{parameter}.*use plain LoRA, or route"):
+        watched(model, optimizer, Rule(mode=mode, features={AT: [0, 1]})).__enter__()
+
+
+def test_an_adapter_of_the_embedding_is_read():
+    model = adapted(LoraConfig(r=4, target_modules=[*TARGETS, "embed_tokens"]))
+    optimizer, kept, data = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0), {}, tiny_batch()
+    with watched(model, optimizer) as lens:
+        block = model.get_base_model().model.layers[2]
+        handle = block.register_forward_hook(lambda module, args, output: kept.update(h=output) or output.retain_grad())
+        model(**data).loss.backward()
+        handle.remove()
+        optimizer.step()
+    g_TD = kept["h"].grad[counted_tokens(data["input_ids"], data["attention_mask"], data["labels"])]
+    expected = -(g_TD @ DICTIONARY.unit_directions().T).sum(0)
+    torch.testing.assert_close(lens.totals[AT]["push"], expected.to(lens.totals[AT]["push"].dtype))
+
+
+def test_virtual_tokens_are_refused():
+    model = adapted(PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
+    with pytest.raises(ConfigError, match="PromptTuningConfig: what it learns are tokens before the model.*use LoRA"):
+        watched(model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)).__enter__()
