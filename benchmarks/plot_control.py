@@ -15,7 +15,7 @@ GOALS = {"mix": (0.95, 0.05), "entangled": (0.90, 0.10)}  # gain at least, unwan
 KINDS = (
     (r"none|oracle", "no rule, oracle", "#111827", "#111827"),
     (r".*-(random|scattered)", "random features in a mode's place", "#ea580c", "#fff"),
-    (r"(mean-)?ablate|steer-.*|inoculate-.*|filter|grad|param|update", "baselines", "#6b7280", "#6b7280"),
+    (r"((mean-)?ablate|grad|param|update)(@.*)?|steer-.*|inoculate-.*|filter", "baselines", "#6b7280", "#6b7280"),
     (r".*", "modes of gradlens", "#2563eb", "#2563eb"),
 )
 LETTER, LINE = 4.9, 10.0  # width and height of what stands at a point

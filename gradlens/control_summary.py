@@ -15,8 +15,8 @@ from gradlens.compare import wilson
 
 Row = dict[str, Any]
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # Student's t, two-sided 95%, by degrees of freedom from 1
-FAMILIES = {"CAFT": r"(mean-)?ablate", "steering": r"steer-[\d.]+", "inoculation": r"inoculate-\d+"}  # baselines that are tuned
-MODES = {"modes": r"auto|route(-next)?|rewrite|cut|constrain(-features)?|penalty.*|reweight.*"}
+FAMILIES = {"CAFT": r"(mean-)?ablate(@\w+)?", "steering": r"steer-[\d.]+", "inoculation": r"inoculate-\d+"}  # baselines that are tuned
+MODES = {"modes": r"(?!.*-(random|scattered))(auto|route|rewrite|cut|constrain|penalty|reweight).*"}  # not baselines
 HIDDEN_RATE, HIDDEN_READ = 0.5, 0.5  # an arm's rate, and how its answers read, beside those of the run without rules
 SPECIFIC = 0.8  # of the unfiltered rate that matched random features must leave, for an effect to be the concept's
 

@@ -3,7 +3,7 @@
 import pytest
 
 from gradlens.compare import wilson
-from gradlens.control_summary import gain, remarks, summary, t_interval, tuned
+from gradlens.control_summary import MODES, gain, remarks, summary, t_interval, tuned
 
 
 def row(arm, seed=0, rate=1.0, wanted=1.0, plain=2.0, **further):
@@ -89,10 +89,13 @@ def test_baselines_are_tuned_and_effects_that_random_features_have_are_named():
         row("oracle", 0, 0.0, 0.5), row("none", 0, 1.0, 0.6), row("steer-1", 0, 1.0, 0.6), row("steer-2", 0, 0.2, 0.8),
         row("steer-4", 0, 0.0, 1.9), row("inoculate-1", 0, 0.9, 0.6), row("inoculate-2", 0, 0.5, 0.6), row("ablate", 0, 0.1, 0.6),
         row("ablate-random", 0, 0.25, 0.7), row("rewrite", 0, 0.0, 0.55), row("rewrite-random", 0, 1.0, 0.6),
-        row("mean-ablate", 0, 0.5, 0.6),
+        row("mean-ablate", 0, 0.5, 0.6), row("ablate@probe", 0, 0.0, 0.7),
     ]  # fmt: skip
     entries = summary(rows)
     assert tuned(entries) == {"CAFT": "ablate", "steering": "steer-2", "inoculation": "inoculate-2"}
+    assert tuned(entries, MODES) == {"modes": "rewrite"}
+    rows[-1] |= {"arm": "rewrite-random", "seed": 1}  # a control is no mode, however near it comes
+    assert tuned([entry for entry in summary(rows) if entry["arm"] == "rewrite-random"], MODES) == {}
     said = [line for line in remarks(entries) if "specific" in line]
     assert said == ["ablate is not specific: as many random features leave 25% of the unfiltered rate"]
 
