@@ -142,16 +142,19 @@ def decide(
     wanted = 0.0
     if abs(distance) > target.dead_band:
         wanted = (distance - before + target.pace * distance) / max(speed * steps, TINY)
+    missing = target.at(step) - measured  # of what the measure should be now
+    if (target.kind == "at_most" and missing < 0) or (target.kind == "at_least" and missing > 0):
+        wanted = min(wanted, 0.0) if missing < 0 else max(wanted, 0.0)  # on the wrong side the hold is not loosened
     change = max(-target.rate, min(target.rate, wanted))
     low, high = target.bounds
     least, most = max(low, min(1.0, high) - room), min(high, max(1.0, low) + room)
     gain = max(least, min(most, state.gain + change))
     limit: Limit = ""
     if not target.held(step, measured):
-        if state.gain + change <= least and distance < 0:
+        if missing < 0 and gain <= least:
             limit = "budget" if short or least > low else "gain_min"
-        elif state.gain + change >= most and distance > 0:
+        elif missing > 0 and gain >= most:
             limit = "budget" if short or most < high else "gain_max"
-        elif change != wanted:
+        elif change != wanted and wanted * missing > 0:
             limit = "rate"
     return replace(seen, gain=gain, limit=limit)

@@ -79,6 +79,15 @@ def test_the_gain_stays_within_the_dead_band_and_never_changes_faster_than_its_r
     assert decide(Target(value=8.0), LoopState(0.3, step=4, measured=7.0, ahead=7.0, speed=1.0), 5, 7.0).gain > 0.3
 
 
+def test_a_cap_is_not_let_go_while_the_measure_is_above_it_though_it_falls():
+    falling = LoopState(0.2, step=4, measured=12.0, ahead=14.0, speed=3.0)
+    after = decide(Target(value=8.0), falling, 5, 11.0)
+    assert after.ahead < 8 and after.gain <= 0.2
+    low = decide(Target(value=8.0), LoopState(0.0, step=4, measured=12.0, ahead=14.0, speed=3.0), 5, 11.0)
+    assert (low.gain, low.limit) == (0.0, "gain_min")  # nothing more can be done, and it says so
+    assert decide(Target(value=8.0, kind="follow"), falling, 5, 11.0).gain > 0.2  # a curve is met, not passed under
+
+
 def test_nothing_winds_up_while_the_gain_is_at_its_end():
     state = LoopState.fresh(Target(value=8.0), 0)
     for step in range(1, 200):  # long below the cap
