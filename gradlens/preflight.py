@@ -79,7 +79,10 @@ def _check_rules(rules: list, names: list[str], config: RunConfig) -> None:
             near = difflib.get_close_matches(rule.concept, names, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; concepts of this config: {', '.join(names) or 'none'}"
             raise ConfigError(f"{where}: unknown concept {rule.concept!r}{hint}")
-        for hookpoint in [*(rule.hookpoints or []), *rule.features]:
+        measured = [rule.target.hookpoint] if rule.target is not None and rule.target.hookpoint else []
+        if rule.target is not None and not config.observe.drift_every:
+            raise ConfigError(f"{where}: a target is held by readings of the probe set; set observe.drift_every to 1 step or more")
+        for hookpoint in [*(rule.hookpoints or []), *rule.features, *measured]:
             if canonical(hookpoint) not in hookpoints:
                 raise ConfigError(f"{where}: no dictionary at {hookpoint}; this config has {', '.join(hookpoints)}")
         for hookpoint, ids in rule.features.items():

@@ -12,7 +12,7 @@ import numpy as np
 from gradlens.compare import describe, percent, rule_text, scalars_by_key
 from gradlens.errors import GradlensError
 from gradlens.files import jsonable
-from gradlens.findings import alarms, clusters, flat, in_words, labelled, routing, routing_in_words, told_of_answers
+from gradlens.findings import alarms, clusters, current, flat, in_words, labelled, routing, routing_in_words, told_of_answers
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -58,12 +58,19 @@ def build_summary(reader: RunReader, status: Literal["done", "interrupted", "fai
             "routers": routing(events, scalars),
             "concepts": _concepts(scalars),
             "rules": run["rules"],
+            "targets": _targets(events),
             "policy_version": int(version[1][-1]) if version else max(versions, default=0),
             "gaps": [event for event in events if event.get("kind") == "gap"],
             "seconds": round(ended - started, 1),
             "evaluation": {"nll": run["nll"], "rates": run["rates"]} if reader.evaluation else None,
         }
     )
+
+
+def _targets(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How every rule with a target ended: `rule`, `measured`, `target`, whether it is `held`, the `limit`, `text`."""
+    last = {event["rule"]: event for event in current(events, "target")}
+    return [{key: value for key, value in event.items() if key not in ("time", "kind")} for event in last.values()]
 
 
 def learned_in_words(reader: RunReader, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -257,6 +264,7 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
     parts.append(Text(""))
     rules = "; ".join(rule_text(rule) for rule in summary["rules"]) or "none"
     parts.append(Text(f"rules: {rules} (policy version {summary['policy_version']})"))
+    parts += [Text(entry["text"], style="" if entry["held"] else "yellow") for entry in summary.get("targets") or []]
     missing = sum(gap.get("count") or 0 for gap in summary["gaps"])
     if summary["trouble"]:
         kinds = ", ".join(sorted({event["kind"] for event in summary["trouble"]}))

@@ -19,7 +19,7 @@ SEA = {
 RULE = {"label": "route:pirate", "mode": "route", "concept": "pirate", "gain": 0.0}
 KEYS = (
     "run_id", "run_dir", "status", "steps", "loss_first", "loss_last", "hookpoints", "learned_in_words", "alarms", "top_features",
-    "learned", "routers", "concepts", "rules", "policy_version", "gaps", "seconds", "evaluation",
+    "learned", "routers", "concepts", "rules", "targets", "policy_version", "gaps", "seconds", "evaluation",
 )  # fmt: skip
 
 
@@ -58,6 +58,20 @@ def write_run(folder, *, ended=True, dense=True, uptake=False):
         if ended:
             writer.write_json("summary.json", build_summary(RunReader(folder), "done"))
     return RunReader(folder)
+
+
+def test_targets_are_told_as_they_stood_at_the_end(tmp_path):
+    with RunWriter(tmp_path / "run", {}) as writer:
+        writer.event("target", step=3, rule="cap", limit="gain_min", held=False, text="cap: missed")
+        writer.event("resumed", step=3)
+        writer.event("target", step=6, rule="cap", limit="", held=True, text="cap: held")
+        writer.event("target", step=6, rule="other", limit="rate", held=False, text="other: missed; rate")
+        writer.event("target", step=9, rule="gone", limit="", held=True, text="of a part that was taken back")
+        writer.event("resumed", step=6)
+    summary = summarize(RunReader(tmp_path / "run"))
+    assert [(entry["rule"], entry["step"], entry["held"]) for entry in summary["targets"]] == [("cap", 6, True), ("other", 6, False)]
+    assert "cap: held
+other: missed; rate" in render(summary)
 
 
 def test_the_summary_has_the_keys_of_the_contract_and_the_figures_of_the_folder(tmp_path):
