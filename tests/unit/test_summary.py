@@ -70,8 +70,7 @@ def test_targets_are_told_as_they_stood_at_the_end(tmp_path):
         writer.event("resumed", step=6)
     summary = summarize(RunReader(tmp_path / "run"))
     assert [(entry["rule"], entry["step"], entry["held"]) for entry in summary["targets"]] == [("cap", 6, True), ("other", 6, False)]
-    assert "cap: held
-other: missed; rate" in render(summary)
+    assert "cap: held\nother: missed; rate" in render(summary)
 
 
 def test_the_summary_has_the_keys_of_the_contract_and_the_figures_of_the_folder(tmp_path):
