@@ -12,14 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradlens.capture import inference, next_tokens, token_loss, uncompiled
+from gradlens.concept_files import Concept
 from gradlens.constraint import check_metric, constrain, metric_of
 from gradlens.data import IGNORE, build_examples, collate
+from gradlens.detector import weights_over
+from gradlens.detector_fit import sharpest
 from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError
 from gradlens.hookpoints import find_hookpoint, unwrap
@@ -27,22 +31,51 @@ from gradlens.live_features import live_features
 from gradlens.own import before_training
 from gradlens.probe import evenly
 from gradlens.reading import pad_id_of
+from gradlens.rewriter import Rewriter, Tokens
 from gradlens.rules import Rule
 from gradlens.trainable import is_sharded
 from gradlens.world import World, flat_sum_
 
-EXEMPLARS, ROWS = 16, 8  # texts of a concept that are read; of one forward pass
+EXEMPLARS, ROWS = 64, 8  # texts of a concept that are used; that are read at a time
 Batch = dict[str, Tensor]
 Values = Callable[[Batch], Tensor]  # of every counted token of a batch: [T] or [T, N]
 
 
-def exemplars_of(concepts: Sequence[Any], tokenizer: Any, max_length: int, device: torch.device | str, name: str | None) -> list[Batch]:
-    """Positive examples of the concept of that name, evenly spread, as batches; none where it has none."""
-    rows = next((concept.rows("positive") for concept in concepts if concept.name == name), [])
-    if not rows or tokenizer is None:
+def exemplars_of(
+    concepts: Sequence[Concept],
+    tokenizer: Any,
+    max_length: int,
+    model: nn.Module,
+    dictionaries: dict[str, Dictionary],
+    name: str | None,
+) -> list[Batch]:
+    """Positive examples of the concept of that name as batches, at most `EXEMPLARS`; none where it has none.
+
+    Where the concept has token detectors, only the tokens that express it count: the others are what may be learned. Raises `ConfigError`
+    where there are no such tokens.
+    """
+    concept = next((concept for concept in concepts if concept.name == name), None)
+    rows = [] if concept is None or tokenizer is None else concept.rows("positive")
+    if not rows:
         return []
-    examples = build_examples([rows[i] for i in evenly(len(rows), EXEMPLARS)], tokenizer, max_length, source=str(name))
-    batches = [collate(examples[first : first + ROWS], pad_id_of(tokenizer)) for first in range(0, len(examples), ROWS)]
+    examples = build_examples([rows[i] for i in evenly(len(rows), EXEMPLARS)], tokenizer, max_length, source=concept.name)
+    found = {place: each for place, each in concept.detectors.items() if place in dictionaries}
+    if found:
+        at = sharpest(found)
+        weights_F = weights_over(found[at], dictionaries[at].d_sae, dictionaries[at].W_dec.device, dictionaries[at].work_dtype)
+        rewriter = Rewriter(model, dictionaries, Tokens(at, weights_F, found[at].bias), False, tokenizer)
+        taken = rewriter.expressed([(each.input_ids, [label != IGNORE for label in each.labels]) for each in examples])
+        examples = [
+            replace(each, labels=[label if yes else IGNORE for label, yes in zip(each.labels, expressed, strict=True)])
+            for each, expressed in zip(examples, taken, strict=True)
+            if any(expressed[1:])
+        ]
+        if not examples:
+            raise ConfigError(f"constrain: the token detector of {concept.name} at {at} finds no token in its positive examples")
+    device = next(model.parameters()).device
+    # one by one, so that a batch has examples of every kind, however they are ordered
+    count = -(-len(examples) // ROWS)
+    batches = [collate(examples[first::count], pad_id_of(tokenizer)) for first in range(count)]
     return [{key: value.to(device) for key, value in batch.items()} for batch in batches]
 
 
@@ -88,22 +121,22 @@ class Constrainer:
     def __init__(self, model: nn.Module, optimizer: Any, world: World, batches: Sequence[Batch], values: Values, every: int) -> None:
         self.model, self.optimizer, self.world, self.values, self.every = model, optimizer, world, values, every
         self.batches = [{key: value[world.rank :: world.size] for key, value in batch.items()} for batch in batches]
-        counted = sum(int((batch["labels"][:, 1:] != IGNORE).sum()) for batch in batches)
-        self.share = 1 / max(counted, 1)
+        self.shares = [1 / max(int((batch["labels"][:, 1:] != IGNORE).sum()), 1) for batch in batches]  # of one token of all ranks
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad]
-        self.reference: list[Tensor] | None = None  # of the model before training
+        self.reference: list[Tensor | None] | None = None  # values in the model before training
         self.seen: Tensor | None = None  # the measure as last read
         self.measure: Tensor | None = None  # and what later changes made of it to first order
         self.slope: list[Tensor] = []
         self._before: list[Tensor] = []
 
     def before_step(self, step: int) -> None:
-        """Remember the parameters; read the measure where that is due. At the first time the model before training is read as well."""
+        """Remember the parameters; read the measure where that is due, on one batch after another. At the first time the model before
+        training is read on all of them."""
         if self.reference is None:
             with before_training(unwrap(self.model)), inference(self.model):
-                self.reference = [self.values(batch).detach() for batch in self.batches]
+                self.reference = [self.values(batch).detach() if len(batch["input_ids"]) else None for batch in self.batches]
         if self.measure is None or step % self.every == 0:
-            self._read()
+            self._read(step // self.every % len(self.batches))
         self._before = [parameter.detach().clone() for parameter in self.parameters]
 
     @torch.no_grad()
@@ -121,20 +154,19 @@ class Constrainer:
         self._before = []
         return found.beyond, found.total, broken
 
-    def _read(self) -> None:
-        """The measure and its gradient at the parameters as they are, over all ranks."""
+    def _read(self, number: int) -> None:
+        """The measure and its gradient on one batch, at the parameters as they are, over all ranks."""
+        batch, reference = self.batches[number], self.reference[number]
         total = torch.zeros((), dtype=torch.float64, device=self.parameters[0].device)
         slope = [torch.zeros_like(parameter) for parameter in self.parameters]
-        with inference(self.model), uncompiled(unwrap(self.model)), torch.enable_grad():
-            for batch, reference in zip(self.batches, self.reference, strict=True):
-                if not len(batch["input_ids"]):  # more ranks than rows
-                    continue
-                measure = self.share * _risen(self.values(batch) - reference).sum()
+        if reference is not None:  # None: more ranks than rows
+            with inference(self.model), uncompiled(unwrap(self.model)), torch.enable_grad():
+                measure = self.shares[number] * _risen(self.values(batch) - reference).sum()
                 found = torch.autograd.grad(measure, self.parameters, allow_unused=True)
-                total += measure.detach()
-                for mine, part in zip(slope, found, strict=True):
-                    if part is not None:
-                        mine += part
+            total += measure.detach()
+            for mine, part in zip(slope, found, strict=True):
+                if part is not None:
+                    mine += part
         flat_sum_(self.world, [total, *slope])
         self.seen = self.measure = total
         self.slope = slope

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gradlens.errors import ConfigError
 
 ADAM, SGD = ("Adam", "AdamW"), ("SGD",)  # classes of torch.optim whose metric is known
+FLOOR = 0.01  # of the mean of v: no change is counted as more than ten times cheaper than the usual one
 
 
 @dataclass
@@ -48,8 +49,9 @@ def constrain(
 def metric_of(optimizer: Any, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     """P of each parameter after a step, in its shape: lr / (sqrt(v) + eps) for Adam and AdamW (v without its bias), lr for SGD.
 
-    0 where Adam has never had a gradient (v = 0): its own step is nothing there, and 1/eps would send the whole correction to such places,
-    for instance to the embeddings of tokens that the data has not.
+    Where Adam has had next to no gradient, 1 / sqrt(v) has no bound, and the whole correction would go there, decided by rounding: v counts
+    as at least `FLOOR` of its mean over the tensor. Where it has had none at all P is 0: it makes no step there either (embeddings of
+    tokens that the data has not).
     """
     optimizer = unwrapped(optimizer)
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
@@ -64,7 +66,8 @@ def metric_of(optimizer: Any, parameters: Sequence[nn.Parameter]) -> list[Tensor
         else:
             v = state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
             v = v / (1 - group["betas"][1] ** state["step"].to(v.device))
-            found.append(torch.where(v > 0, lr / (v.sqrt() + group["eps"]), 0.0).to(parameter.dtype))
+            floored = torch.maximum(v, FLOOR * v.mean())
+            found.append(torch.where(v > 0, lr / (floored.sqrt() + group["eps"]), 0.0).to(parameter.dtype))
     return found
 
 

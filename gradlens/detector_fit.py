@@ -41,7 +41,7 @@ def fit_detectors(
     if not missing:
         return concept
     if not concept.positive or not concept.negative:
-        raise ConfigError(f"concept {concept.name}: a rule of mode rewrite needs its positive and negative examples (or `detectors`)")
+        raise ConfigError(f"concept {concept.name}: modes rewrite and constrain need positive and negative examples (or `detectors`)")
     halves = [_Half(model, tokenizer, missing, part, progress) for part in split_examples(concept, tokenizer, max_length, seed, max_texts)]
     found = dict(concept.detectors)
     for name, dictionary in missing.items():

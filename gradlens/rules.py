@@ -163,6 +163,11 @@ class Rule(BaseModel):
         parts += ["dry run"] if self.dry_run else []
         return ", ".join(parts)
 
+    @property
+    def tells_tokens(self) -> bool:
+        """Whether the rule needs a detector of the tokens that express its concept."""
+        return self.mode == "rewrite" or (self.mode == "constrain" and self.measure == "likelihood")
+
     def acts_at(self, step: int) -> bool:
         """Whether a step (counted from 0) lies between start and end."""
         return self.start <= step and (self.end is None or step < self.end)

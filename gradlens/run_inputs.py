@@ -38,7 +38,7 @@ def run_concepts(rank: Rank, model: nn.Module, tokenizer: Any, dictionaries: dic
                     model, tokenizer, dictionaries, concept, max_length=rank.config.data.max_length, progress=advance
                 )
         for rule in starting_rules(rank):
-            if rule.mode == "rewrite":
+            if rule.tells_tokens:
                 concepts = _with_detectors(rank, model, tokenizer, dictionaries, concepts, rule)
         if concepts:
             save_concept(concepts, path)

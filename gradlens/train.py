@@ -113,7 +113,7 @@ def _loop(
         thresholds={concept.name: concept.thresholds for concept in concepts},
         quorums={concept.name: concept.quorum for concept in concepts},
         detectors={concept.name: concept.detectors for concept in concepts},
-        exemplars=partial(exemplars_of, concepts, tokenizer, config.data.max_length, rank.device),
+        exemplars=partial(exemplars_of, concepts, tokenizer, config.data.max_length, model, dictionaries),
         observe=config.observe,
         recorder=rank.recorder,
         probe=probe,

@@ -152,7 +152,7 @@ def _labels(source: Any, hookpoint: str, further: Sequence[str]) -> dict[int, st
 def _concepts(
     concepts: Any, model: Any, tokenizer: Any, dictionaries: dict[str, Dictionary], rules: Sequence[Rule]
 ) -> dict[str, dict[str, Any]]:
-    """`concepts`, `thresholds`, `quorums`, `exemplars` and, for rules of mode rewrite, `detectors` of a lens."""
+    """`concepts`, `thresholds`, `quorums`, `exemplars` and, for rules that need them, `detectors` of a lens."""
     if isinstance(concepts, Mapping):
         return {"concepts": {name: dict(features) for name, features in concepts.items()}}
     ready: list[Concept] = []
@@ -164,7 +164,7 @@ def _concepts(
                 )
             concept = fit_concept(model, tokenizer, dictionaries, concept)
         for rule in rules:
-            if rule.mode == "rewrite" and rule.concept == concept.name and tokenizer is not None:
+            if rule.tells_tokens and rule.concept == concept.name and tokenizer is not None:
                 chosen = {canonical(name) for name in rule.hookpoints or dictionaries}
                 concept = fit_detectors(model, tokenizer, {n: d for n, d in dictionaries.items() if canonical(n) in chosen}, concept)
         ready.append(concept)
@@ -173,7 +173,7 @@ def _concepts(
         "thresholds": {concept.name: concept.thresholds for concept in ready},
         "quorums": {concept.name: concept.quorum for concept in ready},
         "detectors": {concept.name: concept.detectors for concept in ready},
-        "exemplars": partial(exemplars_of, ready, tokenizer, 256, next(model.parameters()).device),
+        "exemplars": partial(exemplars_of, ready, tokenizer, 256, model, {canonical(n): d for n, d in dictionaries.items()}),
     }
 
 

@@ -137,7 +137,7 @@ def test_each_step_is_the_projection_of_the_optimizers_own(kind_of, options, wra
                 else:
                     state = plain.state[parameter]
                     v = state["max_exp_avg_sq" if "amsgrad" in options else "exp_avg_sq"] / (1 - 0.999 ** (step + 1))
-                    metric.append(torch.where(v > 0, 1e-2 / (v.sqrt() + 1e-8), 0.0))
+                    metric.append(torch.where(v > 0, 1e-2 / (v.clamp_min(0.01 * v.mean()).sqrt() + 1e-8), 0.0))
             expected, found = constrain(change, slope, metric, -measure.detach())
             bound += int(found.beyond > 0)
             for parameter, before, step_made in zip(trained, start, expected, strict=True):
@@ -168,9 +168,9 @@ def test_what_the_data_teach_is_held_where_it_was():
     free, held, rarely = (
         likelihood(rules)[0] for rules in ((), (Rule(mode="constrain", concept="c"),), (Rule(mode="constrain", concept="c", every=5),))
     )
-    assert free < base - 1
-    assert held > base - 0.15
-    assert base - 0.8 < rarely < held + 0.2
+    assert base - free > 1
+    assert base - held < 0.3 * (base - free)
+    assert base - rarely < 0.6 * (base - free)
 
 
 def test_reading_the_measure_disturbs_nothing():
