@@ -44,6 +44,8 @@ RULES: dict[str, dict[str, Any]] = {
     "grad": {"mode": "grad"},
     "param": {"mode": "param"},
     "update": {"mode": "update"},
+    "reweight": {"mode": "reweight"},
+    "penalty": {"mode": "penalty"},
     "constrain": {"mode": "constrain"},
     "constrain-features": {"mode": "constrain", "measure": "activations"},
     **{f"steer-{strength:g}": {"mode": "steer", "strength": strength} for strength in STEER},

@@ -8,7 +8,11 @@ from test_train import curve, trained
 from tiny_job import tiny_config, write_inputs
 
 from gradlens.concept_files import load_concepts
+from gradlens.constrainer import exemplars_of
+from gradlens.data import IGNORE
 from gradlens.files import read_lines
+from gradlens.formats import load_dictionary
+from gradlens.models import load_model
 from gradlens.rank import FixedPolicies, Rank
 from gradlens.recorder import MemoryRecorder
 from gradlens.rules import Policy, Rule
@@ -44,6 +48,24 @@ def test_rewrite_takes_the_concepts_words_and_training_goes_on_where_it_was(inpu
     assert trained(config, tmp_path / "parts", Stops())[0] == "interrupted"
     rest = trained(config, tmp_path / "parts")[1]
     assert curve(rest, "train/loss") == pytest.approx(curve(recorder, "train/loss")[3:], rel=1e-5)
+
+
+def test_constrain_reads_the_tokens_that_express_the_concept_in_its_examples(inputs, tmp_path):
+    rule = {"concept": "high", "mode": "constrain", "every": 2}
+    status, recorder = trained(tiny_config(inputs, rules=[rule], train__steps=4), tmp_path)
+    measures = curve(recorder, "rule/constrain:high/measure")
+    assert status == "done" and len(measures) == 4
+    assert measures[0] == measures[1] == 0 and measures[2] == measures[3] != 0  # read at every other step; at first nothing has risen
+    (concept,) = load_concepts([tmp_path / "concepts.yaml"])
+    model, tokenizer = load_model(inputs["model"]["name"], "float32")
+    dictionaries = {"layers.2": load_dictionary(inputs["dictionaries"]["layers.2"])}
+    expressed, whole = (
+        exemplars_of([each], tokenizer, 24, model, dictionaries, "high") for each in (concept, concept.model_copy(update={"detectors": {}}))
+    )
+    assert sum(len(batch["labels"]) for batch in whole) == 40 and max(len(batch["labels"]) for batch in whole) == 8
+    counted = [sum(int((batch["labels"] != IGNORE).sum()) for batch in part) for part in (expressed, whole)]
+    assert 0 < counted[0] < counted[1]
+    assert exemplars_of([concept], tokenizer, 24, model, dictionaries, "other") == []
 
 
 def test_auto_reads_the_rows_and_says_what_it_chose(inputs, tmp_path):
