@@ -129,7 +129,7 @@ class AfterTraining:
 
     def _examples(self, rows: Sequence[dict[str, Any]]) -> list[Example]:
         found = [tokenize(row, self._tokenizer, self.config.data.max_length) for row in rows]
-        return [example for example in found if example is not None and counted_labels([example])]
+        return [example for example in found if counted_labels([example])]
 
     def _answers(self, answers: dict[str, list[dict[str, str]]]) -> list[Example]:
         items = [item for part in answers.values() for item in part[:ANSWERS] if item["answer"]]
@@ -138,11 +138,8 @@ class AfterTraining:
     def _read(
         self, model: nn.Module, dictionaries: dict[str, Dictionary], examples: list[Example]
     ) -> tuple[dict[str, ProbeReading], ProbeTokens]:
-        return read_tokens(model, dictionaries, self._batches(examples), pairs=True)
-
-    def _batches(self, examples: list[Example]) -> list[dict[str, Tensor]]:
         pad = pad_id_of(self._tokenizer)
-        return [collate(part, pad) for part in split(examples, 8)]
+        return read_tokens(model, dictionaries, [collate(part, pad) for part in split(examples, 8)], pairs=True)
 
     def _places(self, model: nn.Module, dictionaries: dict[str, Dictionary]) -> list[str]:
         blocks = model.config.get_text_config().num_hidden_layers
@@ -160,12 +157,14 @@ class AfterTraining:
         return {at: torch.stack([rows[number] for number in range(len(examples))]) for at, rows in found.items()}
 
     def _pooled_texts(self, model: nn.Module, dictionaries: dict[str, Dictionary]) -> dict[str, dict[str, Tensor]]:
+        if not all(self.examples.values()):
+            return {}  # a concept without examples of both kinds: nothing to fit a probe on
         places = self._places(model, dictionaries)
         read = {kind: self._pooled(model, places, examples) for kind, examples in self.examples.items()}
         return {at: {kind: part[at] for kind, part in read.items()} for at in places}
 
     def _answers_by_probe(self, model: nn.Module, said: list[Example], probe: dict[str, dict[str, Tensor]]) -> dict[str, float]:
-        if not said:
+        if not said or not probe:
             return {}
         read = self._pooled(model, list(probe), said)
         return {at: _position(read[at], texts) for at, texts in probe.items()}
@@ -223,8 +222,10 @@ def _halves(texts: dict[str, Tensor], first: bool) -> tuple[Tensor, Tensor]:
     return torch.cat(parts), torch.tensor([True] * len(parts[0]) + [False] * len(parts[1]))
 
 
-def _auc(texts: dict[str, Tensor]) -> float:
-    """How well a difference of means, fitted on one half of the texts, tells the other half's positives: AUC."""
+def _auc(texts: dict[str, Tensor]) -> float | None:
+    """How well a difference of means, fitted on one half of the texts, tells the other half's positives: AUC; None with too few texts."""
+    if min(map(len, texts.values())) < 2:
+        return None
     w_D, b = mean_difference(*_halves(texts, first=True))
     x_RD, yes_R = _halves(texts, first=False)
     read_R = (x_RD @ w_D + b).numpy()
