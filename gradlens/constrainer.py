@@ -144,7 +144,9 @@ class Constrainer:
         """Project the optimizer's change. Returns squared lengths in its metric, of what stands against the constraint and of all of it,
         and whether the projection has made something not finite; gain 1 counts and changes nothing."""
         change = [parameter - before for parameter, before in zip(self.parameters, self._before, strict=True)]
-        made, found = constrain(change, self.slope, metric_of(self.optimizer, self.parameters), -self.measure, gain)
+        # with a gain above 0 a part of every step's rise is let through, so what has risen is not taken back
+        room = -self.measure if gain <= 0 else 0.0
+        made, found = constrain(change, self.slope, metric_of(self.optimizer, self.parameters), room, gain)
         broken = torch.zeros((), dtype=torch.float64, device=found.total.device)
         if gain != 1:
             for parameter, before, own, step in zip(self.parameters, self._before, change, made, strict=True):

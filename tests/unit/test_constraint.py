@@ -165,11 +165,13 @@ def test_what_the_data_teach_is_held_where_it_was():
         return model.eval()(**batch).loss.item(), [r["scalars"].get("rule/constrain:c/measure") for r in lens.recorder.records]
 
     base = tiny_model().eval()(**tiny_batch(3)).loss.item()
-    free, held, rarely = (
-        likelihood(rules)[0] for rules in ((), (Rule(mode="constrain", concept="c"),), (Rule(mode="constrain", concept="c", every=5),))
+    free, held, half, rarely = (
+        likelihood(tuple(Rule(mode="constrain", concept="c", **options) for options in rules))[0]
+        for rules in ([], [{}], [{"gain": 0.5}], [{"every": 5}])
     )
     assert base - free > 1
     assert base - held < 0.3 * (base - free)
+    assert base - held < base - half < 0.9 * (base - free)
     assert base - rarely < 0.6 * (base - free)
 
 
