@@ -45,6 +45,7 @@ class GradLensCallback(TrainerCallback):
         if weighs_otherwise:
             options["observe"] = observe.model_copy(update={"estimators": [name for name in observe.estimators if name != "taught"]})
         self.lens = watch(model, optimizer, self.dictionaries, **options)
+        self.lens.of_trainer = True
         self.lens.step = self.lens.control.step = state.global_step
         self.lens.steps = state.max_steps if state.max_steps > 0 else None
         self.lens.__enter__()

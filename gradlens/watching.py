@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from gradlens.detector_fit import fit_detectors
 from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError
 from gradlens.formats import load_dictionary
-from gradlens.hookpoints import canonical
+from gradlens.hookpoints import canonical, unwrap
 from gradlens.labels import labels_of
 from gradlens.lens import Lens
 from gradlens.recorder import MemoryRecorder, ThreadRecorder
@@ -57,20 +58,42 @@ class Top(list):
     __repr__ = __str__
 
 
+_WATCHED: weakref.WeakKeyDictionary[torch.nn.Module, Watch] = weakref.WeakKeyDictionary()  # model -> its open watch
+
+
 class Watch(Lens):
     """A `Lens` that looks names up, keeps a run folder and knows labels. Made by `gradlens.watch`."""
 
     labels: dict[str, dict[int, str]]
     run_dir: Path | None = None
+    of_trainer = False  # entered by a trainer's callback
+
+    def __enter__(self) -> Watch:
+        try:
+            if (other := _WATCHED.get(unwrap(self.model))) is not None:
+                if not (self.of_trainer and other.of_trainer):  # each would take the other's start-up test and probe for training
+                    raise ConfigError("this model is being watched already: give all dictionaries to one watch (layers.15, layers.15#NAME)")
+                other.__exit__(RuntimeError, None, None)  # of a training that ended in an exception, which trainers do not tell
+            super().__enter__()
+        except BaseException as error:
+            self._end(type(error))
+            raise
+        _WATCHED[unwrap(self.model)] = self
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        _WATCHED.pop(unwrap(self.model), None)
         try:
             super().__exit__(kind, error, trace)
         finally:
-            if isinstance(self.recorder, ThreadRecorder):
-                self.recorder.close()
-                status = "done" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed"
-                self.recorder.writer.write_json("summary.json", build_summary(RunReader(self.run_dir), status))
+            self._end(kind)
+
+    def _end(self, kind: type[BaseException] | None) -> None:
+        """Close the run folder."""
+        if isinstance(self.recorder, ThreadRecorder):
+            self.recorder.close()
+            status = "done" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed"
+            self.recorder.writer.write_json("summary.json", build_summary(RunReader(self.run_dir), status))
 
     def top(self, n: int = 20) -> Top:
         """The `n` features that this run taught most, with labels: prints as a table, `.df` for pandas.

@@ -1,13 +1,16 @@
 """`gradlens.watch` around a plain loop, and `GradLensCallback` in transformers' Trainer."""
 
 import copy
+import json
 
 import pytest
 import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import gradlens
+from gradlens.config import ObserveSettings
+from gradlens.errors import ConfigError
 from gradlens.formats import save_dictionary
 from gradlens.recorder import MemoryRecorder
 from gradlens.store import RunReader
@@ -133,3 +136,36 @@ def test_what_is_missing_is_said_at_once(saved, tmp_path):
         gradlens.watch(model, optimizer, {HOOK: str(tmp_path / "no-such")}, run=None)
     with pytest.raises(gradlens.ConfigError, match="tokenizer"):
         gradlens.watch(model, optimizer, {HOOK: saved}, run=None, probe=["a text"])
+
+
+def test_a_model_is_watched_once_at_a_time(tmp_path):
+    model = tiny_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    dictionary = tiny_dictionary()
+    options = {"run": "second", "runs_dir": tmp_path, "observe": ObserveSettings(own_prompts=0, reference=None, update_every=0)}
+    with gradlens.watch(model, optimizer, {"layers.2": dictionary}, **{**options, "run": None}) as lens:
+        with pytest.raises(ConfigError, match="watched already: give all dictionaries to one watch"):
+            gradlens.watch(model, optimizer, {"layers.1": dictionary}, **options).__enter__()
+        model(**tiny_batch()).loss.backward()
+        optimizer.step()
+    assert [record["step"] for record in lens.recorder.records if "features" in record] == [1]
+    (folder,) = tmp_path.iterdir()  # that did not begin says so, and its lock is free
+    assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
+    with gradlens.watch(model, optimizer, {"layers.1": dictionary}, **options):
+        pass
+
+
+def test_a_training_that_ended_in_an_exception_does_not_stand_in_the_way(tmp_path):
+    class Breaks(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    model, data = tiny_model(), [{name: value[0] for name, value in tiny_batch().items()}] * 4
+    arguments = TrainingArguments(tmp_path, max_steps=2, per_device_train_batch_size=2, report_to=[], use_cpu=True, disable_tqdm=True)
+    options = {"run": None, "observe": ObserveSettings(own_prompts=0, reference=None, update_every=0)}
+    first, second = (gradlens.GradLensCallback(dictionaries={"layers.2": tiny_dictionary()}, **options) for _ in range(2))
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(model=model, args=arguments, train_dataset=data, callbacks=[first, Breaks()]).train()
+    Trainer(model=model, args=arguments, train_dataset=data, callbacks=[second]).train()
+    assert second.lens.step == 2 and first.lens.step == 1
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
