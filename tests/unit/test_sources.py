@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from gradlens import from_saelens
 from gradlens.errors import InputError
-from gradlens.formats import hub, load_dictionary
+from gradlens.formats import dictionary_learning, hub, load_dictionary, saelens
 
 ROOT = Path(__file__).parents[1] / "fixtures" / "dictionaries"
 SAELENS = Path(__file__).parents[1] / "fixtures" / "saelens"
@@ -354,3 +354,41 @@ def test_what_is_no_sae_is_refused():
     live.config["architecture"] = "temporal"
     with pytest.raises(InputError, match="temporal.*other tokens"):
         from_saelens(live)
+
+
+@pytest.mark.parametrize(
+    ("location", "place"),
+    [("resid_post_mlp", ""), ("resid_post_attn", ".resid_mid"), ("resid_delta_mlp", ".mlp_out"), ("resid_delta_attn", ".attn_out")],
+)
+def test_the_place_in_the_path_of_an_openai_dictionary(tmp_path, location, place):
+    (source,) = (ROOT / "openai-topk").rglob("8.pt")
+    folder = tmp_path / "gpt2-small" / f"{location}_v5_32k" / "autoencoders"
+    folder.mkdir(parents=True)
+    shutil.copy(source, folder / "8.pt")
+    assert load_dictionary(folder / "8.pt").hookpoint == f"layers.8{place}"
+
+
+@pytest.mark.parametrize(
+    ("submodule", "io", "hookpoint", "hook_in"),
+    [
+        ("resid_post_layer_3", "out", "layers.3", ()),
+        ("attention_layer_3", "out", "layers.3.self_attn", ()),
+        ("mlp_layer_3", "out", "layers.3.mlp", ()),
+        ("mlp_layer_3", "in", "layers.3.mlp.in", ()),
+        ("mlp_layer_3", "in_and_out", "layers.3.mlp", ("layers.3.mlp.in",)),
+    ],
+)
+def test_the_place_in_a_config_of_dictionary_learning(submodule, io, hookpoint, hook_in):
+    assert dictionary_learning._hookpoint({"layer": 3, "submodule_name": submodule}, {"io": io}) == (hookpoint, hook_in)
+
+
+def test_the_name_that_transformers_has_for_a_place_wins_over_that_of_transformerlens():
+    assert saelens._hook({"hook_name": "blocks.3.hook_mlp_out", "hf_hook_name": "model.layers.3.mlp"}) == "model.layers.3.mlp"
+    assert saelens._hook({"hook_name": "blocks.3.hook_mlp_out"}) == "blocks.3.hook_mlp_out"
+
+
+def test_a_cross_layer_transcoder_without_a_config_reads_the_stream_between(tmp_path):
+    shutil.copytree(ROOT / "circuit-tracer-clt" / "mntss" / "clt-gemma-2-2b", tmp_path / "clt")
+    (tmp_path / "clt" / "config.yaml").unlink()
+    found = load_dictionary(f"{tmp_path / 'clt'}#0:1")
+    assert (found.hook_in, found.hookpoint) == (("layers.0.resid_mid",), "layers.1.mlp_out")
