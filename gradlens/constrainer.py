@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradlens.capture import inference, next_tokens, token_loss, uncompiled
+from gradlens.capture import inference, next_tokens, takes_columns, token_loss, uncompiled
 from gradlens.concept_files import Concept
 from gradlens.constraint import check_metric, constrain, metric_of
 from gradlens.data import IGNORE, build_examples, collate
@@ -180,12 +180,17 @@ def _risen(change: Tensor) -> Tensor:
 
 
 def likelihood(model: nn.Module) -> Values:
-    """Log-probability of every counted token, `[T]`."""
+    """Log-probability of every counted token, `[T]`; logits are made only where a row has one, if the model can."""
+    selects = takes_columns(model)
 
     def values(batch: Batch) -> Tensor:
         targets_BS = next_tokens(batch["input_ids"], batch["attention_mask"], batch["labels"])
-        logits_BSV = unwrap(model)(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-        return -token_loss(logits_BSV, targets_BS)[targets_BS != IGNORE]
+        asked = {}
+        if selects:
+            asked["logits_to_keep"] = (targets_BS != IGNORE).any(0).nonzero().flatten()
+            targets_BS = targets_BS[:, asked["logits_to_keep"]]
+        logits = unwrap(model)(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **asked, use_cache=False).logits
+        return -token_loss(logits, targets_BS)[targets_BS != IGNORE]
 
     return values
 
