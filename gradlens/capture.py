@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gradlens.data import IGNORE
-from gradlens.errors import InputError
+from gradlens.errors import InputError, RunError
 from gradlens.hookpoints import canonical, find_hookpoint, in_place, unwrap
 from gradlens.projection import Tokens
 from gradlens.trainable import entry, is_sharded
@@ -211,6 +211,9 @@ def _read(
             output = model(**inputs, **asked, use_cache=False)
         except Stop:
             pass  # every hookpoint has been read
+    missed = [name for name in wanted if name not in read]
+    if missed:
+        raise RunError(f"the model's forward pass does not pass {', '.join(missed)}: nothing can be read there")
     for name, h in read.items():
         if h._version != versions[name]:
             raise InputError(in_place(name))

@@ -46,7 +46,7 @@ def path(name: str) -> Path:
             return file
     near = difflib.get_close_matches(bare, names(), n=1)
     raise InputError(
-        f"demo:{bare}: no such demo data" + (f"; did you mean demo:{near[0]}?" if near else "") + f" There are: {', '.join(names())}"
+        f"demo:{bare}: no such demo data" + (f"; did you mean demo:{near[0]}?" if near else ".") + f" There are: {', '.join(names())}"
     )
 
 

@@ -147,6 +147,9 @@ class Lens:
                 self._measure_start()
             self.set_policy(self._policy)
             self.hooks.open = True
+            if self.routers is not None and self.routers.unread:
+                reason = f"{', '.join(self.routers.unread)}: experts, and no router that is known beside them"
+                self._tell_once("routers", "not_read", reading="routers", reason=reason)
             if self._reads:
                 self.learning.watch_updates()
                 if self.step == 0 and self.learning.own_rates():  # what later rates are compared with

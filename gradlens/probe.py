@@ -11,6 +11,7 @@ from gradlens.attribution import feature_sums
 from gradlens.capture import counted_tokens, read_with_loss
 from gradlens.dictionary import Dictionary
 from gradlens.encoding import decode_active, encode_active
+from gradlens.errors import InputError
 from gradlens.hookpoints import canonical
 from gradlens.reading import encoder_input, places
 from gradlens.uptake import Pairs
@@ -75,6 +76,8 @@ def read_tokens(
         ids.append(batch["input_ids"][keep_BS].cpu())
         if loss_BS is not None:
             probs.append((-loss_BS[keep_BS.to(loss_BS.device)]).exp().cpu())
+    if not lengths:
+        raise InputError("the probe set has no token that counts: give rows with an answer (`labels` other than -100)")
     found = {}
     for name, parts in gathered.items():
         y_TO = torch.cat(parts)

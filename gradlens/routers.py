@@ -88,7 +88,7 @@ def find_routers(model: nn.Module) -> list[Router]:
         return []
     seen: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
     ids = (torch.arange(1, 4) * 37 % inner.get_input_embeddings().weight.shape[0])[None].to(next(inner.parameters()).device)
-    default = int(getattr(inner.config.get_text_config(), "num_experts_per_tok", 0) or 1)
+    default = experts_per_token(inner.config.get_text_config())
     with ExitStack() as hooks, inference(inner):
         for name, gate in found.items():
             note = lambda module, args, output, name=name: seen.update({name: _taken_apart(output, default)})  # noqa: E731
@@ -97,19 +97,43 @@ def find_routers(model: nn.Module) -> list[Router]:
     return [
         Router(name, found[name], logits_TE.shape[-1], idx_TK.shape[-1], _scoring(logits_TE, idx_TK, weight_TK))
         for name, (logits_TE, idx_TK, weight_TK) in seen.items()
-        if len(logits_TE) == ids.numel()
+        if len(logits_TE) == ids.numel() and idx_TK.shape[-1]
     ]
 
 
+def unread_blocks(model: nn.Module, routers: list[Router]) -> list[str]:
+    """Blocks that hold experts, and of which no router is read."""
+    known = {router.name for router in routers}
+    found = []
+    for layer, block in enumerate(blocks(model)):
+        named = (part for name, part in block.named_modules() if "expert" in name.rpartition(".")[2].lower())
+        if any(_experts(part) for part in named):
+            found.append(f"layers.{layer}")
+    return [name for name in found if name not in known]
+
+
+def experts_per_token(config: Any) -> int:
+    """How many experts a token goes to, by any of its names in a config (a list: of the first layer); 0 where that is not said."""
+    for part in (config, getattr(config, "ffn_config", None)):
+        for name in ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "top_k_experts"):
+            value = getattr(part, name, None)
+            value = value[0] if isinstance(value, (list, tuple)) and value else value
+            if isinstance(value, int) and value > 0:
+                return value
+    return 0
+
+
 def _gate(block: nn.Module, width: int) -> nn.Module | None:
+    """What has a row of weights for each of the experts beside it, itself or in a part of it."""
     for parent in block.modules():
         children = dict(parent.named_children())
         counts = {name: _experts(child) for name, child in children.items()}
         for experts in filter(None, counts.values()):
-            for name, child in children.items():
-                weight = getattr(child, "weight", None)
-                if not counts[name] and isinstance(weight, Tensor) and tuple(weight.shape) == (experts, width):
-                    return child
+            beside = [child for name, child in children.items() if not counts[name]]
+            for module in [*beside, *(part for child in beside for part in child.modules())]:
+                weight = getattr(module, "weight", None)
+                if isinstance(weight, Tensor) and tuple(weight.shape) == (experts, width):
+                    return module
     return None
 
 
@@ -169,6 +193,7 @@ class Routers:
 
     def __init__(self, model: nn.Module) -> None:
         self.routers = find_routers(model)
+        self.unread = unread_blocks(model, self.routers)  # blocks with experts whose routers are not known
         self._sums: dict[str, Tensor] = {}  # layer -> assignments [E], then the sum of entropies and of tokens; of training batches
         self._seen: dict[str, list[Tensor]] | None = None  # layer -> chosen experts [B S, K] of every pass, while the probe set is read
 

@@ -136,6 +136,8 @@ def watch(
     concepts = concepts if isinstance(concepts, Mapping) else load_concepts(list(concepts))
     brought = {} if isinstance(concepts, Mapping) else direction_sources(concepts)
     dictionaries = {**dictionaries, **brought}
+    if not dictionaries:
+        raise ConfigError("watch: no dictionaries, so there is nothing to read; give dictionaries={'layers.15': ...}")
     loaded = {
         canonical(name): source if isinstance(source, Dictionary) else load_dictionary(source) for name, source in dictionaries.items()
     }

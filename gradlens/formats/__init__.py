@@ -42,6 +42,8 @@ def load_dictionary(source: str | Path, device: torch.device | str = "cpu", dtyp
     from gradlens.directions import is_directions, load_directions
     from gradlens.unembedding import PREFIX, load_unembedding
 
+    if not isinstance(source, (str, Path)):
+        raise InputError(f"a dictionary is a folder, a file or a name, not {source!r} ({type(source).__name__})")
     if str(source).startswith(PREFIX):
         return load_unembedding(str(source)).to(device, dtype)
     if is_directions(source):

@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import gradlens
 from gradlens.config import ObserveSettings
-from gradlens.errors import ConfigError
+from gradlens.errors import ConfigError, InputError
 from gradlens.formats import save_dictionary
 from gradlens.recorder import MemoryRecorder
 from gradlens.store import RunReader
@@ -169,3 +169,19 @@ def test_a_training_that_ended_in_an_exception_does_not_stand_in_the_way(tmp_pat
     Trainer(model=model, args=arguments, train_dataset=data, callbacks=[second]).train()
     assert second.lens.step == 2 and first.lens.step == 1
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_nothing_to_read_is_refused():
+    model = tiny_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match="no dictionaries"):
+        gradlens.watch(model, optimizer, dictionaries={}, run=None)
+    with pytest.raises(InputError, match="a folder, a file or a name, not 5"):
+        gradlens.watch(model, optimizer, dictionaries={"layers.1": 5}, run=None)
+    silent = tiny_batch()
+    silent["labels"][:] = -100
+    with (
+        pytest.raises(InputError, match="no token that counts"),
+        gradlens.watch(model, optimizer, dictionaries={"layers.1": tiny_dictionary()}, probe=[silent], run=None),
+    ):
+        pass

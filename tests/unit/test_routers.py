@@ -192,3 +192,23 @@ def test_the_summary_tells_of_the_busiest_expert_and_of_those_that_concepts_use(
     assert lines[0].endswith("number 0 of layers.2 with 70% (60% before); 5% of all assignments moved since the start")
     assert lines[1].strip() == "pirate: number 1 of layers.2 takes 80% of its tokens' (50% before), 30% of all"
     assert routing([], {}) is None
+
+
+def test_a_router_within_another_module_is_found_and_one_that_is_not_known_is_told_of(monkeypatch):
+    from transformers import HunYuanMoEV1Config, HunYuanMoEV1ForCausalLM
+
+    torch.manual_seed(0)
+    config = HunYuanMoEV1Config(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        num_experts=4, moe_topk=2, moe_intermediate_size=16, use_mixed_mlp_moe=False, pad_token_id=0, attn_implementation="eager",
+    )  # fmt: skip
+    model = HunYuanMoEV1ForCausalLM(config)
+    found = routers.find_routers(model)
+    assert [(router.experts, router.per_token) for router in found] == [(4, 2)] * 2 and routers.unread_blocks(model, found) == []
+    monkeypatch.setattr(routers, "experts_per_token", lambda config: 0)  # a config that does not say how many: no guess
+    assert routers.find_routers(model) == [] and routers.unread_blocks(model, []) == ["layers.0", "layers.1"]
+    recorder, optimizer = MemoryRecorder(), torch.optim.SGD(model.parameters(), lr=0.5)
+    with Lens(model, optimizer, {"layers.0": tiny_dictionary(D=32)}, observe=OBSERVE, recorder=recorder):
+        pass
+    (told,) = [event for event in recorder.events if event["kind"] == "not_read"]
+    assert "layers.0, layers.1: experts" in told["reason"]
