@@ -223,7 +223,8 @@ def control_best() -> str:
         if "modes" in best:
             mode = by_arm[best["modes"]]
             stands = _share((mode["released"] or {}).get("stands"))
-            others = [by_arm.get(f"{mode['arm']}-random"), *(by_arm.get(best.get(family)) for family in FAMILIES)]
+            twin = "route" if mode["arm"] == "auto" and "auto-random" not in by_arm else mode["arm"]  # auto is route in a mix
+            others = [by_arm.get(f"{twin}-random"), *(by_arm.get(best.get(family)) for family in FAMILIES)]
             lines.append([f"{pair}, {shape}", str(mode["seeds"]), _both(by_arm.get("none")), _both(mode), stands, *map(_both, others)])
     return grid(["pair", "seeds", "no rule", "best mode", "stands after release", "random features", *FAMILIES], lines)
 

@@ -152,6 +152,9 @@ class Bench:
         steps = [record["scalars"] for record in recorder.records if "train/loss" in record["scalars"]]
         shares = [value for scalars in steps for key, value in scalars.items() if key.startswith("rule/") and key.endswith("/share")]
         times = sorted(scalars["train/step_seconds"] for scalars in steps)
+        chosen = [{key: event[key] for key in ("mode", "expects", "good")} for event in recorder.events if event["kind"] == "suggested"]
+        if chosen:  # what auto has made of it, and what it said in advance
+            measured["suggested"] = chosen[0]
         return {
             "pair": self.pair.name, "shape": self.shape, "arm": arm, "seed": seed, "steps": len(steps),
             **measured, "base_rate": self._measures(before)["rate"],
