@@ -490,4 +490,17 @@ class Control:
             )
         # one basis of all hookpoints' directions: edits one after another would bring some of the first back
         joined = {writer: Qs[0] if len(Qs) == 1 else orthonormal_basis(torch.cat(Qs, 1).T) for writer, Qs in bases.items()}
+        rule = active.rule
+        partly = rule.gain != 0 or rule.start > 0 or rule.ramp > 0 or rule.target is not None
+        if any(writer.low_rank and (partly or _writes_along(writer, Q)) for writer, Q in joined.items()):
+            text = (
+                f"rule {rule.label}: LoRA's B writes along the concept, or will, and then what its A changes passes the rule by; exact are "
+                "a gain of 0 from the first step of a new adapter, and full fine-tuning"
+            )
+            self.tell("inexact", rule=rule.label, text=text)
         return [(writer.parameter, writer.turn, Q) for writer, Q in joined.items()]
+
+
+def _writes_along(writer: Writer, Q: Tensor) -> bool:
+    matrix = writer.turn(writer.parameter.detach())
+    return bool((matrix @ Q.to(matrix.dtype)).norm() > 1e-4 * matrix.norm())

@@ -28,7 +28,8 @@ MODES = {
     "baseline; acts on the data of `gradlens run`.",
     "grad": "scale the concept's part of the gradient at the hookpoint in backward. A baseline: measured to change nothing a user notices.",
     "param": "scale the concept's part of the gradient of matrices that write to the residual stream. A baseline, as `grad`.",
-    "update": "scale the concept's part of the parameter change of those matrices, after the optimizer's step. A baseline, kept exactly.",
+    "update": "scale the concept's part of the parameter change of those matrices, after the optimizer's step. A baseline, kept exactly "
+    "(with LoRA: at gain 0, from the first step on).",
     "reweight": "scale the loss gradient of whole rows that express the concept: decides which rows teach.",
     "penalty": "add `strength` nats to a counted token's loss for each unit of activation that the concept's features have more than in "
     "the model before training.",

@@ -39,6 +39,7 @@ class Writer:
     kind: structure.Kind | None  # the part's
     parameter: Tensor  # [D, I], [I, D], [E, D, I], [E, I, D]; a bias [D] or [E, D]
     turn: Turn  # puts D last, and back
+    low_rank: bool  # the B of LoRA, whose A changes what is written as well
     norm: nn.Module | None  # what stands between the part and the stream (Gemma, OLMo 2)
 
     @torch.no_grad()
@@ -108,21 +109,21 @@ def below(writers: list[Writer], hookpoint: str) -> list[Writer]:
     return [writer for writer in writers if writer.layer < layer or (writer.layer == layer and writer.kind in kinds)]
 
 
-def _of_part(name: str, part: nn.Module, width: int) -> Iterator[tuple[Tensor, Turn]]:
+def _of_part(name: str, part: nn.Module, width: int) -> Iterator[tuple[Tensor, Turn, bool]]:
     for path, module in part.named_modules():
         if isinstance(getattr(module, "down_proj", None), nn.Parameter):  # experts in one parameter
-            yield module.down_proj, as_it_is if _written_last(module, width) else _last_two
+            yield module.down_proj, as_it_is if _written_last(module, width) else _last_two, False
             if isinstance(bias := getattr(module, "down_proj_bias", None), nn.Parameter):
-                yield bias, as_it_is
+                yield bias, as_it_is, False
         if not _is_matrix(module):
             continue
         steps = f"{name}.{path}".split(".")
         written = module.nf if is_conv1d(module) else module.out_features
         if written != width or "lora_A" in steps or not (NAMES & set(steps) or _adapts_experts(part, path)):
             continue
-        yield module.weight, as_it_is if is_conv1d(module) else _last_two
+        yield module.weight, as_it_is if is_conv1d(module) else _last_two, "lora_B" in steps
         if module.bias is not None:
-            yield module.bias, as_it_is
+            yield module.bias, as_it_is, False
 
 
 def _beside(name: str, part: nn.Module, writers: list[Writer]) -> str | None:

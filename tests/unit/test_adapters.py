@@ -91,3 +91,16 @@ def test_virtual_tokens_are_refused():
     model = adapted(PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
     with pytest.raises(ConfigError, match="PromptTuningConfig: what it learns are tokens before the model.*use LoRA"):
         watched(model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)).__enter__()
+
+
+@pytest.mark.parametrize("mode", ["param", "update"])
+def test_what_loras_a_carries_past_a_rule_is_told_of(mode):
+    told = {}
+    for case, fresh, fields in (("new", True, {}), ("half", True, {"gain": 0.5}), ("late", True, {"start": 2}), ("used", False, {})):
+        model = adapted(LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=fresh))
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        lens = watched(model, optimizer, Rule(mode=mode, features={AT: [0, 1]}, **fields))
+        with lens:
+            pass
+        told[case] = sum(event["kind"] == "inexact" for event in lens.recorder.events)
+    assert told == {"new": 0, "half": 1, "late": 1, "used": 1}
