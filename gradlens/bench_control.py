@@ -45,7 +45,7 @@ RULES: dict[str, dict[str, Any]] = {
     "param": {"mode": "param"},
     "update": {"mode": "update"},
     "reweight": {"mode": "reweight"},
-    "penalty": {"mode": "penalty"},
+    "penalty": {"mode": "penalty", "strength": 30.0},
     "constrain": {"mode": "constrain"},
     "constrain-features": {"mode": "constrain", "measure": "activations"},
     **{f"steer-{strength:g}": {"mode": "steer", "strength": strength} for strength in STEER},
