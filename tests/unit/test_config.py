@@ -67,7 +67,7 @@ def test_a_hookpoint_with_dots_can_be_set_on_the_command_line(tmp_path):
             DATA,
             ("rules=[{mode: rout}]",),
             "--set rules: rules.0.mode: unknown value 'rout', expected one of auto, route, rewrite, ablate, mean-ablate, steer, inoculate, "
-            "grad, param, update; did you mean route?",
+            "grad, param, update, reweight, penalty, constrain; did you mean route?",
         ),
         (DATA + "rules: [{concpt: x}]", (), "c.yaml: unknown key rules.0.concpt; did you mean rules.0.concept?"),
         (DATA + "rules: [{mode: route}]", (), "c.yaml: rules.0: give either concept or features"),
