@@ -210,7 +210,8 @@ def displaced() -> str:
             found = entry["displaced"]
             if found:
                 shares = [_share(found[kind]) for kind in ("own", "cosine", "coactive", "reads")]
-                lines.append([f"{pair}, {shape}", entry["arm"], *shares, f"{found['auc']:.2f}", f"{found['fvu']:+.3f}"])
+                auc = "-" if found["auc"] is None else f"{found['auc']:.2f}"
+                lines.append([f"{pair}, {shape}", entry["arm"], *shares, auc, "-" if found["fvu"] is None else f"{found['fvu']:+.3f}"])
     heads = ["pair", "arm", "its features", "nearest", "same tokens", "answers read", "texts told (AUC)", "FVU, plain text"]
     return grid(heads, lines) if lines else "(not measured yet)"
 

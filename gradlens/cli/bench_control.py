@@ -175,7 +175,7 @@ def _show(described: dict[str, Any]) -> None:
         for entry in arms:
             found = entry["displaced"] or {}
             shares = [_share(found.get(kind)) for kind in ("own", "cosine", "coactive", "reads")]
-            rises.add_row(entry["arm"], *shares, *([f"{found['auc']:.2f}", f"{found['fvu']:+.3f}"] if found else ["-", "-"]))
+            rises.add_row(entry["arm"], *shares, _figure(found.get("auc"), ".2f"), _figure(found.get("fvu"), "+.3f"))
         out.print(rises)
     for line in described["remarks"]:
         out.print(line, markup=False)
@@ -186,6 +186,10 @@ def _share(value: float | None, interval: list[float] | None = None) -> str:
     if value is None:
         return "-"
     return f"{value:.0%}" + (f"\n{interval[0]:.0%}-{interval[1]:.0%}" if interval else "")
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
 
 
 def _loss(value: float, over: float | None) -> str:

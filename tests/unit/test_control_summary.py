@@ -84,6 +84,16 @@ def test_displacement_is_told_in_units_of_the_run_without_rules():
     assert entry(rows[1:], "route")["displaced"]["own"] is None  # nothing to hold it against
 
 
+def test_answers_are_read_where_the_probe_tells_texts_best_and_only_where_it_sees_the_concept():
+    rows = [row("none", **displacement(4.0, 1.0, 0.8)), row("route", rate=0.1, **displacement(0.0, 3.0, 0.2))]
+    for each, rose in zip(rows, (0.1, 5.0), strict=True):  # a place where the probe tells little
+        each["displacement"]["probe"]["layers.9"] = {"auc": [0.6, 0.7], "answers": [0.0, rose]}
+    assert entry(rows, "route")["displaced"]["reads"] == pytest.approx(0.25) and entry(rows, "route")["displaced"]["auc"] == 0.9
+    rows[0] = row("none", **displacement(4.0, 1.0, 0.05))
+    found = entry(rows, "route")["displaced"]
+    assert found["reads"] is None and not found["hidden"]
+
+
 def test_baselines_are_tuned_and_effects_that_random_features_have_are_named():
     rows = [
         row("oracle", 0, 0.0, 0.5), row("none", 0, 1.0, 0.6), row("steer-1", 0, 1.0, 0.6), row("steer-2", 0, 0.2, 0.8),
