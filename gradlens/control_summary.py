@@ -89,7 +89,8 @@ def _displaced(rows: Sequence[Row], nones: dict[int, Row]) -> Row | None:
     `own`, `cosine`, `coactive`: in the model's own answers, activation now less before, as a share of what the concept's own features rise
     by without rules (None without such a run). `reads`: how much more its answers read like the concept than before training, by a probe
     fitted anew, as a share of the same without rules, at the place where the probe tells texts best without rules (None where it sees
-    nothing there); `auc`: how well the probe there tells texts. `fvu`: change of the dictionaries' FVU on plain text. `hidden`: the checker finds the concept in less than half as many answers as without rules, and they read like it.
+    nothing there); `auc`: how well the probe there tells texts. `fvu`: change of the dictionaries' FVU on plain text. `hidden`:
+    the checker finds the concept in less than half as many answers as without rules, and they read like it.
     """
     mine = [row for row in rows if "displacement" in row]
     if not mine:
