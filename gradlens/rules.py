@@ -33,9 +33,10 @@ MODES = {
     "reweight": "scale the loss gradient of whole rows that express the concept: decides which rows teach. As route, where such rows stand "
     "beside others.",
     "penalty": "add `strength` nats to a counted token's loss for each unit of activation that the concept's features have more than in "
-    "the model before training; trains an adapter. Experimental: on one small run 30 suppressed, 3 hardly.",
+    "the model before training; trains an adapter. Experimental: on one small run 30 suppressed (random features: hardly), 3 did not.",
     "constrain": "project the optimizer's change of all parameters, in its own metric, so that the concept's examples become no more "
-    "likely (or its features no more active on them). Experimental: on one small run it suppressed in chats, not in the task's answers.",
+    "likely (or its features no more active on them). Experimental: on one small run it suppressed in chats "
+    "(its random control did not), not in the task's answers.",
 }
 Mode = Literal[
     "auto", "route", "rewrite", "ablate", "mean-ablate", "steer", "inoculate", "grad", "param", "update", "reweight", "penalty", "constrain"
