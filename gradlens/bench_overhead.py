@@ -102,7 +102,7 @@ def bench(job: Job, arms: Sequence[str], steps: int, device: torch.device, progr
             if arm in lenses:
                 lens, projector = lenses[arm], lenses[arm].projector
                 projector.add, projector.finish = (partial(meters[arm], part) for part in (projector.add, projector.finish))
-                lens._encode = partial(meters[arm], lens._encode)  # what a route rule needs to know before the backward pass
+                lens.hooks.encode = partial(meters[arm], lens.hooks.encode)  # what a route rule needs to know before the backward pass
             take[arm] = partial(_step, mine, optimizer, LossFunction(mine), job.max_grad_norm, lenses.get(arm), device)
         seconds: dict[str, list[float]] = {arm: [] for arm in arms}
         readings: dict[str, list[float]] = {arm: [] for arm in arms}

@@ -237,7 +237,7 @@ class Hooks:
         self.fired.update(names)
         for name in names:
             if name in self.control.routed_hookpoints():
-                self._pairs[name] = self._encode(name, batch.select(self._read(name, h.detach(), self._inputs)))
+                self._pairs[name] = self.encode(name, batch.select(self._read(name, h.detach(), self._inputs)))
         if h.requires_grad:
             self._listen(names, h, batch, dict(self._pairs))
         elif not torch.is_grad_enabled():
@@ -292,7 +292,8 @@ class Hooks:
         return None if edited is g_BSD else edited
 
     @torch.no_grad()
-    def _encode(self, name: str, h_TD: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, name: str, h_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """The active features that a route rule looks at, before the backward pass."""
         return encode_active(self.dictionaries[name], h_TD.to(self.dtype), room=ROOM)
 
     # -- the head: which tokens teach -------------------------------------------------------------------------------------------
