@@ -57,6 +57,7 @@ def test_every_arm_is_measured_on_the_way_and_runs_that_are_there_are_not_repeat
 
 def test_wrong_names_and_gains_are_one_clear_error(tmp_path):
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(write_inputs(tmp_path)))
-    for options, words in ((["--gains", "0.5"], "above 1"), (["--gains", "x"], "expected numbers"), (["--concept", "some"], "heldout has no")):
+    wrong = ((["--gains", "0.5"], "above 1"), (["--gains", "x"], "expected numbers"), (["--concept", "some"], "heldout has no"))
+    for options, words in wrong:
         error = CliRunner().invoke(app, ["bench", "amplify", str(tmp_path / "job.yaml"), *options, "--out", str(tmp_path / "o")]).exception
         assert isinstance(error, ConfigError) and words in str(error), options
