@@ -25,7 +25,7 @@ from gradlens_services.recorder import RecorderService
 from gradlens_services.trainer import OUTCOME, Plan, carry_out, read_outcome
 
 from gradlens import errors
-from gradlens.config import RunConfig
+from gradlens.config import RunConfig, read_yaml
 from gradlens.errors import ConfigError, RunError
 from gradlens.files import jsonable, write_atomic, write_json
 from gradlens.preflight import check
@@ -79,8 +79,13 @@ def _resumed(config: RunConfig, query: str | Path) -> _Run:
     folder = find_run(config.runs_dir, query).resolve()
     if is_running(folder):
         raise ConfigError(f"{folder.name} is still running; wait for it to end, or stop it with ctrl-c where it was started")
-    (folder / OUTCOME).unlink(missing_ok=True)
     path = folder / "config.yaml"
+    if path.is_file() and load_rules(read_yaml(path).get("rules") or []) != load_rules(list(config.rules)):
+        raise ConfigError(
+            f"{folder.name} goes on with the rules that were in force; change them first: `gradlens rules set {folder.name} FILE` "
+            "(or undo, off)"
+        )
+    (folder / OUTCOME).unlink(missing_ok=True)
     begun = path.stat()
     write_atomic(path, yaml.safe_dump(jsonable(config), sort_keys=False, allow_unicode=True))  # more steps than before, say
     os.utime(path, (begun.st_atime, begun.st_mtime))  # its time is when the run began
