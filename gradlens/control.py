@@ -36,7 +36,7 @@ from gradlens.hookpoints import canonical, layer_of, unwrap
 from gradlens.norm_cap import NormCap
 from gradlens.own import before_training
 from gradlens.penalty import acts_of, penalty_gradient
-from gradlens.random_control import matched_features, matched_weights
+from gradlens.random_control import levels_like, matched_features, matched_weights
 from gradlens.rewriter import Rewriter, Tokens
 from gradlens.rules import FORWARD, GATES, QUORUM, Policy, Rule
 from gradlens.writers import Turn, Writer, below, find_writers
@@ -80,13 +80,15 @@ class Control:
         detectors: dict[str, dict[str, Detector]] | None = None,
         tokenizer: Any = None,
         means: Callable[[str], Tensor | None] = lambda hookpoint: None,
+        sizes: Callable[[str], Tensor | None] = lambda hookpoint: None,
         constrainers: Callable[[Rule, dict[str, Tensor]], Constrainer] | None = None,
         tell: Callable[..., None] = lambda kind, **fields: None,
     ) -> None:
         """`thresholds`: concept -> hookpoint -> activation above which each feature expresses it (default 0).
 
         `quorums`: concept -> hookpoint -> share of the tokens around one that must express it (default `rules.QUORUM`).
-        `rates(hookpoint)`: share of tokens on which each feature fires (`[F]`, or None): random controls are drawn by it.
+        `rates(hookpoint)`: share of tokens on which each feature fires (`[F]`, or None): random controls are drawn by it; `sizes`: mean
+        activation there, by which thresholds are carried over to them.
         `detectors`: concept -> hookpoint -> which tokens express it, for `rewrite`; `tokenizer`: tells its words.
         `means(hookpoint)`: mean activation `[D]` on the probe set, for `mean-ablate`.
         `constrainers(rule, features)`: makes what carries out a rule of mode `constrain`. `tell(kind, **fields)`: where events go.
@@ -94,6 +96,7 @@ class Control:
         self.model, self.dictionaries, self.concepts, self.rates = model, dictionaries, concepts, rates
         self.thresholds, self.quorums = thresholds or {}, quorums or {}
         self.detectors, self.tokenizer, self.means, self.constrainers = detectors or {}, tokenizer, means, constrainers
+        self.sizes = sizes
         self.policy, self.rules, self.step = Policy(), [], 0
         self.tell, self.governor, self.cap = tell, Governor(tell), NormCap()
         self._before: list[tuple[Tensor, Tensor, Turn, Tensor, ActiveRule]] = []
@@ -386,8 +389,9 @@ class Control:
                     f"rule {rule.label}: feature {max(ids)} at {hookpoint}, but its dictionary has 0 to {dictionary.d_sae - 1}"
                 )
             levels = self.thresholds.get(rule.concept or "", {}).get(hookpoint)
-            if rule.random_control is not None:  # random features count wherever they fire: thresholds of others mean nothing for them
-                ids, levels = self._random_like(ids, hookpoint, rule), None
+            if rule.random_control is not None:
+                own, ids = ids, self._random_like(ids, hookpoint, rule)
+                levels = levels_like(levels, own, ids, self.sizes(hookpoint))
             device = dictionary.W_dec.device
             looked_up[hookpoint] = torch.tensor(ids, device=device)
             if rule.mode in GATES:

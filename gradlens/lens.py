@@ -119,8 +119,8 @@ class Lens:
             constrainer_of, model=model, optimizer=optimizer, world=self.world, dictionaries=self.dictionaries, exemplars=exemplars
         )
         self.control = Control(
-            model, self.dictionaries, self.concepts, self._rates, thresholds, quorums, detectors, tokenizer, self._mean, constrainers,
-            self._tell_of_rules,
+            model, self.dictionaries, self.concepts, self._rates, thresholds, quorums, detectors, tokenizer, self._mean, self._sizes,
+            constrainers, self._tell_of_rules,
         )  # fmt: skip
         self._policy = policy or Policy()
         self.hooks = Hooks(
@@ -385,6 +385,10 @@ class Lens:
     def _rates(self, hookpoint: str) -> Tensor | None:
         """Share of tokens on which each feature fires, as far as that is known."""
         return self.start[hookpoint].rate if self.start is not None else self.dictionaries[hookpoint].metadata.get("firing_rate")
+
+    def _sizes(self, hookpoint: str) -> Tensor | None:
+        """Mean activation of each feature where it fires; nan where it does not."""
+        return None if self.start is None else self.start[hookpoint].acts / self.start[hookpoint].rate
 
     def _mean(self, hookpoint: str) -> Tensor | None:
         return None if self.start is None else self.start[hookpoint].mean

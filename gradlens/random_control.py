@@ -37,6 +37,17 @@ def matched_features(ids_N: Sequence[int], norm_F: Tensor, rate_F: Tensor | None
     return found
 
 
+def levels_like(
+    levels_N: Sequence[float] | None, ids_N: Sequence[int], drawn_N: Sequence[int], size_F: Tensor | None
+) -> list[float] | None:
+    """Thresholds of drawn features: those of the features whose place they take, in units of either's mean activation where it fires
+    (`size[F]`, nan where it is not known). Without thresholds, or sizes, every activation counts."""
+    if levels_N is None or size_F is None:
+        return None
+    ratio_N = (size_F[list(drawn_N)] / size_F[list(ids_N)]).double().nan_to_num(1.0, 1.0, 1.0).tolist()
+    return [level * ratio for level, ratio in zip(levels_N, ratio_N, strict=True)]
+
+
 def matched_weights(weights_F: Tensor, rate_F: Tensor | None, seed: int) -> Tensor:
     """The same weights on other features: each changes places within `BIN` features that fire about as often."""
     generator = torch.Generator().manual_seed(seed)

@@ -11,7 +11,7 @@ from gradlens.detector import fit_detector, score, weights_over
 from gradlens.detector_fit import sharpest
 from gradlens.errors import ConfigError
 from gradlens.lens import Lens
-from gradlens.random_control import matched_features, matched_weights
+from gradlens.random_control import levels_like, matched_features, matched_weights
 from gradlens.rewriter import Rewriter, Tokens, _closed
 from gradlens.rules import Policy, Rule
 
@@ -244,6 +244,9 @@ def test_random_features_fire_about_as_often():
     assert all(abs(a - b) <= 12 for a, b in zip(found, chosen, strict=True))
     assert found != matched_features(chosen, norm, rate, seed=2)
     assert matched_features([0], norm[:3], torch.tensor([0.1, 0.0, 0.2]), seed=0) == [2]  # never one that does not fire
+    size = torch.tensor([1.0, 4.0, float("nan"), 0.5])
+    assert levels_like([0.6, 0.6, 0.6], [0, 0, 1], [1, 2, 3], size) == pytest.approx([2.4, 0.6, 0.075])  # unknown: as it is
+    assert levels_like(None, [0], [1], size) is None and levels_like([0.6], [0], [1], None) is None
     weights = torch.randn(400)
     mixed = matched_weights(weights, rate, seed=0)
     assert torch.equal(mixed.sort().values, weights.sort().values) and not torch.equal(mixed, weights)
