@@ -15,6 +15,7 @@ import numpy as np
 
 from gradlens.displaced_runs import displacement, in_words
 from gradlens.errors import InputError
+from gradlens.intervals import rate_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -34,22 +35,6 @@ BAR_SUPPRESSED = 0.10  # at most: with rules the model does not show it
 BAR_RANDOM = 0.80  # at least: as many random features in their place do not have that effect
 MAX_COLUMNS = 6  # runs side by side in a terminal; more are shown as means over the runs of an arm
 BAR_WANTED = 1.15  # at most: loss on what should be learned, over that of a run on this data alone
-
-
-def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson score interval of a share (95% for z = 1.96); (0, 1) where nothing was counted."""
-    if n == 0:
-        return 0.0, 1.0
-    share, scale = hits / n, 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
-
-
-def rate_of(hits: int, n: int) -> dict[str, Any]:
-    """`{"hits", "n", "rate", "low", "high"}` of a count."""
-    low, high = wilson(hits, n)
-    return {"hits": hits, "n": n, "rate": hits / n if n else None, "low": low, "high": high}
 
 
 def compare_runs(readers: Sequence[RunReader]) -> dict[str, Any]:

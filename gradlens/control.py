@@ -16,98 +16,40 @@ the gradient is capped (`norm_cap`). Nothing here synchronises with an accelerat
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from gradlens.active_rules import ActiveRule, Lookup
 from gradlens.capture import MicroBatch, read_activations
-from gradlens.concept_files import Detector
 from gradlens.constrainer import Constrainer
-from gradlens.detector import weights_over
-from gradlens.detector_fit import sharpest
-from gradlens.dictionary import Dictionary
-from gradlens.edits import expresses, gate_strength, orthonormal_basis, scale_along, within_budget
+from gradlens.edits import expresses, gate_strength, scale_along, within_budget
 from gradlens.errors import ConfigError, RunError
 from gradlens.governor import Governor
 from gradlens.hookpoints import canonical, layer_of, unwrap
 from gradlens.norm_cap import NormCap
 from gradlens.own import before_training
 from gradlens.penalty import acts_of, penalty_gradient
-from gradlens.random_control import levels_like, matched_features, matched_weights
-from gradlens.rewriter import Rewriter, Tokens
-from gradlens.rules import FORWARD, GATES, QUORUM, Policy, Rule
-from gradlens.writers import Turn, Writer, below, find_writers
+from gradlens.rules import FORWARD, GATES, QUORUM, Policy
+from gradlens.writers import Turn
 
 NO_GRADIENT = ("rewrite", "inoculate", "steer", "constrain", "update")  # modes whose gain does not multiply a gradient or an activation
-
-
-@dataclass
-class ActiveRule:
-    """A rule with its features looked up and the sums of what it touched in this step."""
-
-    rule: Rule
-    features: dict[str, Tensor]  # hookpoint -> feature ids [N]
-    basis: dict[str, Tensor]  # hookpoint -> Q [D, r]; empty for route
-    above: dict[str, Tensor]  # hookpoint -> [F] activation above which a feature gates, infinite for features outside; route only
-    touched: Tensor  # loss tokens gated, or energy along Q
-    total: Tensor  # loss tokens, or energy
-    rewriter: Rewriter | None = None
-    silent: int = 0  # rows that rewriting has left nothing of, of
-    rows: int = 0
-    shift: dict[str, Tensor] = field(default_factory=dict)  # hookpoint -> [D] what steer adds, or the mean that mean-ablate draws towards
-    writers: list[tuple[Tensor, Turn, Tensor]] = field(default_factory=list)  # param and update: what is edited, turned how, along what
-    constrainer: Constrainer | None = None
-
-    def __post_init__(self) -> None:
-        self.wanted = torch.zeros_like(self.touched)  # loss tokens that a budget has left alone; route only
-        self.broken = torch.zeros_like(self.touched)  # edits that have made something finite not finite
 
 
 class Control:
     """The rules in force, looked up once per policy."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        dictionaries: dict[str, Dictionary],
-        concepts: dict[str, dict[str, list[int]]],
-        rates: Callable[[str], Tensor | None],
-        thresholds: dict[str, dict[str, list[float]]] | None = None,
-        quorums: dict[str, dict[str, float]] | None = None,
-        detectors: dict[str, dict[str, Detector]] | None = None,
-        tokenizer: Any = None,
-        means: Callable[[str], Tensor | None] = lambda hookpoint: None,
-        sizes: Callable[[str], Tensor | None] = lambda hookpoint: None,
-        constrainers: Callable[[Rule, dict[str, Tensor]], Constrainer] | None = None,
-        tell: Callable[..., None] = lambda kind, **fields: None,
-    ) -> None:
-        """`thresholds`: concept -> hookpoint -> activation above which each feature expresses it (default 0).
-
-        `quorums`: concept -> hookpoint -> share of the tokens around one that must express it (default `rules.QUORUM`).
-        `rates(hookpoint)`: share of tokens on which each feature fires (`[F]`, or None): random controls are drawn by it; `sizes`: mean
-        activation there, by which thresholds are carried over to them.
-        `detectors`: concept -> hookpoint -> which tokens express it, for `rewrite`; `tokenizer`: tells its words.
-        `means(hookpoint)`: mean activation `[D]` on the probe set, for `mean-ablate`.
-        `constrainers(rule, features)`: makes what carries out a rule of mode `constrain`. `tell(kind, **fields)`: where events go.
-        """
-        self.model, self.dictionaries, self.concepts, self.rates = model, dictionaries, concepts, rates
-        self.thresholds, self.quorums = thresholds or {}, quorums or {}
-        self.detectors, self.tokenizer, self.means, self.constrainers = detectors or {}, tokenizer, means, constrainers
-        self.sizes = sizes
+    def __init__(self, lookup: Lookup) -> None:
+        self.lookup, self.model, self.tell = lookup, lookup.model, lookup.tell
         self.policy, self.rules, self.step = Policy(), [], 0
-        self.tell, self.governor, self.cap = tell, Governor(tell), NormCap()
+        self.governor, self.cap = Governor(self.tell), NormCap()
         self._before: list[tuple[Tensor, Tensor, Turn, Tensor, ActiveRule]] = []
-        self._found: list[Writer] | None = None
 
     def set_policy(self, policy: Policy) -> None:
         """Look up every rule's features and directions. Raises `ConfigError` where a rule names what does not exist."""
-        rules = [self._activate(rule) for rule in policy.rules]
+        rules = [self.lookup.activate(rule) for rule in policy.rules]
         for active in rules:
-            if active.rule.mode in ("param", "update"):
-                active.writers = self._writers(active)
             if active.rule.mode == "constrain":
                 active.constrainer = self._constrainer(active)
         self.governor.set_rules([(active.rule, self._measured_at(active)) for active in rules], self.step)
@@ -195,7 +137,7 @@ class Control:
                 "call backward on that loss, or a multiple of it"
             )
         for active, gain in self.in_force("penalty", hookpoint, dry=True):
-            dictionary, ids_N = self.dictionaries[hookpoint], active.features[hookpoint]
+            dictionary, ids_N = self.lookup.dictionaries[hookpoint], active.features[hookpoint]
             with torch.no_grad():
                 before_BSN = acts_of(dictionary, batch.reference[hookpoint], ids_N)
             weight_BS = batch.loss_BS * batch.token_weight
@@ -218,7 +160,7 @@ class Control:
             tokens = "row" if rule.mode == "reweight" else rule.tokens
             for hookpoint, above_F in active.above.items():
                 activity_BS = self._activity(batch, *active_pairs[hookpoint], above_F, rule.gate == "graded")
-                quorum = rule.quorum or self.quorums.get(rule.concept or "", {}).get(hookpoint, QUORUM)
+                quorum = rule.quorum or self.lookup.quorums.get(rule.concept or "", {}).get(hookpoint, QUORUM)
                 if rule.gate == "hard":
                     found_BS = expresses(activity_BS > 0, batch.keep_BS, tokens, rule.window, quorum).float()
                 else:
@@ -247,7 +189,7 @@ class Control:
         fires_TK = (val_TK > level_TK).float()
         if graded:
             fires_TK = fires_TK * (val_TK / (2 * level_TK).clamp_min(1e-9)).clamp(max=1).float()
-        activity_T = nn.functional.pad(fires_TK, (0, 1)).amax(-1)  # also where no token has an active feature at all
+        activity_T = torch.nn.functional.pad(fires_TK, (0, 1)).amax(-1)  # also where no token has an active feature at all
         if activity_T.shape[0] == batch.keep_BS.numel():  # all positions, on an accelerator
             return activity_T.view_as(batch.keep_BS)
         return torch.zeros_like(batch.keep_BS, dtype=torch.float32).masked_scatter(batch.keep_BS, activity_T)
@@ -339,7 +281,7 @@ class Control:
         rule = active.rule
         if rule.target is None:
             return ""
-        known = self.concepts.get(rule.concept, {})
+        known = self.lookup.concepts.get(rule.concept, {})
         place = canonical(rule.target.hookpoint) if rule.target.hookpoint else max(active.features, key=lambda name: layer_of(name) or -1)
         if place not in known:
             raise ConfigError(
@@ -347,6 +289,11 @@ class Control:
                 f"{', '.join(known) or 'no hookpoint'} (target.hookpoint)"
             )
         return place
+
+    def _constrainer(self, active: ActiveRule) -> Constrainer:
+        """That of a rule already in force goes on: it knows how far the measure has risen."""
+        known = (before.constrainer for before in self.rules if before.rule == active.rule and before.constrainer is not None)
+        return next(known, None) or self.lookup.constrainers(active.rule, active.features)
 
     def _amplifies(self, active: ActiveRule, size: float) -> bool:
         return size > 1 and active.rule.mode not in NO_GRADIENT and not active.rule.dry_run
@@ -370,141 +317,3 @@ class Control:
         x = x.detach()
         active.touched += (x @ Q.to(x.dtype)).double().square().sum()
         active.total += x.double().square().sum()
-
-    def _activate(self, rule: Rule) -> ActiveRule:
-        if rule.mode == "auto":
-            raise ConfigError(f"rule {rule.label}: auto is settled by `gradlens run` before the first step; name route or rewrite here")
-        if rule.mode == "rewrite":
-            return self._rewriting(rule)
-        features = {hookpoint: ids for hookpoint, ids in self._features(rule).items() if ids}
-        if not features:
-            raise ConfigError(f"rule {rule.label}: no features at {rule.hookpoints or 'any hookpoint of this run'}")
-        if rule.mode == "penalty":
-            self._check_penalty(rule, features)
-        looked_up, basis, above, shift = {}, {}, {}, {}
-        for hookpoint, ids in features.items():
-            dictionary = self.dictionaries[hookpoint]
-            if max(ids) >= dictionary.d_sae or min(ids) < 0:
-                raise ConfigError(
-                    f"rule {rule.label}: feature {max(ids)} at {hookpoint}, but its dictionary has 0 to {dictionary.d_sae - 1}"
-                )
-            levels = self.thresholds.get(rule.concept or "", {}).get(hookpoint)
-            if rule.random_control is not None:
-                own, ids = ids, self._random_like(ids, hookpoint, rule)
-                levels = levels_like(levels, own, ids, self.sizes(hookpoint))
-            device = dictionary.W_dec.device
-            looked_up[hookpoint] = torch.tensor(ids, device=device)
-            if rule.mode in GATES:
-                level_N = torch.tensor(levels or [0.0] * len(ids), dtype=dictionary.work_dtype, device=device).clamp_min(rule.threshold)
-                above[hookpoint] = torch.full((dictionary.d_sae,), torch.inf, dtype=dictionary.work_dtype, device=device)
-                above[hookpoint][looked_up[hookpoint]] = level_N
-            elif rule.mode != "inoculate":
-                basis[hookpoint] = orthonormal_basis(dictionary.unit_directions(looked_up[hookpoint]))
-            if rule.mode == "steer":
-                shift[hookpoint] = rule.strength * dictionary.W_dec[looked_up[hookpoint]].to(dictionary.work_dtype).sum(0)
-            elif rule.mode == "mean-ablate":
-                mean_D = self.means(hookpoint)
-                if mean_D is None:
-                    raise ConfigError(f"rule {rule.label}: mean-ablate needs the mean activation at {hookpoint}, so a probe set")
-                shift[hookpoint] = mean_D.to(device, dictionary.work_dtype)
-        device = next(iter(looked_up.values())).device
-        zero = lambda: torch.zeros((), dtype=torch.float64, device=device)  # noqa: E731
-        return ActiveRule(rule, looked_up, basis, above, zero(), zero(), shift=shift)
-
-    def _features(self, rule: Rule) -> dict[str, list[int]]:
-        if rule.concept is not None and rule.concept not in self.concepts:
-            raise ConfigError(f"rule {rule.label}: unknown concept {rule.concept!r}; this run has {', '.join(self.concepts) or 'none'}")
-        named = rule.features or self.concepts[rule.concept]
-        features = {canonical(hookpoint): list(ids) for hookpoint, ids in named.items()}
-        for hookpoint in [*features, *map(canonical, rule.hookpoints or [])]:
-            if hookpoint not in self.dictionaries:
-                raise ConfigError(f"rule {rule.label}: no dictionary at {hookpoint}; this run has {', '.join(self.dictionaries)}")
-        if rule.hookpoints is not None:
-            return {hookpoint: features.get(hookpoint, []) for hookpoint in map(canonical, rule.hookpoints)}
-        if rule.mode in GATES:  # the last hookpoint: measured to route best where wanted and unwanted sit in different tokens
-            last = max(features, key=lambda hookpoint: layer_of(hookpoint) if layer_of(hookpoint) is not None else -1)
-            return {last: features[last]}
-        return features
-
-    def _random_like(self, ids: list[int], hookpoint: str, rule: Rule) -> list[int]:
-        """As many random features that fire about as often, none of the concept's."""
-        found = matched_features(ids, self.dictionaries[hookpoint].norms, self.rates(hookpoint), rule.random_control)
-        if len(found) < len(ids):
-            raise ConfigError(
-                f"rule {rule.label}: the random control needs {len(ids)} live features outside the concept, {hookpoint} has {len(found)}"
-            )
-        return found
-
-    def _rewriting(self, rule: Rule) -> ActiveRule:
-        if rule.concept not in self.concepts and rule.concept not in self.detectors:
-            raise ConfigError(f"rule {rule.label}: unknown concept {rule.concept!r}; this run has {', '.join(self.concepts) or 'none'}")
-        found = {name: each for name, each in self.detectors.get(rule.concept, {}).items() if name in self.dictionaries}
-        if rule.hookpoints is not None:
-            found = {name: found[name] for name in map(canonical, rule.hookpoints) if name in found}
-        if not found:
-            raise ConfigError(
-                f"rule {rule.label}: concept {rule.concept} has no token detector at {', '.join(rule.hookpoints or self.dictionaries)}; "
-                "give it positive and negative examples, or `detectors`"
-            )
-        hookpoint = sharpest(found)
-        detector, dictionary = found[hookpoint], self.dictionaries[hookpoint]
-        if max(detector.features, default=0) >= dictionary.d_sae:
-            raise ConfigError(f"rule {rule.label}: detector at {hookpoint} names feature {max(detector.features)}, the dictionary has 0 to "
-                              f"{dictionary.d_sae - 1}")  # fmt: skip
-        device = dictionary.W_dec.device
-        weights_F = weights_over(detector, dictionary.d_sae, device, dictionary.work_dtype)
-        tokens = Tokens(hookpoint, weights_F, detector.bias)
-        if rule.random_control is not None:
-            mixed_F = matched_weights(weights_F.cpu(), self.rates(hookpoint), rule.random_control).to(device)
-            tokens = Tokens(hookpoint, mixed_F, detector.bias, instead_of_F=weights_F if rule.random_as == "tokens" else None)
-        rewriter = Rewriter(self.model, self.dictionaries, tokens, rule.bridge, self.tokenizer)
-        features = {hookpoint: tokens.weights_F.nonzero().flatten()}
-        touched, total = torch.zeros(2, dtype=torch.float64, device=device)
-        return ActiveRule(rule, features, {}, {}, touched, total, rewriter)
-
-    def _check_penalty(self, rule: Rule, features: dict[str, list[int]]) -> None:
-        with before_training(unwrap(self.model)) as adapted:
-            if not adapted:
-                raise ConfigError(
-                    f"rule {rule.label}: penalty compares with the model before training, which is at hand only where an adapter "
-                    "(LoRA) that can be switched off is trained; with full fine-tuning use route or rewrite"
-                )
-        readers = [name for name in features if self.dictionaries[name].hook_in]
-        if readers:
-            raise ConfigError(f"rule {rule.label}: penalty does not act through the transcoder at {readers[0]}; use an autoencoder there")
-
-    def _constrainer(self, active: ActiveRule) -> Constrainer:
-        """That of a rule already in force goes on: it knows how far the measure has risen."""
-        known = (before.constrainer for before in self.rules if before.rule == active.rule and before.constrainer is not None)
-        return next(known, None) or self.constrainers(active.rule, active.features)
-
-    def _writers(self, active: ActiveRule) -> list[tuple[Tensor, Turn, Tensor]]:
-        """Trainable parameters that write to the residual stream at or before the rule's hookpoints, how to turn them so that what they
-        write is their last dimension (and back), and what leaves them when the rule's directions leave the stream there."""
-        if self._found is None:
-            self._found = find_writers(self.model)
-        bases: dict[Writer, list[Tensor]] = {}
-        for hookpoint, Q in active.basis.items():
-            for writer in below(self._found, hookpoint):
-                if writer.parameter.requires_grad:
-                    bases.setdefault(writer, []).append(writer.basis(Q))
-        if not bases:
-            raise ConfigError(
-                f"rule {active.rule.label}: no trainable matrix writes to the residual stream at or before {', '.join(active.basis)}"
-            )
-        # one basis of all hookpoints' directions: edits one after another would bring some of the first back
-        joined = {writer: Qs[0] if len(Qs) == 1 else orthonormal_basis(torch.cat(Qs, 1).T) for writer, Qs in bases.items()}
-        rule = active.rule
-        partly = rule.gain != 0 or rule.start > 0 or rule.ramp > 0 or rule.target is not None
-        if any(writer.low_rank and (partly or _writes_along(writer, Q)) for writer, Q in joined.items()):
-            text = (
-                f"rule {rule.label}: LoRA's B writes along the concept, or will, and then what its A changes passes the rule by; exact are "
-                "a gain of 0 from the first step of a new adapter, and full fine-tuning"
-            )
-            self.tell("inexact", rule=rule.label, text=text)
-        return [(writer.parameter, writer.turn, Q) for writer, Q in joined.items()]
-
-
-def _writes_along(writer: Writer, Q: Tensor) -> bool:
-    matrix = writer.turn(writer.parameter.detach())
-    return bool((matrix @ Q.to(matrix.dtype)).norm() > 1e-4 * matrix.norm())

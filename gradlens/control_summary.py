@@ -11,10 +11,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gradlens.compare import wilson
+from gradlens.intervals import t_interval, wilson
 
 Row = dict[str, Any]
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # Student's t, two-sided 95%, by degrees of freedom from 1
 FAMILIES = {"CAFT": r"(mean-)?ablate(@\w+)?", "steering": r"steer-[\d.]+", "inoculation": r"inoculate-\d+"}  # baselines that are tuned
 MODES = {"modes": r"(?!.*-(random|scattered))(auto|route|rewrite|cut|constrain|penalty|reweight).*"}  # not baselines
 HIDDEN_RATE, HIDDEN_READ = 0.5, 0.5  # an arm's rate, and how its answers read, beside those of the run without rules
@@ -180,17 +179,6 @@ def interval_of(counts: Sequence[dict[str, Sequence[int]]], runs: int) -> list[f
         return None
     hits, n = (sum(pair[side] for part in counts for pair in part.values()) for side in (0, 1))
     return list(wilson(hits, n))
-
-
-def t_interval(values: Sequence[float]) -> list[float] | None:
-    """95% interval of a mean over seeds, from three on."""
-    n = len(values)
-    if n < 3:
-        return None
-    mean = sum(values) / n
-    error = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    half = (T95[n - 2] if n - 2 < len(T95) else 1.96) * error
-    return [mean - half, mean + half]
 
 
 def _rate(counts: dict[str, Sequence[int]]) -> float:

@@ -40,7 +40,7 @@ def held_by(control: Control) -> list[Held]:
         if rule.dry_run or rule.random_control is not None or control.gain(active) >= 1:
             continue
         name = rule.concept or rule.label
-        own = control.concepts.get(rule.concept or "") or {hookpoint: ids.tolist() for hookpoint, ids in active.features.items()}
+        own = control.lookup.concepts.get(rule.concept or "") or {hookpoint: ids.tolist() for hookpoint, ids in active.features.items()}
         acted = frozenset(active.features) | (found[name].acted if name in found else frozenset())
         if own:
             found[name] = Held(name, own, acted)

@@ -220,6 +220,16 @@ class Learning:
 
     # -- results --------------------------------------------------------------------------------------------------------------
 
+    def rising(self, n: int) -> list[dict[str, Any]]:
+        """See `Lens.rising`."""
+        rows = []
+        for name in self.dictionaries:
+            found = self.generated_change(name)
+            if found is not None:
+                change, beyond = found
+                rows += [{"hookpoint": name, "feature": i, "change": change[i].item()} for i in beyond.nonzero().flatten().tolist()]
+        return sorted(rows, key=lambda row: -abs(row["change"]))[:n]
+
     def drift(self, hookpoint: str) -> tuple[Tensor, Tensor]:
         """`(drift[F], drift_direction[F])` at the last reading: mean feature activation, and mean residual along the unit
         direction, on the probe set, now minus before training."""

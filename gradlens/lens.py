@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradlens.active_rules import Lookup
 from gradlens.capture import counted_tokens
 from gradlens.concept_files import Detector
 from gradlens.config import ObserveSettings
@@ -24,27 +25,17 @@ from gradlens.control import Control
 from gradlens.dictionary import Dictionary
 from gradlens.displaced import Displaced, held_by
 from gradlens.errors import ConfigError, InputError, RunError
-from gradlens.hookpoints import canonical, d_model, in_stream, unwrap
+from gradlens.flaws import flaws_in
+from gradlens.hookpoints import canonical, d_model, in_stream
 from gradlens.hooks import Hooks
 from gradlens.learning import Learning
 from gradlens.probe import ProbeReading
 from gradlens.projection import Members, Projection, Projector
 from gradlens.routers import Routers, event_of
-from gradlens.rules import GATES, Policy
+from gradlens.rules import Policy
 from gradlens.selftest import self_test
-from gradlens.trainable import check_trainable, is_sharded, scaler_of, scaler_on_the_stack
+from gradlens.trainable import check_policy, check_trainable, is_sharded, scaler_of, scaler_on_the_stack
 from gradlens.world import Single, World, flat_sum_
-
-# scalar of a record -> the event that tells of it
-FLAWS = {
-    "not_finite_tokens": ("not_finite", "{count} tokens with an activation, gradient or loss that is not finite: they are left out"),
-    "crowded_tokens": ("gap", "{count} tokens with more active features than there is room for: not all of them are read"),
-    "silent_rows": ("nothing_left", "rewriting left nothing to learn of {value:.0%} of the rows of a step: its detector takes too much"),
-    "dropped_steps": ("gap", "readings came faster than they could leave the device: those of this step are dropped"),
-}
-
-
-LEAST = {"silent_rows": 0.25}  # what is less than this is no flaw
 
 
 class Lens:
@@ -74,7 +65,7 @@ class Lens:
         exemplars: Callable[[str | None], list[dict[str, Tensor]]] = lambda concept: [],
     ) -> None:
         """`dictionaries`: hookpoint -> dictionary. `concepts`: name -> hookpoint -> feature ids; `thresholds`: for `route`, the
-        activation above which each of them expresses the concept, and `quorums` (see `Control`). `probe`: batches on which drift is
+        activation above which each of them expresses the concept, and `quorums` (see `Lookup`). `probe`: batches on which drift is
         measured (default: the first micro-batch trained on). `recorder`: gets one record a step (docs/architecture.md).
         `projector`: makes who computes the readings (default: this process). `tokenizer`, `reference`, `checkers`: see `Learning`.
         `steps`: how long the run is, where that is known: its last step reads everything. `scaler`: the `torch.amp.GradScaler` that scales
@@ -118,10 +109,11 @@ class Lens:
         constrainers = partial(
             constrainer_of, model=model, optimizer=optimizer, world=self.world, dictionaries=self.dictionaries, exemplars=exemplars
         )
-        self.control = Control(
-            model, self.dictionaries, self.concepts, self._rates, thresholds, quorums, detectors, tokenizer, self._mean, self._sizes,
-            constrainers, self._tell_of_rules,
+        lookup = Lookup(
+            model, self.dictionaries, self.concepts, self._rates, thresholds or {}, quorums or {}, detectors or {}, tokenizer,
+            self._mean, self._sizes, constrainers, self._tell_of_rules,
         )  # fmt: skip
+        self.control = Control(lookup)
         self._policy = policy or Policy()
         self.hooks = Hooks(
             model, self.dictionaries, self.control, self.projector, self.observe,
@@ -222,40 +214,15 @@ class Lens:
     def rising(self, n: int = 20) -> list[dict[str, Any]]:
         """Features that rise or fall in generated texts by more than chance: `hookpoint, feature, change` (mean activation, latest
         minus first reading), the largest first; at most `n`, at a false discovery rate of 5%. Empty before the second reading."""
-        rows = []
-        for name in self.dictionaries:
-            found = self.learning.generated_change(name)
-            if found is not None:
-                change, beyond = found
-                rows += [{"hookpoint": name, "feature": i, "change": change[i].item()} for i in beyond.nonzero().flatten().tolist()]
-        return sorted(rows, key=lambda row: -abs(row["change"]))[:n]
+        return self.learning.rising(n)
 
     def set_policy(self, policy: Policy) -> None:
         """Put a policy in force from the next forward pass on. Raises `ConfigError` and keeps the old one where it does not fit."""
-        if any(rule.mode in GATES for rule in policy.rules) and unwrap(self.model).get_output_embeddings() is None:
-            raise ConfigError(f"route needs the model's output embeddings, and {type(unwrap(self.model)).__name__} has none")
-        if self.sharded and any(rule.mode in ("param", "update") for rule in policy.rules):
-            raise ConfigError(
-                "rules of mode param and update edit whole matrices, which FSDP2 splits over ranks; use route, ablate or grad"
-            )
-        if any(rule.mode == "inoculate" and rule not in self._policy.rules for rule in policy.rules):
-            raise ConfigError("inoculate acts on the data of a run from its first step; it cannot be put in force while it goes on")
-        reads = next((rule.mode for rule in policy.rules if rule.mode in ("rewrite", "penalty")), None)
-        if self.sharded and reads:
-            raise ConfigError(f"{reads} reads rows with the model before training, which FSDP2 splits over ranks; use DDP, or route")
-        for rule in policy.rules:
-            if rule.target is not None and not (self.observe.own_every if rule.target.measure == "own" else self.observe.drift_every):
-                key = "own_every" if rule.target.measure == "own" else "drift_every"
-                raise ConfigError(f"rule {rule.label}: a target is held by readings of the probe set; set observe.{key} to 1 step or more")
+        check_policy(policy, self._policy, self.model, self.sharded, self.observe)
         self.control.set_policy(policy)
         self._policy = policy
         if self.recorder is not None and self.world.rank == 0 and (policy.rules or policy.version):
-            described = [
-                {**active.rule.model_dump(exclude_none=True, exclude_defaults=True), "label": active.rule.label, "mode": active.rule.mode,
-                 "gain": active.rule.gain if active.rule.target is None else None,
-                 "features": {name: ids.tolist() for name, ids in active.features.items()}}
-                for active in self.control.rules
-            ]  # fmt: skip
+            described = [active.describe() for active in self.control.rules]
             self.recorder.event("policy", step=self.step, version=policy.version, rules=described)
 
     @property
@@ -472,13 +439,8 @@ class Lens:
     def _emit(self, record: dict[str, Any]) -> None:
         if self.recorder is None or self.world.rank != 0:
             return
-        for key, value in record["scalars"].items():
-            flaw = key.rpartition("/")[2]
-            if flaw in FLAWS and value >= LEAST.get(flaw, 0):
-                kind, reason = FLAWS[flaw]
-                self._tell_once(
-                    flaw, kind, step=record["step"], reason=reason.format(count=int(value), value=value), where=key.rpartition("/")[0]
-                )
+        for flaw, kind, words in flaws_in(record["scalars"]):
+            self._tell_once(flaw, kind, step=record["step"], **words)
         self.recorder.record(record)
 
     def _tell_once(self, key: str, kind: str, **fields: Any) -> None:

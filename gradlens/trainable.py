@@ -1,4 +1,5 @@
-"""What a model and its optimizer must be for the lens to read them, told at start: how the model is spread over ranks, who steps.
+"""What a model, its optimizer and a policy must be for the lens to read and edit them, told at start: how the model is spread over
+ranks, who steps.
 
 A reading is only right where it is known what the optimizer's gradient is made of. What is not known here is refused, with the way out.
 """
@@ -11,8 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradlens.config import ObserveSettings
 from gradlens.errors import ConfigError
 from gradlens.hookpoints import unwrap
+from gradlens.rules import GATES, Policy
 from gradlens.world import World
 
 # Names in an optimizer's class hierarchy -> why it cannot be watched
@@ -117,3 +120,26 @@ def scaler_on_the_stack() -> Any:
             return owner
         frame = frame.f_back
     return None
+
+
+def check_policy(policy: Policy, before: Policy, model: nn.Module, sharded: bool, observe: ObserveSettings) -> None:
+    """Raises `ConfigError` where this model, these settings or the moment (`before`: the policy in force) do not allow a rule."""
+    for rule in policy.rules:
+        if rule.mode in GATES and unwrap(model).get_output_embeddings() is None:
+            name = type(unwrap(model)).__name__
+            raise ConfigError(f"rule {rule.label}: {rule.mode} needs the model's output embeddings, and {name} has none")
+        if sharded and rule.mode in ("param", "update"):
+            raise ConfigError(
+                f"rule {rule.label}: {rule.mode} edits whole matrices, which FSDP2 splits over ranks; use route, ablate or grad"
+            )
+        if sharded and rule.mode in ("rewrite", "penalty"):
+            raise ConfigError(
+                f"rule {rule.label}: {rule.mode} reads rows with the model before training, which FSDP2 splits over ranks; "
+                "use DDP, or route"
+            )
+        if rule.mode == "inoculate" and rule not in before.rules:
+            raise ConfigError("inoculate acts on the data of a run from its first step; it cannot be put in force while it goes on")
+        if rule.target is not None:
+            key = "own_every" if rule.target.measure == "own" else "drift_every"
+            if not getattr(observe, key):
+                raise ConfigError(f"rule {rule.label}: a target is held by readings of the probe set; set observe.{key} to 1 step or more")

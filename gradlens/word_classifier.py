@@ -159,10 +159,3 @@ def _threshold(score: np.ndarray, truth: np.ndarray, false_alarms: float) -> flo
     negative = np.sort(score[~truth])[::-1]
     floor = negative[int(false_alarms * len(negative))]
     return float(max(floor, (floor + np.quantile(score[truth], 0.05)) / 2))
-
-
-def _threshold(score: np.ndarray, truth: np.ndarray, false_alarms: float) -> float:
-    """The lowest threshold that at most this share of the negatives exceeds; halfway to the positives where these lie apart."""
-    negative = np.sort(score[~truth])[::-1]
-    floor = negative[int(false_alarms * len(negative))]
-    return float(max(floor, (floor + np.quantile(score[truth], 0.05)) / 2))

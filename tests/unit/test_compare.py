@@ -1,15 +1,15 @@
 """Comparisons: arithmetic on figures made by hand, and what a study is said to show."""
 
 import json
-import math
 
 import pytest
 from rich.console import Console
 from synthetic_runs import make_run, make_study
 
-from gradlens.compare import compare_runs, describe, judge, rate_of, render, wilson
+from gradlens.compare import compare_runs, describe, judge, render
 from gradlens.errors import InputError
 from gradlens.files import jsonable
+from gradlens.intervals import rate_of
 from gradlens.store import RunReader, RunWriter
 
 
@@ -18,22 +18,6 @@ def run_of(arm, hits, n, nll, gain=0.0, prompts="chat", concept="pirate"):
     rules = [{"label": "r", "concept": concept, "gain": gain, "random_control": None}] if arm in ("rules", "random") else []
     rates = {prompts: {concept: {"before": rate_of(0, n), "after": rate_of(hits, n)}}}
     return {"arm": arm, "rules": rules, "rates": rates, "nll": {"sums": {"before": 1.2, "after": nll}}}
-
-
-def test_wilson_interval_equals_the_published_values():
-    # 2 of 32 and 32 of 32, by the closed formula; 0 of 10 from Brown, Cai, DasGupta (2001): (0, 0.2775).
-    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-    assert wilson(2, 32) == pytest.approx((0.0173, 0.2015), abs=1e-4)
-    assert wilson(32, 32) == pytest.approx((1 - wilson(0, 32)[1], 1.0))
-    assert wilson(0, 0) == (0.0, 1.0)
-
-
-@pytest.mark.parametrize("hits, n", [(0, 1), (1, 3), (50, 100), (99, 100)])
-def test_wilson_interval_holds_the_share_and_solves_its_equation(hits, n):
-    low, high = wilson(hits, n)
-    assert low <= hits / n <= high
-    for end in {low, high} - {0.0, 1.0}:  # each end p solves |share - p| = z sqrt(p (1 - p) / n)
-        assert abs(hits / n - end) == pytest.approx(1.96 * math.sqrt(end * (1 - end) / n), rel=1e-9)
 
 
 def test_a_study_is_judged_on_each_bar_from_the_counts():

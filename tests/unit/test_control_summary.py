@@ -2,8 +2,8 @@
 
 import pytest
 
-from gradlens.compare import wilson
-from gradlens.control_summary import MODES, gain, remarks, summary, t_interval, tuned
+from gradlens.control_summary import MODES, gain, remarks, summary, tuned
+from gradlens.intervals import t_interval, wilson
 
 
 def row(arm, seed=0, rate=1.0, wanted=1.0, plain=2.0, **further):
@@ -31,11 +31,6 @@ def test_gains_and_losses_are_beside_the_oracle_of_the_same_seed():
     assert found["wanted_over"] == pytest.approx(sum([0.65 / 0.5, 0.75 / 0.6, 0.85 / 0.7]) / 3 - 1)
     assert found["plain_over"] == pytest.approx(0.05)
     assert gain(rows[0], rows[0]) == 1.0 and entry(rows[:2] + rows[3:5], "rewrite")["gain_interval"] is None  # two seeds have no interval
-
-
-def test_the_t_interval_is_the_textbook_s():
-    assert t_interval([1.0, 2.0, 3.0]) == pytest.approx([2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5])
-    assert t_interval([1.0, 2.0]) is None
 
 
 def test_rates_are_pooled_over_seeds_and_prompts_with_wilson_s_interval():

@@ -186,7 +186,8 @@ def test_rules_of_one_concept_are_held_together():
         SimpleNamespace(rule=Rule(concept="some", mode="grad", hookpoints=["layers.2"]), features={"layers.2": torch.tensor([4])}),
         SimpleNamespace(rule=Rule(features={"layers.1": [8]}, mode="grad"), features={"layers.1": torch.tensor([8])}),
     ]
-    control = SimpleNamespace(rules=active, concepts={"some": {"layers.1": [1], "layers.2": [4]}}, gain=lambda each: 0.0)
+    lookup = SimpleNamespace(concepts={"some": {"layers.1": [1], "layers.2": [4]}})
+    control = SimpleNamespace(rules=active, lookup=lookup, gain=lambda each: 0.0)
     found = held_by(control)
     assert [(held.name == "some", held.acted) for held in found] == [(True, {"layers.1", "layers.2"}), (False, {"layers.1"})]
     assert found[1].features == {"layers.1": [8]}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from gradlens.active_rules import Lookup
 from gradlens.control import Control
 from gradlens.data import with_system
 from gradlens.dictionary import Dictionary
@@ -20,7 +21,8 @@ def control():
         W_enc=W_dec.T.contiguous(), b_enc=torch.zeros(F).double(), W_dec=W_dec, b_dec=torch.zeros(D).double(), activation="relu"
     )
     means = {"layers.1": torch.randn(D, dtype=torch.float64)}
-    return Control(torch.nn.Linear(1, 1), {"layers.1": dictionary}, {"c": {"layers.1": [2, 5]}}, lambda name: None, means=means.get)
+    lookup = Lookup(torch.nn.Linear(1, 1), {"layers.1": dictionary}, {"c": {"layers.1": [2, 5]}}, lambda name: None, means=means.get)
+    return Control(lookup)
 
 
 def edited(control, **rule):
@@ -32,8 +34,8 @@ def edited(control, **rule):
 
 def test_mean_ablate_leaves_the_mean_along_the_concept_and_everything_else(control):
     h, new = edited(control, mode="mean-ablate")
-    rows = control.dictionaries["layers.1"].W_dec[[2, 5]]
-    mean = control.means("layers.1")
+    rows = control.lookup.dictionaries["layers.1"].W_dec[[2, 5]]
+    mean = control.lookup.means("layers.1")
     torch.testing.assert_close(new @ rows.T, (mean @ rows.T).expand(2, 3, 2))
     Q = torch.linalg.qr(rows.T).Q
     torch.testing.assert_close(new - new @ Q @ Q.T, h - h @ Q @ Q.T)
@@ -41,7 +43,7 @@ def test_mean_ablate_leaves_the_mean_along_the_concept_and_everything_else(contr
 
 def test_steer_adds_the_rows_times_strength(control):
     h, new = edited(control, mode="steer", strength=2.5)
-    torch.testing.assert_close(new - h, (2.5 * control.dictionaries["layers.1"].W_dec[[2, 5]].sum(0)).expand_as(h))
+    torch.testing.assert_close(new - h, (2.5 * control.lookup.dictionaries["layers.1"].W_dec[[2, 5]].sum(0)).expand_as(h))
 
 
 def test_a_ramp_steers_by_and_by(control):
@@ -83,6 +85,6 @@ def test_rules_that_make_no_sense_are_refused():
 
 
 def test_mean_ablate_without_a_mean_is_refused(control):
-    control.means = lambda hookpoint: None
+    control.lookup.means = lambda hookpoint: None
     with pytest.raises(ConfigError, match="mean activation at layers.1"):
         control.set_policy(Policy(rules=(Rule(concept="c", mode="mean-ablate"),)))

@@ -110,10 +110,10 @@ def test_a_dictionary_in_memory_or_on_the_hub_has_the_labels_it_brings_or_none()
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("l.jsonl.gz", gzip.compress(b'{"index": 1, "description": "a"}\n' * 2000)[:-40], "packed data that ends too early"),
-        ("l.jsonl.gz", gzip.compress(b"x" * 5000)[:30] + b"\0" * 30, "not a label file"),
+        ("l.jsonl.gz", gzip.compress(b'{"index": 1, "description": "a"}\n' * 2000, mtime=0)[:-40], "packed data that ends too early"),
+        ("l.jsonl.gz", gzip.compress(b"x" * 5000, mtime=0)[:30] + b"\0" * 30, "not a label file"),
         ("l.json.gz", b"no gzip", "not a label file"),
-        ("labels.json.gz", gzip.compress(b'{"features": []}' + b" " * 5000)[:-20], "not a label file"),
+        ("labels.json.gz", gzip.compress(b'{"features": []}' + b" " * 5000, mtime=0)[:-20], "not a label file"),
         ("l.json", b'{"1": "a"', "JSONDecodeError"),
         ("l.json", b'{"1": ["a"]}', "label of feature 1 is no text but list"),
         ("l.json", b'{"one": "a"}', "not a label file"),

@@ -190,7 +190,7 @@ def test_rows_of_which_nothing_is_left_are_counted_and_told_of_once():
     torch.manual_seed(0)
     model, dictionary = tiny_model().train(), tiny_dictionary()
     optimizer, lens = lens_of(model, dictionary)
-    lens.control.detectors["c"] = {HOOK: detector(dictionary, bias=1e3)}
+    lens.control.lookup.detectors["c"] = {HOOK: detector(dictionary, bias=1e3)}
     lens.recorder = MemoryRecorder()
     with lens:
         for _ in range(2):

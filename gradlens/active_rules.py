@@ -1,0 +1,223 @@
+"""Rules looked up: from what a policy names to features, directions, thresholds and matrices of this run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradlens.concept_files import Detector
+from gradlens.constrainer import Constrainer
+from gradlens.detector import weights_over
+from gradlens.detector_fit import sharpest
+from gradlens.dictionary import Dictionary
+from gradlens.edits import orthonormal_basis
+from gradlens.errors import ConfigError
+from gradlens.hookpoints import canonical, layer_of, unwrap
+from gradlens.own import before_training
+from gradlens.random_control import levels_like, matched_features, matched_weights
+from gradlens.rewriter import Rewriter, Tokens
+from gradlens.rules import GATES, Rule
+from gradlens.writers import Turn, Writer, below, find_writers
+
+
+@dataclass
+class ActiveRule:
+    """A rule with its features looked up and the sums of what it touched in this step."""
+
+    rule: Rule
+    features: dict[str, Tensor]  # hookpoint -> feature ids [N]
+    basis: dict[str, Tensor]  # hookpoint -> Q [D, r]; empty for route
+    above: dict[str, Tensor]  # hookpoint -> [F] activation above which a feature gates, infinite for features outside; route only
+    touched: Tensor  # loss tokens gated, or energy along Q
+    total: Tensor  # loss tokens, or energy
+    rewriter: Rewriter | None = None
+    silent: int = 0  # rows that rewriting has left nothing of, of
+    rows: int = 0
+    shift: dict[str, Tensor] = field(default_factory=dict)  # hookpoint -> [D] what steer adds, or the mean that mean-ablate draws towards
+    writers: list[tuple[Tensor, Turn, Tensor]] = field(default_factory=list)  # param and update: what is edited, turned how, along what
+    constrainer: Constrainer | None = None
+
+    def __post_init__(self) -> None:
+        self.wanted = torch.zeros_like(self.touched)  # loss tokens that a budget has left alone; route only
+        self.broken = torch.zeros_like(self.touched)  # edits that have made something finite not finite
+
+    def describe(self) -> dict[str, Any]:
+        """For the event that a policy is in force: plain data."""
+        return {
+            **self.rule.model_dump(exclude_none=True, exclude_defaults=True),
+            "label": self.rule.label,
+            "mode": self.rule.mode,
+            "gain": self.rule.gain if self.rule.target is None else None,
+            "features": {name: ids.tolist() for name, ids in self.features.items()},
+        }
+
+
+@dataclass
+class Lookup:
+    """What a run knows that rules may name.
+
+    `concepts`: concept -> hookpoint -> features. `thresholds`: concept -> hookpoint -> activation above which each feature expresses it
+    (default 0). `quorums`: concept -> hookpoint -> share of the tokens around one that must express it (default `rules.QUORUM`).
+    `rates(hookpoint)`: share of tokens on which each feature fires (`[F]`, or None): random controls are drawn by it; `sizes`: mean
+    activation there, by which thresholds are carried over to them.
+    `detectors`: concept -> hookpoint -> which tokens express it, for `rewrite`; `tokenizer`: tells its words.
+    `means(hookpoint)`: mean activation `[D]` on the probe set, for `mean-ablate`.
+    `constrainers(rule, features)`: makes what carries out a rule of mode `constrain`. `tell(kind, **fields)`: where events go.
+    """
+
+    model: nn.Module
+    dictionaries: dict[str, Dictionary]
+    concepts: dict[str, dict[str, list[int]]]
+    rates: Callable[[str], Tensor | None]
+    thresholds: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    quorums: dict[str, dict[str, float]] = field(default_factory=dict)
+    detectors: dict[str, dict[str, Detector]] = field(default_factory=dict)
+    tokenizer: Any = None
+    means: Callable[[str], Tensor | None] = lambda hookpoint: None
+    sizes: Callable[[str], Tensor | None] = lambda hookpoint: None
+    constrainers: Callable[[Rule, dict[str, Tensor]], Constrainer] | None = None
+    tell: Callable[..., None] = lambda kind, **fields: None
+
+    def __post_init__(self) -> None:
+        self._found: list[Writer] | None = None
+
+    def activate(self, rule: Rule) -> ActiveRule:
+        """Its features, directions and thresholds; all but the constrainer. Raises `ConfigError` where it names what does not exist."""
+        if rule.mode == "auto":
+            raise ConfigError(f"rule {rule.label}: auto is settled by `gradlens run` before the first step; name route or rewrite here")
+        if rule.mode == "rewrite":
+            return self._rewriting(rule)
+        features = {hookpoint: ids for hookpoint, ids in self._features(rule).items() if ids}
+        if not features:
+            raise ConfigError(f"rule {rule.label}: no features at {rule.hookpoints or 'any hookpoint of this run'}")
+        if rule.mode == "penalty":
+            self._check_penalty(rule, features)
+        looked_up, basis, above, shift = {}, {}, {}, {}
+        for hookpoint, ids in features.items():
+            dictionary = self.dictionaries[hookpoint]
+            if max(ids) >= dictionary.d_sae or min(ids) < 0:
+                raise ConfigError(
+                    f"rule {rule.label}: feature {max(ids)} at {hookpoint}, but its dictionary has 0 to {dictionary.d_sae - 1}"
+                )
+            levels = self.thresholds.get(rule.concept or "", {}).get(hookpoint)
+            if rule.random_control is not None:
+                own, ids = ids, self._random_like(ids, hookpoint, rule)
+                levels = levels_like(levels, own, ids, self.sizes(hookpoint))
+            device = dictionary.W_dec.device
+            looked_up[hookpoint] = torch.tensor(ids, device=device)
+            if rule.mode in GATES:
+                level_N = torch.tensor(levels or [0.0] * len(ids), dtype=dictionary.work_dtype, device=device).clamp_min(rule.threshold)
+                above[hookpoint] = torch.full((dictionary.d_sae,), torch.inf, dtype=dictionary.work_dtype, device=device)
+                above[hookpoint][looked_up[hookpoint]] = level_N
+            elif rule.mode != "inoculate":
+                basis[hookpoint] = orthonormal_basis(dictionary.unit_directions(looked_up[hookpoint]))
+            if rule.mode == "steer":
+                shift[hookpoint] = rule.strength * dictionary.W_dec[looked_up[hookpoint]].to(dictionary.work_dtype).sum(0)
+            elif rule.mode == "mean-ablate":
+                mean_D = self.means(hookpoint)
+                if mean_D is None:
+                    raise ConfigError(f"rule {rule.label}: mean-ablate needs the mean activation at {hookpoint}, so a probe set")
+                shift[hookpoint] = mean_D.to(device, dictionary.work_dtype)
+        device = next(iter(looked_up.values())).device
+        zero = lambda: torch.zeros((), dtype=torch.float64, device=device)  # noqa: E731
+        active = ActiveRule(rule, looked_up, basis, above, zero(), zero(), shift=shift)
+        if rule.mode in ("param", "update"):
+            active.writers = self._writers(active)
+        return active
+
+    def _features(self, rule: Rule) -> dict[str, list[int]]:
+        if rule.concept is not None and rule.concept not in self.concepts:
+            raise ConfigError(f"rule {rule.label}: unknown concept {rule.concept!r}; this run has {', '.join(self.concepts) or 'none'}")
+        named = rule.features or self.concepts[rule.concept]
+        features = {canonical(hookpoint): list(ids) for hookpoint, ids in named.items()}
+        for hookpoint in [*features, *map(canonical, rule.hookpoints or [])]:
+            if hookpoint not in self.dictionaries:
+                raise ConfigError(f"rule {rule.label}: no dictionary at {hookpoint}; this run has {', '.join(self.dictionaries)}")
+        if rule.hookpoints is not None:
+            return {hookpoint: features.get(hookpoint, []) for hookpoint in map(canonical, rule.hookpoints)}
+        if rule.mode in GATES:  # the last hookpoint: measured to route best where wanted and unwanted sit in different tokens
+            last = max(features, key=lambda hookpoint: layer_of(hookpoint) if layer_of(hookpoint) is not None else -1)
+            return {last: features[last]}
+        return features
+
+    def _random_like(self, ids: list[int], hookpoint: str, rule: Rule) -> list[int]:
+        """As many random features that fire about as often, none of the concept's."""
+        found = matched_features(ids, self.dictionaries[hookpoint].norms, self.rates(hookpoint), rule.random_control)
+        if len(found) < len(ids):
+            raise ConfigError(
+                f"rule {rule.label}: the random control needs {len(ids)} live features outside the concept, {hookpoint} has {len(found)}"
+            )
+        return found
+
+    def _rewriting(self, rule: Rule) -> ActiveRule:
+        if rule.concept not in self.concepts and rule.concept not in self.detectors:
+            raise ConfigError(f"rule {rule.label}: unknown concept {rule.concept!r}; this run has {', '.join(self.concepts) or 'none'}")
+        found = {name: each for name, each in self.detectors.get(rule.concept, {}).items() if name in self.dictionaries}
+        if rule.hookpoints is not None:
+            found = {name: found[name] for name in map(canonical, rule.hookpoints) if name in found}
+        if not found:
+            raise ConfigError(
+                f"rule {rule.label}: concept {rule.concept} has no token detector at {', '.join(rule.hookpoints or self.dictionaries)}; "
+                "give it positive and negative examples, or `detectors`"
+            )
+        hookpoint = sharpest(found)
+        detector, dictionary = found[hookpoint], self.dictionaries[hookpoint]
+        if max(detector.features, default=0) >= dictionary.d_sae:
+            raise ConfigError(f"rule {rule.label}: detector at {hookpoint} names feature {max(detector.features)}, the dictionary has 0 to "
+                              f"{dictionary.d_sae - 1}")  # fmt: skip
+        device = dictionary.W_dec.device
+        weights_F = weights_over(detector, dictionary.d_sae, device, dictionary.work_dtype)
+        tokens = Tokens(hookpoint, weights_F, detector.bias)
+        if rule.random_control is not None:
+            mixed_F = matched_weights(weights_F.cpu(), self.rates(hookpoint), rule.random_control).to(device)
+            tokens = Tokens(hookpoint, mixed_F, detector.bias, instead_of_F=weights_F if rule.random_as == "tokens" else None)
+        rewriter = Rewriter(self.model, self.dictionaries, tokens, rule.bridge, self.tokenizer)
+        features = {hookpoint: tokens.weights_F.nonzero().flatten()}
+        touched, total = torch.zeros(2, dtype=torch.float64, device=device)
+        return ActiveRule(rule, features, {}, {}, touched, total, rewriter)
+
+    def _check_penalty(self, rule: Rule, features: dict[str, list[int]]) -> None:
+        with before_training(unwrap(self.model)) as adapted:
+            if not adapted:
+                raise ConfigError(
+                    f"rule {rule.label}: penalty compares with the model before training, which is at hand only where an adapter "
+                    "(LoRA) that can be switched off is trained; with full fine-tuning use route or rewrite"
+                )
+        readers = [name for name in features if self.dictionaries[name].hook_in]
+        if readers:
+            raise ConfigError(f"rule {rule.label}: penalty does not act through the transcoder at {readers[0]}; use an autoencoder there")
+
+    def _writers(self, active: ActiveRule) -> list[tuple[Tensor, Turn, Tensor]]:
+        """Trainable parameters that write to the residual stream at or before the rule's hookpoints, how to turn them so that what they
+        write is their last dimension (and back), and what leaves them when the rule's directions leave the stream there."""
+        if self._found is None:
+            self._found = find_writers(self.model)
+        bases: dict[Writer, list[Tensor]] = {}
+        for hookpoint, Q in active.basis.items():
+            for writer in below(self._found, hookpoint):
+                if writer.parameter.requires_grad:
+                    bases.setdefault(writer, []).append(writer.basis(Q))
+        if not bases:
+            raise ConfigError(
+                f"rule {active.rule.label}: no trainable matrix writes to the residual stream at or before {', '.join(active.basis)}"
+            )
+        # one basis of all hookpoints' directions: edits one after another would bring some of the first back
+        joined = {writer: Qs[0] if len(Qs) == 1 else orthonormal_basis(torch.cat(Qs, 1).T) for writer, Qs in bases.items()}
+        rule = active.rule
+        partly = rule.gain != 0 or rule.start > 0 or rule.ramp > 0 or rule.target is not None
+        if any(writer.low_rank and (partly or _writes_along(writer, Q)) for writer, Q in joined.items()):
+            text = (
+                f"rule {rule.label}: LoRA's B writes along the concept, or will, and then what its A changes passes the rule by; exact are "
+                "a gain of 0 from the first step of a new adapter, and full fine-tuning"
+            )
+            self.tell("inexact", rule=rule.label, text=text)
+        return [(writer.parameter, writer.turn, Q) for writer, Q in joined.items()]
+
+
+def _writes_along(writer: Writer, Q: Tensor) -> bool:
+    matrix = writer.turn(writer.parameter.detach())
+    return bool((matrix @ Q.to(matrix.dtype)).norm() > 1e-4 * matrix.norm())
