@@ -42,6 +42,7 @@ class Cut:
     bridge: list[int] = field(default_factory=list)
     best: list[int] = field(default_factory=list)
     score: float = -torch.inf
+    done: bool = False  # no longer bridge can be better
 
 
 def cut(ids: Sequence[int], counted: Sequence[bool], expressed: Sequence[bool], longest: int = LONGEST) -> Piece:
@@ -95,7 +96,7 @@ def _trials(piece: Piece, length: int) -> list[Trial]:
     for number, one in enumerate(piece.cuts):
         start = one.at + shift
         shift += len(one.bridge)
-        if len(one.bridge) < length or start == 0:
+        if one.done or len(one.bridge) < length or start == 0:
             continue
         end = piece.cuts[number + 1].at if number + 1 < len(piece.cuts) else len(piece.ids)
         found.append(Trial(one, start, [*one.bridge, *piece.ids[one.at : min(one.at + AHEAD, end)]]))
@@ -103,15 +104,22 @@ def _trials(piece: Piece, length: int) -> list[Trial]:
 
 
 def _judge(trial: Trial, lp_PV: Tensor, never: list[int]) -> None:
-    """Score a cut's bridge, and make it longer by the likeliest token where it has room. `lp_PV`: after `trial.places()`."""
+    """Score a cut's bridge, and make it longer by the likeliest token where it has room. `lp_PV`: after `trial.places()`.
+
+    A longer bridge is no likelier than what it begins with, so where that alone is no better than the best so far, the search is over.
+    """
     one = trial.cut
-    score = float(lp_PV[torch.arange(len(trial.text)), torch.tensor(trial.text)].double().sum())
+    lp_N = lp_PV[torch.arange(len(trial.text)), torch.tensor(trial.text)].double()
+    score = float(lp_N.sum())
     if score > one.score:
         one.score, one.best = score, list(one.bridge)
-    if len(one.bridge) < one.room:
-        following = lp_PV[-1].clone()
-        following[never] = -torch.inf
-        one.bridge = [*one.bridge, int(following.argmax())]
+    following = lp_PV[-1].clone()
+    following[never] = -torch.inf
+    next_lp, token = following.max(0)
+    if len(one.bridge) < one.room and float(lp_N[: len(one.bridge)].sum() + next_lp) > one.score:
+        one.bridge = [*one.bridge, int(token)]
+    else:
+        one.done, one.bridge = True, list(one.best)
 
 
 def assemble(piece: Piece, which: str = "best") -> tuple[list[int], list[bool], list[int]]:

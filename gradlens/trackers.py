@@ -104,8 +104,7 @@ class TrackerSink:
     def _work(self) -> None:
         try:
             tracker = make_tracker(self.name, self.run_dir, self.project, self._host_run)
-            tracker.start()
-            self._report("tracker", tracker=self.name, mode="joined" if self._host_run else "own")
+            self._report("tracker", tracker=self.name, mode="own" if self._host_run is None else "joined")
             step, values = 0, {}
             while True:
                 with self._changed:
@@ -117,7 +116,7 @@ class TrackerSink:
                 if row is None:
                     break
                 step, values = row[0], {**values, **row[1]}
-            if not self._host_run:
+            if self._host_run is None:
                 tracker.finish()
         except BaseException as error:  # whatever it is, SystemExit too: the run folder has everything, and training must not notice
             with self._changed:
@@ -133,7 +132,8 @@ def tracked(key: str) -> str:
 
 
 def make_tracker(name: str, run_dir: Path, project: str, host_run: Any = None) -> Any:
-    """accelerate's tracker, not begun; its files, where it writes any of its own, go into the run folder."""
+    """accelerate's tracker, begun, or with the host's run. Where its files are ours to place: in the run folder, but for Aim, which
+    compares the runs of one repository: beside it."""
     from accelerate import tracking
     from accelerate.state import PartialState
 
@@ -147,14 +147,20 @@ def make_tracker(name: str, run_dir: Path, project: str, host_run: Any = None) -
     elif name == "mlflow":
         tracker = kind(project, run_name=run, run_id=host_run, nested_run=bool(host_run))
     elif name == "aim":
-        tracker = kind(run, logging_dir=run_dir, experiment=project)
+        tracker = kind(run, logging_dir=run_dir.parent, experiment=project)
     elif name == "trackio":
         tracker = kind(project, name=run)
     elif name == "swanlab":
-        tracker = kind(project) if host_run else kind(project, experiment_name=run, logdir=str(run_dir / "swanlab"))
+        tracker = kind(project, experiment_name=run, logdir=str(run_dir / "swanlab"))
+        tracker.run = host_run
     else:
-        tracker = kind(project)
+        from comet_ml import ExperimentConfig
+
+        tracker = kind(project, experiment_config=ExperimentConfig(name=run))
+        tracker.writer = host_run
     tracker.main_process_only = False  # we are the main process; asking accelerate would begin its own state in this program
+    if host_run is None or name == "mlflow":  # MLflow joins by id; SwanLab would refuse to begin a second run
+        tracker.start()
     return tracker
 
 
@@ -166,7 +172,7 @@ class _Logger(logging.LoggerAdapter):
 
 
 def host_run(name: str) -> Any:
-    """The run that the host program has begun in this tracker, if it can be joined: MLflow's id, or True."""
+    """The run that the host program has begun in this tracker, if it can be joined; of MLflow its id."""
     module = sys.modules.get(name)
     if module is None:
         return None
@@ -174,5 +180,8 @@ def host_run(name: str) -> Any:
         active = module.active_run()
         return active.info.run_id if active else None
     if name == "swanlab":
-        return module.get_run() is not None or None
+        has_run = getattr(module, "has_run", None)  # before 0.10: get_run alone, and None from it
+        return module.get_run() if has_run is None or has_run() else None
+    if name == "comet_ml":
+        return module.get_running_experiment()
     return None

@@ -82,3 +82,18 @@ def test_a_cut_that_begins_the_row_is_left_open():
 
     ((ids, _, at),) = rewrite([([1, 2, 3, 4], [True] * 4, [True, False, False, False])], none_asked)
     assert ids == [2, 3, 4] and at == [1, 2, 3] and asked == []
+
+
+def test_the_search_is_over_where_no_longer_bridge_can_be_better():
+    lp = torch.full((V, V), 0.5 / (V - 1)).log()
+    lp[1, 5] = lp[5, 6] = torch.tensor(0.5).log()  # what is kept follows by itself
+    calls = []
+
+    def counted(texts, places):
+        calls.append(len(texts))
+        return model(lp)(texts, places)
+
+    piece = cut([1, 2, 3, 4, 5, 6], [True] * 6, [False, True, True, True, False, False])
+    # of the greedy continuation, 5 6 . ., only the first token is likelier (1/2) than all that is kept (1/4)
+    bridge([piece], counted, never=[])
+    assert calls == [1, 1] and assemble(piece)[0] == [1, 5, 6]
