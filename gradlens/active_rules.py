@@ -31,9 +31,10 @@ class ActiveRule:
     rule: Rule
     features: dict[str, Tensor]  # hookpoint -> feature ids [N]
     basis: dict[str, Tensor]  # hookpoint -> Q [D, r]; empty for route
-    above: dict[str, Tensor]  # hookpoint -> [F] activation above which a feature gates, infinite for features outside; route only
+    above: dict[str, Tensor]  # hookpoint -> [F] activation above which a feature gates, infinite for features outside; gates by features
     touched: Tensor  # loss tokens gated, or energy along Q
     total: Tensor  # loss tokens, or energy
+    tokens: Tokens | None = None  # what tells the concept's tokens; gates by the detector
     rewriter: Rewriter | None = None
     silent: int = 0  # rows that rewriting has left nothing of, of
     rows: int = 0
@@ -89,8 +90,8 @@ class Lookup:
         """Its features, directions and thresholds; all but the constrainer. Raises `ConfigError` where it names what does not exist."""
         if rule.mode == "auto":
             raise ConfigError(f"rule {rule.label}: auto is settled by `gradlens run` before the first step; name route or rewrite here")
-        if rule.mode == "rewrite":
-            return self._rewriting(rule)
+        if rule.mode == "rewrite" or rule.by == "detector":
+            return self._by_detector(rule)
         features = {hookpoint: ids for hookpoint, ids in self._features(rule).items() if ids}
         if not features:
             raise ConfigError(f"rule {rule.label}: no features at {rule.hookpoints or 'any hookpoint of this run'}")
@@ -153,7 +154,7 @@ class Lookup:
             )
         return found
 
-    def _rewriting(self, rule: Rule) -> ActiveRule:
+    def _by_detector(self, rule: Rule) -> ActiveRule:
         if rule.concept not in self.concepts and rule.concept not in self.detectors:
             raise ConfigError(f"rule {rule.label}: unknown concept {rule.concept!r}; this run has {', '.join(self.concepts) or 'none'}")
         found = {name: each for name, each in self.detectors.get(rule.concept, {}).items() if name in self.dictionaries}
@@ -175,10 +176,12 @@ class Lookup:
         if rule.random_control is not None:
             mixed_F = matched_weights(weights_F.cpu(), self.rates(hookpoint), rule.random_control).to(device)
             tokens = Tokens(hookpoint, mixed_F, detector.bias, instead_of_F=weights_F if rule.random_as == "tokens" else None)
-        rewriter = Rewriter(self.model, self.dictionaries, tokens, rule.bridge, self.tokenizer)
         features = {hookpoint: tokens.weights_F.nonzero().flatten()}
         touched, total = torch.zeros(2, dtype=torch.float64, device=device)
-        return ActiveRule(rule, features, {}, {}, touched, total, rewriter)
+        if rule.mode in GATES:
+            return ActiveRule(rule, features, {}, {}, touched, total, tokens)
+        rewriter = Rewriter(self.model, self.dictionaries, tokens, rule.bridge, self.tokenizer)
+        return ActiveRule(rule, features, {}, {}, touched, total, rewriter=rewriter)
 
     def _check_penalty(self, rule: Rule, features: dict[str, list[int]]) -> None:
         with before_training(unwrap(self.model)) as adapted:

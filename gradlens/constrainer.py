@@ -64,10 +64,10 @@ def exemplars_of(
         at = sharpest(found)
         weights_F = weights_over(found[at], dictionaries[at].d_sae, dictionaries[at].W_dec.device, dictionaries[at].work_dtype)
         rewriter = Rewriter(model, dictionaries, Tokens(at, weights_F, found[at].bias), False, tokenizer)
-        taken = rewriter.expressed([(each.input_ids, [label != IGNORE for label in each.labels]) for each in examples])
+        told = rewriter.told([(each.input_ids, [label != IGNORE for label in each.labels]) for each in examples])
         examples = [
             replace(each, labels=[label if yes else IGNORE for label, yes in zip(each.labels, expressed, strict=True)])
-            for each, expressed in zip(examples, taken, strict=True)
+            for each, (_, expressed) in zip(examples, told, strict=True)
             if any(expressed[1:])
         ]
         if not examples:

@@ -24,6 +24,7 @@ from torch import Tensor
 from gradlens.active_rules import ActiveRule, Lookup
 from gradlens.capture import MicroBatch, read_activations
 from gradlens.constrainer import Constrainer
+from gradlens.detector import score
 from gradlens.edits import expresses, gate_strength, scale_along, within_budget
 from gradlens.errors import ConfigError, RunError
 from gradlens.governor import Governor
@@ -158,8 +159,8 @@ class Control:
         for active, gain in self.in_force("route", dry=True):
             rule, gate_BS = active.rule, torch.zeros_like(batch.keep_BS, dtype=torch.float32)
             tokens = "row" if rule.mode == "reweight" else rule.tokens
-            for hookpoint, above_F in active.above.items():
-                activity_BS = self._activity(batch, *active_pairs[hookpoint], above_F, rule.gate == "graded")
+            for hookpoint in active.features:
+                activity_BS = self._activity(batch, *active_pairs[hookpoint], active, hookpoint)
                 quorum = rule.quorum or self.lookup.quorums.get(rule.concept or "", {}).get(hookpoint, QUORUM)
                 if rule.gate == "hard":
                     found_BS = expresses(activity_BS > 0, batch.keep_BS, tokens, rule.window, quorum).float()
@@ -182,14 +183,17 @@ class Control:
         return gains_BS
 
     @staticmethod
-    def _activity(batch: MicroBatch, idx_TK: Tensor, val_TK: Tensor, above_F: Tensor, graded: bool) -> Tensor:
-        """How much each token shows of a rule's features, `[B, S]`: 1 where one is above its level; graded: half at the level, 1 from twice
-        it on."""
-        level_TK = above_F[idx_TK]
-        fires_TK = (val_TK > level_TK).float()
-        if graded:
-            fires_TK = fires_TK * (val_TK / (2 * level_TK).clamp_min(1e-9)).clamp(max=1).float()
-        activity_T = torch.nn.functional.pad(fires_TK, (0, 1)).amax(-1)  # also where no token has an active feature at all
+    def _activity(batch: MicroBatch, idx_TK: Tensor, val_TK: Tensor, active: ActiveRule, hookpoint: str) -> Tensor:
+        """How much each token shows of a rule's concept, `[B, S]`: 1 where a feature is above its level, or where the detector says so;
+        graded: half at the level, 1 from twice it on."""
+        if active.tokens is not None:
+            activity_T = (score(idx_TK, val_TK, active.tokens.weights_F, active.tokens.bias) > 0).float()
+        else:
+            level_TK = active.above[hookpoint][idx_TK]
+            fires_TK = (val_TK > level_TK).float()
+            if active.rule.gate == "graded":
+                fires_TK = fires_TK * (val_TK / (2 * level_TK).clamp_min(1e-9)).clamp(max=1).float()
+            activity_T = torch.nn.functional.pad(fires_TK, (0, 1)).amax(-1)  # also where no token has an active feature at all
         if activity_T.shape[0] == batch.keep_BS.numel():  # all positions, on an accelerator
             return activity_T.view_as(batch.keep_BS)
         return torch.zeros_like(batch.keep_BS, dtype=torch.float32).masked_scatter(batch.keep_BS, activity_T)

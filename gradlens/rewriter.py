@@ -123,33 +123,46 @@ class Rewriter:
         return {**batch, **found}, at_BS
 
     @torch.no_grad()
-    def expressed(self, rows: Sequence[Row]) -> list[list[bool]]:
-        """Of every row `(ids, counted)` which tokens the rule would take out."""
+    def told(self, rows: Sequence[Row]) -> list[tuple[list[bool], list[bool]]]:
+        """Of every row `(ids, counted)` which counted tokens the detector flags, and which the rule would take out."""
         with before_training(self.model), inference(self.model):
-            return self._expressed(rows)
+            flags = self._flagged(rows, ends=True)
+        taken = self._taken(rows, flags)
+        return [(flags_S.tolist(), row) for flags_S, row in zip(flags, taken, strict=True)]
 
     @torch.no_grad()
     def _rewritten(self, rows: Sequence[Row]) -> list[tuple[Made, int]]:
         with before_training(self.model), inference(self.model):
-            expressed = self._expressed(rows)
+            expressed = self._taken(rows, self._flagged(rows))
             asked = [(ids, counted, taken) for (ids, counted), taken in zip(rows, expressed, strict=True)]
             found = rewrite(asked, self._log_probs if self.bridged else None, self.never)
         return [(row, sum(taken)) for row, taken in zip(found, expressed, strict=True)]
 
-    def _expressed(self, rows: Sequence[Row]) -> list[list[bool]]:
-        """Of every row which tokens the rule takes out: only counted ones, and never what ends a text."""
+    def _flagged(self, rows: Sequence[Row], ends: bool = False) -> list[Tensor]:
+        """Of every row which counted tokens the detector flags, `bool[S]`; `ends`: also of those that end a text, which never go."""
         name, dictionary = self.tokens.hookpoint, self.dictionaries[self.tokens.hookpoint]
         read = read_activations(self.model, places({name: dictionary}), _padded([ids for ids, _ in rows], self.device))
         h_BSD = encoder_input(dictionary, name, read)
         found = []
         for (ids, counted), h_SD in zip(rows, h_BSD, strict=True):
-            may_S = torch.tensor([counts and token not in self.never for token, counts in zip(ids, counted, strict=True)])
-            at = may_S.nonzero().flatten()
-            taken_S = torch.zeros(len(ids), dtype=torch.bool)
+            at = (torch.tensor(counted) if ends else self._may(ids, counted)).nonzero().flatten()
+            flags_S = torch.zeros(len(ids), dtype=torch.bool)
             if len(at):
                 pairs = encode_active(dictionary, h_SD[: len(ids)][at.to(h_SD.device)].to(dictionary.work_dtype))
-                taken_S[at] = self._choose(*pairs).cpu()
-            found.append(self._whole_words(ids, _closed(taken_S) & may_S, may_S))
+                flags_S[at] = self._choose(*pairs).cpu()
+            found.append(flags_S)
+        return found
+
+    def _may(self, ids: Sequence[int], counted: Sequence[bool]) -> Tensor:
+        """Tokens that may be taken out, `bool[S]`."""
+        return torch.tensor([counts and token not in self.never for token, counts in zip(ids, counted, strict=True)])
+
+    def _taken(self, rows: Sequence[Row], flags: Sequence[Tensor]) -> list[list[bool]]:
+        """What is taken out of every row: what is flagged, what lies between two such tokens, and whole words."""
+        found = []
+        for (ids, counted), flags_S in zip(rows, flags, strict=True):
+            may_S = self._may(ids, counted)
+            found.append(self._whole_words(ids, _closed(flags_S) & may_S, may_S))
         return found
 
     def _choose(self, idx_TK: Tensor, val_TK: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Which rule suits a concept in given training data, and what to expect of it: a short reading of rows, before anything is trained.
 
 What decides is how the concept's tokens lie in the rows. Rows that are free of it beside rows that show it: what is wanted can be learned
-from the free ones, and `route` leaves the others' tokens out. Hardly a row free of it: `rewrite` takes its tokens out, which works where
-they stand at the ends of an answer, and loses wording where they stand in its midst. Measured: docs/control.md.
+from the free ones, and the others are left out (`reweight` by the concept's detector, from the share of flagged tokens on that tells both
+kinds apart here). Hardly a row free of it: `rewrite` takes its tokens out, which works where they stand at the ends of an answer, and loses
+wording where they stand in its midst. Measured: docs/control.md.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from gradlens.dictionary import Dictionary
 from gradlens.rewriter import Rewriter, Tokens
 from gradlens.rewriting import LEFT, cut
 from gradlens.rules import Rule
+from gradlens.two_kinds import two_kinds
 
 ROWS = 48  # read of each training file
-SHOWS = 0.05  # a row shows the concept from this share of its counted tokens on
+SHOWS = 0.05  # where all rows are of one kind: a row shows the concept from this share of its counted tokens on
 FREE = 0.2  # share of rows without the concept from which on the wanted is taken to be in these
 BLIND = 0.5  # a detector that finds less of the concept's own words, or flags half as many of the negatives' tokens, is not to be trusted
 
@@ -69,17 +71,20 @@ def suggest(
         for source in sources
         for example in source[:ROWS]
     ]
-    shares, inner = [], []
+    shares, inner, flagged = [], [], []
     for start in range(0, len(rows), 8):
         part = rows[start : start + 8]
-        for (ids, counted), taken in zip(part, reader.expressed(part), strict=True):
+        for (ids, counted), (flags, taken) in zip(part, reader.told(part), strict=True):
+            flagged.append(sum(flags))
             shares.append(sum(taken) / max(sum(counted), 1))
             inner.append(_inner_gaps(ids, counted, taken, reader.never))
-    shows = [index for index, share in enumerate(shares) if share >= SHOWS]
+    kinds = two_kinds(flagged, [sum(counted) for _, counted in rows])
+    least = SHOWS if kinds is None else kinds.quorum
+    shows = [index for index, share in enumerate(shares) if share >= least]
     free = 1 - len(shows) / max(len(shares), 1)
     whole = sum(shares[index] > 1 - LEFT for index in shows) / max(len(shows), 1)
     gaps = sum(inner[index] for index in shows) / max(len(shows), 1)
-    rule, expects, good = _choose(concept.name, hookpoint, bool(shows), free, whole, gaps, detector)
+    rule, expects, good = _choose(concept.name, hookpoint, bool(shows), free, whole, gaps, least, detector)
     expressed = sum(shares[index] for index in shows) / max(len(shows), 1)
     about = (hookpoint, detector.flagged_own, detector.flagged_common)
     return Suggestion(rule, expects, good, len(rows), free, whole, expressed, gaps, *about), concept
@@ -89,7 +94,12 @@ def settled(rule: Rule, found: Suggestion) -> Rule:
     """A rule of mode `auto` as what was suggested; amplification is always a matter of `route`."""
     if rule.gain > 1 or found.rule.mode == "route":
         return rule.model_copy(update={"mode": "route"})
-    return rule.model_copy(update={"mode": found.rule.mode, "hookpoints": rule.hookpoints or found.rule.hookpoints})
+    return rule.model_copy(
+        update={
+            "mode": found.rule.mode, "by": found.rule.by, "hookpoints": rule.hookpoints or found.rule.hookpoints,
+            "quorum": rule.quorum or found.rule.quorum,
+        }
+    )  # fmt: skip
 
 
 def _inner_gaps(ids: Sequence[int], counted: Sequence[bool], taken: Sequence[bool], ends: Sequence[int]) -> int:
@@ -98,15 +108,25 @@ def _inner_gaps(ids: Sequence[int], counted: Sequence[bool], taken: Sequence[boo
     return sum(one.at > 0 and piece.counted[one.at - 1] and piece.ids[one.at] not in ends for one in piece.cuts)
 
 
-def _choose(name: str, hookpoint: str, seen: bool, free: float, whole: float, gaps: float, detector: Any) -> tuple[Rule, str, bool]:
+def _choose(
+    name: str, hookpoint: str, seen: bool, free: float, whole: float, gaps: float, least: float, detector: Any
+) -> tuple[Rule, str, bool]:
     told = (detector.flagged_own or 0.0) >= BLIND and (detector.flagged_negative or 0.0) <= (detector.flagged_own or 0.0) / 2
     if not seen:
         return Rule(concept=name), "no row read shows the concept: there is nothing to suppress in these data", False
+    if free >= FREE and told:
+        return (
+            Rule(concept=name, mode="reweight", by="detector", quorum=round(least, 4), hookpoints=[hookpoint]),
+            f"{free:.0%} of the rows are free of it: what is wanted can be learned from these; rows of whose tokens its detector flags "
+            f"{least:.0%} or more are left out",
+            True,
+        )
     if free >= FREE:
         return (
             Rule(concept=name),
-            f"{free:.0%} of the rows are free of it: what is wanted can be learned from these; a rule of mode route leaves the others out",
-            True,
+            f"{free:.0%} of the rows are free of it, but the dictionaries do not tell its tokens from ordinary ones: a rule of mode route "
+            "leaves out what lies around its features, and with it some of what is wanted",
+            False,
         )
     rule = Rule(concept=name, mode="rewrite", hookpoints=[hookpoint])
     if not told:

@@ -5,6 +5,7 @@ import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
 from peft import LoraConfig, get_peft_model
 
+from gradlens.concept_files import Detector
 from gradlens.errors import ConfigError, RunError
 from gradlens.hookpoints import find_module
 from gradlens.lens import Lens
@@ -113,11 +114,16 @@ def test_a_penalty_that_cannot_be_is_refused():
             model(input_ids=batch["input_ids"])
 
 
+@pytest.mark.parametrize("by", ["features", "detector"])
 @pytest.mark.parametrize("gain", [0.0, 2.0])
-def test_reweight_multiplies_the_loss_of_whole_rows(gain):
+def test_reweight_multiplies_the_loss_of_whole_rows(gain, by):
     model, by_hand, quorum = lora(), lora(), 0.4
-    batch = tiny_batch(0, B=6)
-    with lens_of(model, {"mode": "reweight", "features": FEATURES, "gain": gain, "quorum": quorum}) as lens:
+    batch, dictionary = tiny_batch(0, B=6), tiny_dictionary(3, dtype=torch.float64)
+    weights_F = torch.randn(dictionary.d_sae, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    detector = Detector(features=list(range(dictionary.d_sae)), weights=weights_F.tolist(), bias=-0.1)
+    named = {"features": FEATURES} if by == "features" else {"concept": "c", "by": "detector", "hookpoints": [LATER]}
+    rule = {"mode": "reweight", "gain": gain, "quorum": quorum, **named}
+    with lens_of(model, rule, detectors={"c": {LATER: detector}}) as lens:
         model(**batch).loss.backward()
         assert list(lens.control.rules[0].features) == [LATER]  # where route looks as well
         touched = (lens.control.rules[0].touched / lens.control.rules[0].total).item()
@@ -125,7 +131,9 @@ def test_reweight_multiplies_the_loss_of_whole_rows(gain):
     handle = find_module(by_hand, LATER).register_forward_hook(lambda module, args, output: kept.update(h=output.detach()))
     logits = by_hand(**batch).logits
     handle.remove()
-    fires = (tiny_dictionary(3, dtype=torch.float64).encode(kept["h"].flatten(0, 1))[:, FEATURES[LATER]] > 0).any(-1).view(6, -1)
+    f_TF = dictionary.encode(kept["h"].flatten(0, 1))
+    fires = (f_TF[:, FEATURES[LATER]] > 0).any(-1) if by == "features" else f_TF @ weights_F - 0.1 > 0
+    fires = fires.view(6, -1)
     counted = batch["labels"] != -100
     share = (fires & counted).sum(1) / counted.sum(1)
     assert (share >= quorum).any() and ((share < quorum) & (share > 0)).any()

@@ -110,7 +110,7 @@ def test_a_scattered_control_takes_as_many_tokens_of_each_row(parts):
 
         closed, module._closed = module._closed, lambda taken: taken
         try:
-            pairs.append(one._expressed(rows))
+            pairs.append(one._taken(rows, one._flagged(rows)))
         finally:
             module._closed = closed
     assert [sum(row) for row in pairs[0]] == [sum(row) for row in pairs[1]] and pairs[0] != pairs[1]

@@ -14,7 +14,8 @@ def detector(own=0.9, negative=0.05):
 @pytest.mark.parametrize(
     ("seen", "free", "whole", "gaps", "told", "mode", "good", "words"),
     [
-        (True, 0.5, 0.0, 2.0, detector(), "route", True, "free of it"),
+        (True, 0.5, 0.0, 2.0, detector(), "reweight", True, "30% or more are left out"),
+        (True, 0.5, 0.0, 2.0, detector(own=0.3), "route", False, "do not tell"),
         (True, 0.0, 0.0, 0.1, detector(), "rewrite", True, "ends of answers"),
         (True, 0.0, 0.0, 2.0, detector(), "rewrite", False, "midst of answers"),
         (True, 0.0, 0.9, 0.0, detector(), "rewrite", False, "beginning to end"),
@@ -24,7 +25,7 @@ def detector(own=0.9, negative=0.05):
     ],
 )
 def test_the_rule_follows_from_where_the_tokens_are(seen, free, whole, gaps, told, mode, good, words):
-    rule, expects, found = _choose("c", "layers.1", seen, free, whole, gaps, told)
+    rule, expects, found = _choose("c", "layers.1", seen, free, whole, gaps, 0.3, told)
     assert (rule.mode, found) == (mode, good) and words in expects
 
 
@@ -41,3 +42,6 @@ def test_auto_keeps_what_the_rule_says_and_amplifies_by_route():
     rule = Rule(concept="c", mode="auto", random_control=3, start=2)
     assert settled(rule, Found) == Rule(concept="c", mode="rewrite", hookpoints=["layers.1"], random_control=3, start=2)
     assert settled(Rule(concept="c", mode="auto", gain=2), Found).mode == "route"
+    Found.rule = Rule(concept="c", mode="reweight", by="detector", quorum=0.3, hookpoints=["layers.1"])
+    assert settled(rule, Found) == Found.rule.model_copy(update={"random_control": 3, "start": 2})
+    assert settled(rule.model_copy(update={"quorum": 0.5}), Found).quorum == 0.5
