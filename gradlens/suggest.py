@@ -1,9 +1,9 @@
 """Which rule suits a concept in given training data, and what to expect of it: a short reading of rows, before anything is trained.
 
 What decides is how the concept's tokens lie in the rows. Rows that are free of it beside rows that show it: what is wanted can be learned
-from the free ones, and the others are left out (`reweight` by the concept's detector, from the share of flagged tokens on that tells both
-kinds apart here). Hardly a row free of it: `rewrite` takes its tokens out, which works where they stand at the ends of an answer, and loses
-wording where they stand in its midst. Measured: docs/control.md.
+from the free ones, and the others are left out: by `reweight` with the concept's detector, from the share of flagged tokens on that tells
+both kinds apart here, or where the detector takes ordinary texts for it by `route`. Hardly a row free of it: `rewrite` takes its tokens
+out, which works where they stand at the ends of an answer, and loses wording where they stand in its midst. Measured: docs/control.md.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from gradlens.dictionary import Dictionary
 from gradlens.rewriter import Rewriter, Tokens
 from gradlens.rewriting import LEFT, cut
 from gradlens.rules import Rule
-from gradlens.two_kinds import two_kinds
+from gradlens.two_kinds import Kinds, two_kinds
 
 ROWS = 48  # read of each training file
 SHOWS = 0.05  # where all rows are of one kind: a row shows the concept from this share of its counted tokens on
 FREE = 0.2  # share of rows without the concept from which on the wanted is taken to be in these
+APART = 2.0  # rows that show it have that many times the flagged tokens of texts that are free of it, or it is not what the detector tells
 BLIND = 0.5  # a detector that finds less of the concept's own words, or flags half as many of the negatives' tokens, is not to be trusted
 
 
@@ -84,7 +85,7 @@ def suggest(
     free = 1 - len(shows) / max(len(shares), 1)
     whole = sum(shares[index] > 1 - LEFT for index in shows) / max(len(shows), 1)
     gaps = sum(inner[index] for index in shows) / max(len(shows), 1)
-    rule, expects, good = _choose(concept.name, hookpoint, bool(shows), free, whole, gaps, least, detector)
+    rule, expects, good = _choose(concept.name, hookpoint, bool(shows), free, whole, gaps, kinds, detector)
     expressed = sum(shares[index] for index in shows) / max(len(shows), 1)
     about = (hookpoint, detector.flagged_own, detector.flagged_common)
     return Suggestion(rule, expects, good, len(rows), free, whole, expressed, gaps, *about), concept
@@ -109,25 +110,17 @@ def _inner_gaps(ids: Sequence[int], counted: Sequence[bool], taken: Sequence[boo
 
 
 def _choose(
-    name: str, hookpoint: str, seen: bool, free: float, whole: float, gaps: float, least: float, detector: Any
+    name: str, hookpoint: str, seen: bool, free: float, whole: float, gaps: float, kinds: Kinds | None, detector: Any
 ) -> tuple[Rule, str, bool]:
     told = (detector.flagged_own or 0.0) >= BLIND and (detector.flagged_negative or 0.0) <= (detector.flagged_own or 0.0) / 2
     if not seen:
         return Rule(concept=name), "no row read shows the concept: there is nothing to suppress in these data", False
-    if free >= FREE and told:
-        return (
-            Rule(concept=name, mode="reweight", by="detector", quorum=round(least, 4), hookpoints=[hookpoint]),
-            f"{free:.0%} of the rows are free of it: what is wanted can be learned from these; rows of whose tokens its detector flags "
-            f"{least:.0%} or more are left out",
-            True,
-        )
     if free >= FREE:
-        return (
-            Rule(concept=name),
-            f"{free:.0%} of the rows are free of it, but the dictionaries do not tell its tokens from ordinary ones: a rule of mode route "
-            "leaves out what lies around its features, and with it some of what is wanted",
-            False,
-        )
+        free_of_it = f"{free:.0%} of the rows are free of it: what is wanted can be learned from these; "
+        if not told or kinds is None or kinds.shows < APART * (detector.flagged_negative or 0.0):
+            return Rule(concept=name), free_of_it + "a rule of mode route leaves the others out", True
+        rule = Rule(concept=name, mode="reweight", by="detector", quorum=round(kinds.quorum, 4), hookpoints=[hookpoint])
+        return rule, f"{free_of_it}rows of whose tokens its detector flags {kinds.quorum:.0%} or more are left out", True
     rule = Rule(concept=name, mode="rewrite", hookpoints=[hookpoint])
     if not told:
         return (

@@ -5,6 +5,7 @@ import pytest
 from gradlens.concept_files import Detector
 from gradlens.rules import Rule
 from gradlens.suggest import _choose, _inner_gaps, settled
+from gradlens.two_kinds import Kinds
 
 
 def detector(own=0.9, negative=0.05):
@@ -15,7 +16,8 @@ def detector(own=0.9, negative=0.05):
     ("seen", "free", "whole", "gaps", "told", "mode", "good", "words"),
     [
         (True, 0.5, 0.0, 2.0, detector(), "reweight", True, "30% or more are left out"),
-        (True, 0.5, 0.0, 2.0, detector(own=0.3), "route", False, "do not tell"),
+        (True, 0.5, 0.0, 2.0, detector(negative=0.4), "route", True, "free of it"),
+        (True, 0.5, 0.0, 2.0, detector(own=0.3), "route", True, "free of it"),
         (True, 0.0, 0.0, 0.1, detector(), "rewrite", True, "ends of answers"),
         (True, 0.0, 0.0, 2.0, detector(), "rewrite", False, "midst of answers"),
         (True, 0.0, 0.9, 0.0, detector(), "rewrite", False, "beginning to end"),
@@ -25,8 +27,11 @@ def detector(own=0.9, negative=0.05):
     ],
 )
 def test_the_rule_follows_from_where_the_tokens_are(seen, free, whole, gaps, told, mode, good, words):
-    rule, expects, found = _choose("c", "layers.1", seen, free, whole, gaps, 0.3, told)
+    rule, expects, found = _choose("c", "layers.1", seen, free, whole, gaps, Kinds(0.01, 0.6, 0.5, 0.3), told)
     assert (rule.mode, found) == (mode, good) and words in expects
+    if mode == "reweight":
+        assert (rule.by, rule.quorum, rule.hookpoints) == ("detector", 0.3, ["layers.1"])
+        assert _choose("c", "layers.1", seen, free, whole, gaps, None, told)[0].mode == "route"  # rows of one kind
 
 
 def test_gaps_at_the_ends_of_an_answer_are_no_inner_gaps():

@@ -83,6 +83,16 @@ def test_auto_reads_the_rows_and_says_what_it_chose(inputs, tmp_path):
     assert set(curve(recorder, "train/loss")) == {0.0}  # and then there is nothing left that teaches
 
 
+def test_a_detector_of_every_token_gates_every_row(inputs, tmp_path):
+    told = tmp_path / "told.yaml"
+    detector = {"features": [0], "weights": [0.0], "bias": 1.0}
+    told.write_text(yaml.safe_dump({**yaml.safe_load(Path(inputs["concepts"][0]).read_text()), "detectors": {"layers.2": detector}}))
+    for mode in ("reweight", "route"):
+        rule = {"concept": "high", "mode": mode, "by": "detector"}
+        _, recorder = trained(tiny_config(inputs, concepts=[str(told)], rules=[rule]), tmp_path / mode)
+        assert curve(recorder, f"rule/{mode}:high/share") == [1.0] * 6
+
+
 def test_auto_in_the_policy_that_a_run_is_given_is_settled_and_told(inputs, tmp_path):
     class Told(FixedPolicies):
         settled = []
