@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from gradlens.attribution import GRAM
+from gradlens.bench_bergson import Collecting
 from gradlens.bench_jobs import Job, Micro, Progress
 from gradlens.dictionary import Dictionary
 from gradlens.hookpoints import find_hookpoint
@@ -44,7 +45,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "default": {},
     "rules": NOTHING,
 }
-ALL_ARMS = ("bare", "control", *ARMS, "naive")
+ALL_ARMS = ("bare", "control", *ARMS, "naive", "bergson")
 RESAMPLES = 1000
 
 
@@ -81,11 +82,13 @@ def bench(job: Job, arms: Sequence[str], steps: int, device: torch.device, progr
     steps, `whole_model_ratio` (see `Job.scale`), `same_losses` as the bare arm or not; of the readings at the hookpoints
     `reading_seconds` (median step), `reading_peak_bytes`, `floor_seconds`, `flops`, `bytes`. The last step is not timed but weighed.
     `control`: bare once more, so that it shows what two copies of the same thing differ by. `naive`: a hook with dense [T, F] products.
-    `rules`: the job's, nothing read."""
+    `rules`: the job's, nothing read. `bergson`: another library's gradient collection, see `gradlens.bench_bergson`; its peak memory is
+    that of one hook at a time, without what it keeps until the step's end."""
     with ExitStack() as stack:
         take: dict[str, Callable[..., float]] = {}
         meters = {arm: Meter(device) for arm in arms}
         lenses: dict[str, Lens] = {}
+        watched: dict[str, Lens | Collecting] = {}  # what is told which rows come
         for arm in arms:
             progress(f"preparing {arm}")
             mine = _copy(job.model)
@@ -93,8 +96,11 @@ def bench(job: Job, arms: Sequence[str], steps: int, device: torch.device, progr
             watching: AbstractContextManager = nullcontext()
             if arm == "naive":
                 watching = _naive(mine, job.dictionaries, meters[arm])
+            elif arm == "bergson":
+                rows = sum(len(row_ids) for _, row_ids in job.batch(0)[0])
+                watching = watched[arm] = Collecting(mine, optimizer, rows * (steps + 1), meters[arm])
             elif arm not in ("bare", "control"):
-                watching = lenses[arm] = Lens(
+                watching = watched[arm] = lenses[arm] = Lens(
                     mine, optimizer, job.dictionaries, policy=Policy(version=1, rules=tuple(job.rules)) if arm == "rules" else None,
                     recorder=MemoryRecorder(), observe=job.observe.model_copy(update=ARMS[arm]), **job.lens,
                 )  # fmt: skip
@@ -103,7 +109,7 @@ def bench(job: Job, arms: Sequence[str], steps: int, device: torch.device, progr
                 lens, projector = lenses[arm], lenses[arm].projector
                 projector.add, projector.finish = (partial(meters[arm], part) for part in (projector.add, projector.finish))
                 lens.hooks.encode = partial(meters[arm], lens.hooks.encode)  # what a route rule needs to know before the backward pass
-            take[arm] = partial(_step, mine, optimizer, LossFunction(mine), job.max_grad_norm, lenses.get(arm), device)
+            take[arm] = partial(_step, mine, optimizer, LossFunction(mine), job.max_grad_norm, watched.get(arm), device)
         seconds: dict[str, list[float]] = {arm: [] for arm in arms}
         readings: dict[str, list[float]] = {arm: [] for arm in arms}
         losses: dict[str, list[float]] = {arm: [] for arm in arms}
@@ -173,14 +179,14 @@ def measured_peaks(device: torch.device, dtype: torch.dtype = torch.float32) -> 
 
 
 def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Any, norm: float | None, lens: Lens | None, device: torch.device,
-    micro: Micro, counted: int,
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Any, norm: float | None, watched: Lens | Collecting | None,
+    device: torch.device, micro: Micro, counted: int,
 ) -> float:  # fmt: skip
     """One optimizer step; its loss."""
     total = 0.0
     for batch, rows in micro:
-        if lens is not None:
-            lens.set_rows(rows)
+        if watched is not None:
+            watched.set_rows(rows)
         loss = loss_of(batch) / counted
         loss.backward()
         total += loss.detach()

@@ -94,8 +94,9 @@ def overhead(
     """What does watching cost? Steps with and without gradlens, in paired order in one process, on the same batches.
 
     Arms: control (bare once more: what chance does), hooks (nothing read), push, taught, attribution, energy, unexplained (one each),
-    estimators (all of them), default (what CONFIG observes, the probe set too), rules (its rules, nothing read), naive (a hook with dense
-    products, for comparison).
+    estimators (all of them), default (what CONFIG observes, the probe set too), rules (its rules, nothing read); for comparison naive (a
+    hook with dense products) and, where it is installed, bergson (EleutherAI's library collects every example's gradient, projected at
+    random, for attribution afterwards; it knows no dictionary).
 
     Ratios to the bare step: the median over steps, and that of the sums, which has the readings of the probe set in it. `readings`: the
     median time at the hookpoints in a step. `floor`: what arithmetic needs for them at least, at the rates of a matrix product and of a
@@ -108,6 +109,7 @@ def overhead(
     import torch
     from rich.table import Table
 
+    from gradlens import bench_bergson
     from gradlens.bench_jobs import SHAPES, config_job, shape_job
     from gradlens.bench_overhead import ALL_ARMS, bench
     from gradlens.cli.run import DEMO, fetch_model
@@ -124,6 +126,13 @@ def overhead(
         raise ConfigError(f"--arms: unknown arm {unknown[0]!r}; there is {', '.join(ALL_ARMS)}")
     if shape is not None and (config or changes):
         raise ConfigError("--shape brings its own model and data; leave CONFIG and --set away")
+    left_out = {}
+    if "bergson" in chosen and not bench_bergson.installed():
+        if arms != "all":
+            raise ConfigError(f"--arms: bergson is {bench_bergson.MISSING}")
+        chosen.remove("bergson")
+        left_out["bergson"] = bench_bergson.MISSING
+        err.print(f"without the arm bergson: {bench_bergson.MISSING}", soft_wrap=True, markup=False, highlight=False)
     tell, device = teller(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if shape is None:
         settings = load_config(config or DEMO, changes)
@@ -141,7 +150,7 @@ def overhead(
         for row in rows:
             lines.write(json.dumps(row | about) + "\n")
     if json_output:
-        print_json({"rows": rows, "results": str(out_file), **about})
+        print_json({"rows": rows, "left_out": left_out, "results": str(out_file), **about})
         return
     whole = ["whole model"] if job.scale != 1 else []
     shown = Table("arm", "step", "median ratio (95%)", "of sums", *whole, "readings", "floor", "peak", "same losses", box=None)

@@ -7,6 +7,7 @@ import yaml
 from tiny_job import write_inputs
 from typer.testing import CliRunner
 
+from gradlens import bench_bergson
 from gradlens.bench_overhead import ALL_ARMS
 from gradlens.cli.app import app
 from gradlens.errors import ConfigError
@@ -56,12 +57,15 @@ def test_wrong_numbers_are_one_clear_error(tmp_path):
         assert isinstance(error, ConfigError), options
 
 
-def test_overhead_compares_arms_on_the_same_steps(tmp_path):
+def test_overhead_compares_arms_on_the_same_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_bergson, "installed", lambda: False)  # with it: tests/extras/test_bergson.py
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(write_inputs(tmp_path) | {"rules": [{"concept": "some", "mode": "route"}]}))
     out = tmp_path / "overhead.jsonl"
     command = ["bench", "overhead", str(tmp_path / "job.yaml"), "--arms", "all", "--steps", "4", "--out", str(out), "--json"]
-    rows = {row["arm"]: row for row in json.loads(CliRunner().invoke(app, command, catch_exceptions=False).stdout)["rows"]}
-    assert list(rows) == list(ALL_ARMS)
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    rows = {row["arm"]: row for row in json.loads(done.stdout)["rows"]}
+    assert [*rows, "bergson"] == list(ALL_ARMS)
+    assert json.loads(done.stdout)["left_out"].keys() == {"bergson"} and "without the arm bergson: not installed" in done.stderr
     assert rows["bare"]["median_ratio"] == rows["bare"]["total_ratio"] == 1
     for arm, row in rows.items():
         assert row["steps"] == 4 and row["seconds"] > 0 and row["median_interval"][0] <= row["median_ratio"] <= row["median_interval"][1]
@@ -71,6 +75,8 @@ def test_overhead_compares_arms_on_the_same_steps(tmp_path):
     assert [json.loads(line)["arm"] for line in out.read_text().splitlines()] == list(rows)
     error = CliRunner().invoke(app, ["bench", "overhead", "--arms", "defualt"]).exception
     assert isinstance(error, ConfigError) and "naive" in str(error)
+    error = CliRunner().invoke(app, ["bench", "overhead", "--arms", "push,bergson"]).exception
+    assert isinstance(error, ConfigError) and "gradlens-lab[bergson]" in str(error)
 
 
 def test_overhead_in_the_shape_of_a_known_model(tmp_path):

@@ -132,8 +132,8 @@ def test_every_package_that_is_imported_is_declared():
     declared = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
     # datasets: asked for with a clear message where a Hugging Face data set is named. pydantic_core: a part of pydantic. triton: comes with
     # torch where there is a GPU; `engine.choose` looks whether it is there.
-    # lightning: an extra, whose absence has a message of its own
-    optional = {"datasets", "pydantic_core", "triton", "lightning", "pytorch_lightning"}
+    # lightning, bergson: extras, whose absence has a message of its own
+    optional = {"datasets", "pydantic_core", "triton", "lightning", "pytorch_lightning", "bergson"}
     distributions = packages_distributions()
     undeclared = {}
     for path in (*(ROOT / "gradlens").rglob("*.py"), *(ROOT / "services").rglob("*.py")):
