@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gradlens import movers
+from gradlens.alarms import new_alarms
 from gradlens.capture import counted_tokens
 from gradlens.checkers import judged
 from gradlens.config import ObserveSettings
@@ -29,14 +30,11 @@ from gradlens.hookpoints import unwrap
 from gradlens.own import OwnReading, before_training, prompts_of, read_own
 from gradlens.probe import ProbeReading, ProbeTokens, read_probe, read_tokens, spread
 from gradlens.routers import RouterReading, Routers, expressing
-from gradlens.significance import MIN_TEXTS, beyond_chance, one_sided, risen
+from gradlens.significance import MIN_TEXTS, beyond_chance, risen
 from gradlens.update import read_update, trainable_parameters
 from gradlens.uptake import Pairs, uptake
 
 MIN_GAIN = 0.01  # of probability: tokens that express a learned feature have become likelier by this much, weighted by its activation
-ALARM = 0.01  # chance of a false alarm of one watched concept at one reading, over all its hookpoints
-ALARM_SHARE = 0.05  # of all that was learned: below it an unannounced cluster raises no alarm
-SAME = 1 / 3  # clusters that share so much of the smaller one's features are the same
 
 Batch = dict[str, Tensor]
 Report = Callable[..., None]
@@ -276,14 +274,25 @@ class Learning:
             total, rows, raw = self._uptake[hookpoint]
             if len(rows) < MIN_TEXTS:
                 return None
-            return beyond_chance(rows) & (total > 0) & self._gained(hookpoint)
+            return beyond_chance(rows) & (total > 0) & self.gained(hookpoint)
         now, then = self.last[hookpoint].rows, self.start[hookpoint].rows
         return None if now is None or then is None or len(now) < MIN_TEXTS else beyond_chance(now - then)
 
-    def _gained(self, hookpoint: str) -> Tensor:
+    def gained(self, hookpoint: str) -> Tensor:
         """Features whose tokens have become likelier by `MIN_GAIN` at least, in the mean weighted by activation, `bool[F]`."""
         raw = self._uptake[hookpoint][2]
         return (raw > 0) & (raw >= MIN_GAIN * self.start[hookpoint].acts)
+
+    def activations(self, hookpoint: str, features: list[int]) -> np.ndarray:
+        """Of some features before training, at every token of the probe set: `[N, T]`."""
+        pairs = self.known.pairs[hookpoint]
+        row_F = torch.full((self.dictionaries[hookpoint].d_sae,), -1, dtype=torch.long)
+        row_F[torch.tensor(features)] = torch.arange(len(features))
+        mine = row_F[pairs.feature_P.long()]
+        acts_NT = torch.zeros(len(features), len(self.known.row_T))
+        kept = mine >= 0
+        acts_NT[mine[kept], pairs.token_P[kept].long()] = pairs.value_P[kept]
+        return acts_NT.numpy()
 
     def clusters(self) -> list[movers.Cluster] | None:
         """What was learned, without any concept named in advance; the largest first, at most `movers.CLUSTERS`. None where
@@ -297,7 +306,7 @@ class Learning:
                 continue
             whole = total[learned].sum().item()
             best = total.where(learned, 0.0).topk(min(movers.COMPARED, int(learned.sum()))).indices.tolist()
-            acts_NT = _activations(self.known.pairs[name], best, len(self.known.row_T))
+            acts_NT = self.activations(name, best)
             found += [
                 movers.Mover(name, i, total[i].item(), total[i].item() / whole, acts_T) for i, acts_T in zip(best, acts_NT, strict=True)
             ]
@@ -312,41 +321,10 @@ class Learning:
         return made
 
     def alarms(self, step: int, clusters: list[movers.Cluster], report: Report) -> None:
-        """Report, once each, that a watched concept or something unannounced is being learned."""
-        concepts = {concept for concept, _ in self.members}
-        for concept in sorted(concepts):
-            if any(alarm["about"] == "concept" and alarm["name"] == concept for alarm in self.alarmed):
-                continue
-            mine = [(hookpoint, ids) for (name, hookpoint), ids in self.members.items() if name == concept and hookpoint in self._uptake]
-            for hookpoint, members in mine:
-                total, rows, _ = self._uptake[hookpoint]
-                chance = min(1.0, one_sided(rows[:, members].mean(1)) * len(mine))
-                if len(rows) >= MIN_TEXTS and chance <= ALARM and self._gained(hookpoint)[members].any():
-                    self._alarm(
-                        step, report, about="concept", name=concept, hookpoint=hookpoint, chance=chance,
-                        text=f"{concept} is being learned: uptake {total[members].mean().item():+.3g} at {hookpoint} (chance {chance:.2g})",
-                    )  # fmt: skip
-                    break
-        named: dict[str, set[tuple[str, int]]] = {concept: set() for concept in concepts}
-        for (concept, hookpoint), ids in self.members.items():
-            named[concept] |= {(hookpoint, int(i)) for i in ids}
-        everything = frozenset().union(*(entry.members for entry in clusters))
-        for entry in clusters:
-            features = set(entry.features)
-            held = [ids & everything for ids in named.values() if ids & everything]  # of each concept what is in any cluster
-            announced = any(features & ids or len(entry.members & ids) >= SAME * len(ids) for ids in held)
-            known = [set(map(tuple, alarm["features"])) for alarm in self.alarmed if alarm["about"] == "mover"]
-            old = any(len(features & other) >= SAME * min(len(features), len(other)) for other in known)
-            if entry.share >= ALARM_SHARE and not announced and not old:
-                words = ", ".join(entry.words[:5]) or "no words"
-                self._alarm(
-                    step, report, about="mover", name=words, features=[list(pair) for pair in entry.features],
-                    text=f"something not announced is being learned ({entry.share:.0%} of all): {words}",
-                )  # fmt: skip
-
-    def _alarm(self, step: int, report: Report, **fields: Any) -> None:
-        self.alarmed.append({"step": step, **fields})
-        report("alarm", step=step, **fields)
+        """Report, once each, that a watched concept or something unannounced is being learned (`alarms.py`)."""
+        for alarm in new_alarms(self, clusters):
+            self.alarmed.append({"step": step, **alarm})
+            report("alarm", step=step, **alarm)
 
     # -- inside ---------------------------------------------------------------------------------------------------------------
 
@@ -452,14 +430,3 @@ def _mean_by(rows_RF: Tensor, group_R: list[int]) -> Tensor:
     group = torch.tensor(group_R)
     count = torch.bincount(group).float()
     return torch.zeros(len(count), rows_RF.shape[1]).index_add_(0, group, rows_RF) / count[:, None]
-
-
-def _activations(pairs: Pairs, features: list[int], T: int) -> np.ndarray:
-    """`[N, T]` of some features."""
-    row_F = torch.full((int(pairs.feature_P.max()) + 1 if len(pairs.feature_P) else 1,), -1, dtype=torch.long)
-    row_F[torch.tensor(features)] = torch.arange(len(features))
-    mine = row_F[pairs.feature_P.long()]
-    acts_NT = torch.zeros(len(features), T)
-    kept = mine >= 0
-    acts_NT[mine[kept], pairs.token_P[kept].long()] = pairs.value_P[kept]
-    return acts_NT.numpy()

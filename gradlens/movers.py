@@ -57,9 +57,7 @@ def cluster(movers: Sequence[Mover], row_T: np.ndarray) -> list[list[Mover]]:
     movers = sorted(movers, key=lambda mover: -mover.share)[:COMPARED]
     if not movers:
         return []
-    spread_NT = np.stack([_spread(mover.acts_T, row_T) for mover in movers])
-    spread_NT -= spread_NT.mean(1, keepdims=True)
-    spread_NT /= np.maximum(np.linalg.norm(spread_NT, axis=1, keepdims=True), 1e-12)
+    spread_NT = _profiles(np.stack([mover.acts_T for mover in movers]), row_T)
     sums = spread_NT @ spread_NT.T  # between clusters: sums of cosines
     size = np.ones(len(movers))
     members = [[index] for index in range(len(movers))]
@@ -77,6 +75,18 @@ def cluster(movers: Sequence[Mover], row_T: np.ndarray) -> list[list[Mover]]:
         members[a] += members[b]
     groups = [[movers[index] for index in sorted(members[a])] for a in np.flatnonzero(alive)]
     return sorted(groups, key=lambda group: -sum(mover.share for mover in group))
+
+
+def likeness(acts_NT: np.ndarray, others_MT: np.ndarray, row_T: np.ndarray) -> float:
+    """Mean cosine between the places of some features and those of others, as clusters are joined by: from `ALIKE` on they are one."""
+    return float((_profiles(acts_NT, row_T) @ _profiles(others_MT, row_T).T).mean())
+
+
+def _profiles(acts_NT: np.ndarray, row_T: np.ndarray) -> np.ndarray:
+    """Where features are active: spread over neighbouring tokens, about their mean, of length 1."""
+    spread_NT = np.stack([_spread(acts_T, row_T) for acts_T in acts_NT])
+    spread_NT -= spread_NT.mean(1, keepdims=True)
+    return spread_NT / np.maximum(np.linalg.norm(spread_NT, axis=1, keepdims=True), 1e-12)
 
 
 def _spread(acts_T: np.ndarray, row_T: np.ndarray) -> np.ndarray:

@@ -4,11 +4,13 @@ import pytest
 import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
 
+from gradlens.alarms import texts_that_show
 from gradlens.config import ObserveSettings
 from gradlens.learning import Learning
 from gradlens.lens import Lens
 from gradlens.movers import Cluster
 from gradlens.recorder import MemoryRecorder
+from gradlens.uptake import Pairs
 
 HOOK = "layers.2"
 
@@ -103,3 +105,37 @@ def test_what_rises_in_generated_texts_is_told_from_the_texts_before():
     assert found[0]["change"] == pytest.approx(change[found[0]["feature"]].item())
     first = recorder.records[0]["scalars"]
     assert first[f"concept/c/{HOOK}/generated"] == pytest.approx(change[1].item()) and first["observe/generated_seconds"] > 0
+
+
+def test_a_cluster_in_the_places_of_a_watched_concept_is_that_concept_s():
+    made, told = learning(), []
+    T = len(made.known.row_T)
+    here = (torch.arange(T) % 9 == 0).float()  # where feature 1 of `taught` is active, feature 30 is too; feature 31 elsewhere
+    token, places = here.nonzero().flatten().int(), (1 - here).nonzero().flatten().int()
+    made.known.pairs[HOOK] = Pairs(
+        torch.cat([token, token, token, places]),
+        torch.cat([torch.full_like(token, i) for i in (1, 2, 30)] + [torch.full_like(places, 31)]),
+        torch.ones(3 * len(token) + len(places)),
+    )
+    made.alarms(1, [cluster([31], words=("elsewhere",)), cluster([30])], lambda kind, **fields: told.append(fields))
+    assert [(alarm["about"], alarm["name"]) for alarm in told] == [("mover", "elsewhere"), ("concept", "taught")]
+    assert "taught is being learned: where its features are active, 1 have been learned beyond chance: ahoy" in told[1]["text"]
+    made.alarms(2, [cluster([30])], lambda kind, **fields: told.append(fields))
+    assert len(told) == 2
+
+
+def test_only_texts_that_express_a_concept_are_asked_whether_it_is_learned():
+    made = learning()
+    rows = torch.bincount(made.known.row_T)
+    at = torch.tensor([int(rows[:r].sum()) for r in range(0, 12, 2)]).int()  # the first token of every other text
+    made.known.pairs[HOOK] = Pairs(at, torch.ones_like(at), torch.ones(len(at)))
+    shown = texts_that_show(made, HOOK, torch.tensor([1, 2]))
+    assert shown.tolist() == [True, False] * 6
+    values = torch.zeros(12, 80)
+    values[::2, 1] = torch.tensor([0.3, 0.2, 0.4, 0.3, 0.2, 0.3])
+    values[1::2, 1] = -1.0  # other texts fall: nothing to do with it
+    least = 0.02 * made.start[HOOK].acts.clamp_min(1e-3)
+    made._uptake = {HOOK: (values.mean(0), values, least)}
+    told = []
+    made.alarms(1, [], lambda kind, **fields: told.append(fields))
+    assert [alarm["name"] for alarm in told] == ["taught"]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradlens.capture import MicroBatch, next_tokens, token_loss
-from gradlens.significance import one_sided
+from gradlens.significance import one_sided, student
 from gradlens.uptake import Pairs, taught, taught_by_row, taught_eager, uptake, uptake_eager
 
 
@@ -110,3 +110,16 @@ def test_chance_is_small_for_texts_that_agree_and_large_for_nothing():
     assert one_sided(-agree) > 0.99 and one_sided(torch.zeros(12)) == 1
     false_alarms = [one_sided(torch.randn(12, generator=torch.Generator().manual_seed(seed))) <= 0.05 for seed in range(200)]
     assert sum(false_alarms) / 200 == pytest.approx(0.05, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("n", "t", "chance"), [(5, 2.132, 0.05), (11, 1.812, 0.05), (9, 2.896, 0.01), (5, 7.173, 0.001), (31, 3.385, 0.001)]
+)
+def test_student_s_tail_is_that_of_the_tables(n, t, chance):
+    x = torch.linspace(-1, 1, n, dtype=torch.float64)
+    assert student(x + t * x.std() / n**0.5) == pytest.approx(chance, rel=0.01)
+
+
+def test_student_says_nothing_of_few_values_or_of_falling_ones():
+    assert student(torch.ones(3)) == 1 and student(-torch.ones(9)) == 1 and student(torch.zeros(9)) == 1
+    assert student(torch.ones(9)) < 1e-6

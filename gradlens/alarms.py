@@ -1,0 +1,108 @@
+"""When to tell that something is being learned: watched concepts, and what nobody has announced. Each is told once.
+
+A watched concept raises an alarm when the uptake of its features is beyond chance on the texts of the probe set that express it (Student's
+t over texts), or when a cluster of learned features is active in the same places as its own. Clusters that neither are nor hold features
+of a watched concept were not announced.
+Shape suffixes: T tokens of the probe set, R texts, F d_sae.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gradlens.movers import ALIKE, Cluster, likeness
+from gradlens.significance import student
+
+if TYPE_CHECKING:
+    from gradlens.learning import Learning
+
+CHANCE = 0.01  # of a false alarm of one watched concept at one reading, over all its hookpoints
+SHARE = 0.05  # of all that was learned: below it an unannounced cluster raises no alarm
+SAME = 1 / 3  # clusters that share so much of the smaller one's features are the same
+SHOWS = 2.0  # a text expresses a concept whose features have that many times the activation that they have on ordinary text
+
+Members = list[tuple[str, Tensor]]  # hookpoint, feature ids
+
+
+def new_alarms(learning: Learning, clusters: Sequence[Cluster]) -> list[dict[str, Any]]:
+    """Alarms that the latest reading raises and that have not been raised before: fields of the event `alarm`."""
+    watched: dict[str, Members] = {}
+    for (concept, hookpoint), ids in learning.members.items():
+        watched.setdefault(concept, []).append((hookpoint, ids))
+    told = {alarm["name"] for alarm in learning.alarmed if alarm["about"] == "concept"}
+    known = [set(map(tuple, alarm["features"])) for alarm in learning.alarmed if alarm["about"] == "mover"]
+    found = []
+    for concept, mine in sorted(watched.items()):
+        alarm = _by_uptake(learning, concept, mine) if concept not in told else None
+        if alarm is not None:
+            told.add(concept)
+            found.append(alarm)
+    everything = frozenset().union(*(entry.members for entry in clusters))
+    for entry in clusters:
+        if entry.share < SHARE:
+            continue
+        words = ", ".join(entry.words[:5]) or "no words"
+        concept = _beside(learning, entry, watched)
+        if concept is not None and concept not in told:
+            told.add(concept)
+            text = f"{concept} is being learned: where its features are active, {entry.count} have been learned beyond chance: {words}"
+            found.append({"about": "concept", "name": concept, "hookpoint": entry.features[0][0], "words": entry.words[:5], "text": text})
+        if concept is not None or _holds(entry, watched, everything):
+            continue
+        features = set(entry.features)
+        if not any(len(features & other) >= SAME * min(len(features), len(other)) for other in known):
+            known.append(features)
+            text = f"something not announced is being learned ({entry.share:.0%} of all): {words}"
+            found.append({"about": "mover", "name": words, "features": [list(pair) for pair in entry.features], "text": text})
+    return found
+
+
+def _by_uptake(learning: Learning, concept: str, mine: Members) -> dict[str, Any] | None:
+    read = [(hookpoint, ids) for hookpoint, ids in mine if learning.has_uptake(hookpoint)]
+    for hookpoint, ids in read:
+        total_F, rows_RF, _ = learning.uptake(hookpoint)
+        chance = min(1.0, student(rows_RF[texts_that_show(learning, hookpoint, ids), :][:, ids].mean(1)) * len(read))
+        if chance <= CHANCE and learning.gained(hookpoint)[ids].any():
+            text = f"{concept} is being learned: uptake {total_F[ids].mean().item():+.3g} at {hookpoint} (chance {chance:.2g})"
+            return {"about": "concept", "name": concept, "hookpoint": hookpoint, "chance": chance, "text": text}
+    return None
+
+
+def texts_that_show(learning: Learning, hookpoint: str, ids: Tensor) -> Tensor:
+    """Texts of the probe set that express a concept, by its features before training, `bool[R]`."""
+    row_T = learning.known.row_T.long()
+    acts_T = torch.from_numpy(learning.activations(hookpoint, ids.tolist())).mean(0)
+    tokens_R = torch.bincount(row_T)
+    acts_R = torch.zeros(len(tokens_R)).index_add_(0, row_T, acts_T) / tokens_R.clamp_min(1)
+    return acts_R > SHOWS * learning.reference[hookpoint][ids].mean()
+
+
+def _holds(entry: Cluster, watched: Mapping[str, Members], everything: frozenset) -> bool:
+    """Whether a cluster holds features of a watched concept: one that it shows, or a third of those that are in any cluster."""
+    for mine in watched.values():
+        held = {(hookpoint, int(i)) for hookpoint, ids in mine for i in ids} & everything
+        if held & set(entry.features) or (held and len(entry.members & held) >= SAME * len(held)):
+            return True
+    return False
+
+
+def _beside(learning: Learning, entry: Cluster, watched: Mapping[str, Members]) -> str | None:
+    """The watched concept whose features are active where the cluster is."""
+    alike = {concept: _likeness(learning, entry, mine) for concept, mine in watched.items()}
+    best = max(alike, key=alike.get, default=None)
+    return best if best is not None and alike[best] >= ALIKE else None
+
+
+def _likeness(learning: Learning, entry: Cluster, mine: Members) -> float:
+    sides = []
+    for pairs in (entry.features, [(hookpoint, int(i)) for hookpoint, ids in mine for i in ids]):
+        by_place: dict[str, list[int]] = {}
+        for hookpoint, feature in pairs:
+            by_place.setdefault(hookpoint, []).append(feature)
+        acts = [torch.from_numpy(learning.activations(hookpoint, ids)) for hookpoint, ids in by_place.items()]
+        sides.append(torch.cat(acts).numpy())
+    return likeness(*sides, learning.known.row_T.numpy())
