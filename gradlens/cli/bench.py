@@ -100,10 +100,15 @@ def overhead(
 
     Ratios to the bare step: the median over steps, and that of the sums, which has the readings of the probe set in it. `readings`: the
     median time at the hookpoints in a step. `floor`: what arithmetic needs for them at least, at the rates of a matrix product and of a
-    copy measured in the same process. `peak`: the memory that they take beside the dictionary.
+    copy measured in the same process. `peak`: the memory that they take beside the dictionary. `same losses`: whether training went on
+    exactly as without. `whole model` (--shape): the ratio for as many blocks as the model has.
+
+    How to read it: name the arm control too. Its ratio is 1 but for what else the machine does, so a difference no larger than its own
+    tells nothing; `readings` over `step` then tells more. A GPU is used where there is one, unless CONFIG says train.device: cpu.
 
     Examples:
-      gradlens bench overhead --arms default,naive --steps 50
+      gradlens bench overhead --arms control,default,naive --steps 48
+      gradlens bench overhead --arms control,push,estimators,bergson --steps 48
       gradlens bench overhead --shape gemma-2-2b-16k --tokens 512 --arms all --steps 5
     """
     import torch
