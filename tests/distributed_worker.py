@@ -12,10 +12,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
 from conftest import tiny_batch, tiny_dictionary, tiny_model
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainingArguments
@@ -52,13 +54,17 @@ def loss_of(model: nn.Module, batch: dict[str, torch.Tensor], counted: int) -> t
 TARGET = {"mode": "route", "features": {}, "concept": "c", "target": {"value": -100.0, "rate": 1.0}}  # gain 1, and 0 after a reading
 
 
-def loop(model: nn.Module, accumulate: int, rule: dict | None = None, wrap=lambda model: model, drift_every: int = 2) -> dict:
+def loop(
+    model: nn.Module, accumulate: int, rule: dict | None = None, wrap=lambda model: model, drift_every: int = 2, accelerator=None
+) -> dict:
     """Two steps, each of two global micro-batches where `accumulate` is 2; every rank has every other of 4 rows."""
     policy = Policy(rules=(Rule(**{"features": {HOOK: [6]}, "gain": 0.0, **rule}),)) if rule else None
     parallel = wrap(model)
     parallel.train()
     trained = [parameter for parameter in parallel.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    if accelerator:
+        parallel, optimizer = accelerator.prepare(parallel, optimizer)
     dictionaries, recorder = {HOOK: tiny_dictionary(), INSIDE: tiny_dictionary(3)}, MemoryRecorder()
     settings = SETTINGS.model_copy(update={"drift_every": drift_every})
     options = {"observe": settings, "recorder": recorder, "probe": [tiny_batch(50, B=8)], "world": current_world(), "concepts": CONCEPTS}
@@ -70,12 +76,16 @@ def loop(model: nn.Module, accumulate: int, rule: dict | None = None, wrap=lambd
                 mine = {key: value[rank() :: ranks()] for key, value in batch.items()}
                 last = part + 1 == accumulate
                 lens.set_rows(list(range(10 * part + rank(), 10 * part + 4, ranks())))
+                if accelerator:
+                    with accelerator.accumulate(parallel):
+                        accelerator.backward(loss_of(parallel, mine, counted) * accumulate)  # it divides by the micro-batches
+                    continue
                 with parallel.no_sync() if isinstance(parallel, DistributedDataParallel) and not last else nullcontext():
                     if rule and rule["mode"] == "penalty":  # its units are those of the model's own loss
                         (parallel(**mine, num_items_in_batch=counted).loss * ranks()).backward()
                     else:
                         loss_of(parallel, mine, counted).backward()
-            nn.utils.clip_grad_norm_(trained, 1.0)
+            (accelerator or nn.utils).clip_grad_norm_([parameter for parameter in parallel.parameters() if parameter.requires_grad], 1.0)
             optimizer.step()
             optimizer.zero_grad()
     return found(lens, parallel)
@@ -134,6 +144,21 @@ def trainer() -> dict:
     return found(callback.lens, model)
 
 
+def accelerate_fsdp(model: nn.Module, rule: dict | None = None) -> dict:
+    """FSDP2 as Accelerate prepares it. On a CPU it takes DDP instead, whatever plugin it is given: here it is told afterwards."""
+    if ranks() == 1:
+        return loop(model, 2, rule)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["LlamaDecoderLayer"]
+    )
+    found_here = loop(model, 2, rule, accelerator=accelerator)
+    assert isinstance(model, FSDPModule) and isinstance(blocks(model)[0], FSDPModule)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return found_here
+
+
 def refused() -> dict:
     """What must be refused where parameters are sharded."""
     if ranks() == 1:
@@ -174,6 +199,8 @@ MODES = {
     "fsdp-lora-route": lambda: loop(lora(), 2, {"mode": "route"}, wrap=fsdp),
     "fsdp-ablate": lambda: loop(tiny_model(), 1, {"mode": "ablate"}, wrap=fsdp),
     "trainer": trainer,
+    "accelerate-fsdp": lambda: accelerate_fsdp(tiny_model()),
+    "accelerate-fsdp-lora-route": lambda: accelerate_fsdp(lora(), {"mode": "route"}),
     "refused": refused,
 }
 

@@ -47,7 +47,8 @@ def results(tmp_path_factory):
 
 
 MODES = ["ddp", "ddp-accumulate", "ddp-lora-route", "ddp-update", "ddp-constrain", "ddp-penalty", "ddp-target", "fsdp", "fsdp-accumulate",
-         "fsdp-lora-route", "fsdp-ablate", "fsdp-target", "fsdp-amplified", "trainer"]  # fmt: skip
+         "fsdp-lora-route", "fsdp-ablate", "fsdp-target", "fsdp-amplified", "trainer", "accelerate-fsdp",
+         "accelerate-fsdp-lora-route"]  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", MODES)
