@@ -154,13 +154,13 @@ def make_tracker(name: str, run_dir: Path, project: str, host_run: Any = None) -
         tracker = kind(project, experiment_name=run, logdir=str(run_dir / "swanlab"))
         tracker.run = host_run
     else:
-        from comet_ml import ExperimentConfig
-
-        tracker = kind(project, experiment_config=ExperimentConfig(name=run))
+        tracker = kind(project)
         tracker.writer = host_run
     tracker.main_process_only = False  # we are the main process; asking accelerate would begin its own state in this program
     if host_run is None or name == "mlflow":  # MLflow joins by id; SwanLab would refuse to begin a second run
         tracker.start()
+        if name == "comet_ml":
+            tracker.writer.set_name(run)
     return tracker
 
 
@@ -183,5 +183,6 @@ def host_run(name: str) -> Any:
         has_run = getattr(module, "has_run", None)  # before 0.10: get_run alone, and None from it
         return module.get_run() if has_run is None or has_run() else None
     if name == "comet_ml":
-        return module.get_running_experiment()
+        running = module.get_running_experiment()
+        return running if running is not None and not running.ended else None  # Comet goes on naming one that has ended
     return None

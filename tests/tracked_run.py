@@ -1,5 +1,8 @@
 """A small watched run whose curves go to a tracker as well."""
 
+import math
+
+import pytest
 import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
 
@@ -24,3 +27,14 @@ def tracked_run(folder, tracker: str) -> tuple[RunReader, dict[int, float]]:
     assert not failed, failed
     steps, values = reader.curve(KEY)
     return reader, dict(zip(map(int, steps), map(float, values), strict=True))
+
+
+def assert_all_curves(found: dict[str, dict[int, float]], reader: RunReader) -> None:
+    """That a tracker has every curve of the run folder, on the same steps, under W&B's keys, and no other of ours."""
+    curves = {f"gradlens/{key}": zip(*reader.curve(key), strict=True) for key in reader.keys()}
+    expected = {key: {int(step): float(value) for step, value in curve if math.isfinite(value)} for key, curve in curves.items()}
+    expected = {key: curve for key, curve in expected.items() if curve}
+    ours = {key: curve for key, curve in found.items() if key.startswith("gradlens/")}
+    assert len(expected) > 10 and ours.keys() == expected.keys()
+    for key, curve in expected.items():
+        assert ours[key] == pytest.approx(curve, rel=1e-5), key

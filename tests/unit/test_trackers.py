@@ -1,8 +1,10 @@
 """Curves in other trackers than W&B: the same keys, from a thread of their own, and nothing of theirs reaches training."""
 
 import struct
+import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from gradlens.errors import ConfigError
 from gradlens.preflight import check
 from gradlens.recorder import ThreadRecorder
 from gradlens.store import RunReader, RunWriter
-from gradlens.trackers import TrackerSink, check_trackers
+from gradlens.trackers import TrackerSink, check_trackers, host_run
 
 HOOK = "layers.2"
 
@@ -125,6 +127,23 @@ def test_a_tracker_that_hangs_holds_nobody_up(tmp_path, probe):
     events, took = feed(tmp_path, [{"step": step, "scalars": {"train/loss": 1.0}} for step in range(1, 4)], timeout=1.0)
     release.set()
     assert took < 20 and any("did not finish" in event["reason"] for event in events if event["kind"] == "tracker_failed")
+
+
+def test_a_run_that_the_program_has_begun_is_found_and_one_that_has_ended_is_none(monkeypatch):
+    def none_began():
+        raise RuntimeError("no active run")
+
+    run = SimpleNamespace(ended=False)
+    for name, module, expected in (
+        ("swanlab", {"has_run": lambda: False, "get_run": none_began}, None),
+        ("swanlab", {"has_run": lambda: True, "get_run": lambda: run}, run),
+        ("swanlab", {"get_run": lambda: None}, None),  # before SwanLab 0.10
+        ("comet_ml", {"get_running_experiment": lambda: None}, None),
+        ("comet_ml", {"get_running_experiment": lambda: run}, run),
+        ("comet_ml", {"get_running_experiment": lambda: SimpleNamespace(ended=True)}, None),
+    ):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**module))
+        assert host_run(name) is expected, (name, module)
 
 
 def test_a_tracker_that_is_not_there_is_one_clear_line_at_start(tmp_path, monkeypatch):
