@@ -11,7 +11,7 @@ import torch
 
 from gradlens.concept_files import Concept, Detector
 from gradlens.concepts import MAX_TEXTS, ChoosingHalf, counted_tokens, split_examples
-from gradlens.detector import fit_detector, weights_over
+from gradlens.detector import fit_detector, turns_of_phrase, weights_over
 from gradlens.errors import ConfigError
 from gradlens.hookpoints import canonical
 
@@ -43,12 +43,15 @@ def fit_detectors(
     if not concept.positive or not concept.negative:
         raise ConfigError(f"concept {concept.name}: modes rewrite and constrain need positive and negative examples (or `detectors`)")
     halves = [_Half(model, tokenizer, missing, part, progress) for part in split_examples(concept, tokenizer, max_length, seed, max_texts)]
+    never = getattr(tokenizer, "all_special_ids", None) or ()
+    phrases = turns_of_phrase(*(halves[0].texts[kind] for kind in (True, False)), never)
+    every = turns_of_phrase(*([text for half in halves for text in half.texts[kind]] for kind in (True, False)), never)
     found = dict(concept.detectors)
     for name, dictionary in missing.items():
         live = np.flatnonzero(sum(half.at[name].fired[kind] for half in halves for kind in (True, False)))
         acts = {kind: [half.at[name].activations(kind, live) for half in halves] for kind in (True, False)}
-        choosing = fit_detector(acts[True][0], acts[False][0], live)
-        final = fit_detector(np.concatenate(acts[True]), np.concatenate(acts[False]), live)
+        choosing = fit_detector(acts[True][0], acts[False][0], live, phrases)
+        final = fit_detector(np.concatenate(acts[True]), np.concatenate(acts[False]), live, every)
         if choosing is None or final is None:
             raise ConfigError(
                 f"concept {concept.name}: no feature at {name} fires on its positives and hardly ever on its negatives, so its tokens "
@@ -72,10 +75,10 @@ def _begins_a_word(text: str) -> bool:
 
 
 def _figures(flags: dict[bool, np.ndarray], halves: Sequence[_Half], tokenizer: Any) -> dict[str, float | None]:
-    ordinary = Counter(token for half in halves for token in half.ids[False])
-    words = {token: _begins_a_word(tokenizer.decode([token])) for token in set(halves[1].ids[True])}
-    common = np.array([words[token] and ordinary[token] >= COMMON for token in halves[1].ids[True]])
-    own = np.array([words[token] and ordinary[token] == 0 for token in halves[1].ids[True]])
+    ordinary = Counter(token for half in halves for token in half.ids(False))
+    words = {token: _begins_a_word(tokenizer.decode([token])) for token in set(halves[1].ids(True))}
+    common = np.array([words[token] and ordinary[token] >= COMMON for token in halves[1].ids(True)])
+    own = np.array([words[token] and ordinary[token] == 0 for token in halves[1].ids(True)])
 
     def share(flagged: np.ndarray) -> float | None:
         return round(float(flagged.mean()), 4) if len(flagged) else None
@@ -94,11 +97,14 @@ class _Half:
         from gradlens.reading import pad_id_of, read_texts
 
         self.at = {name: ChoosingHalf(dictionary.d_sae) for name, dictionary in dictionaries.items()}
-        self.ids: dict[bool, list[int]] = {True: [], False: []}
+        self.texts: dict[bool, list[list[int]]] = {True: [], False: []}
         examples = [example for example, _ in half]
         for i, h in read_texts(model, dictionaries, examples, pad_id_of(tokenizer), progress=progress):
             kind, counted = half[i][1], counted_tokens(examples[i])
-            self.ids[kind] += [examples[i].input_ids[t] for t in counted]
+            self.texts[kind].append([examples[i].input_ids[t] for t in counted])
             for name, dictionary in dictionaries.items():
                 h_TD = h[name][counted].to(dictionary.W_enc.device, dictionary.work_dtype)
                 self.at[name].add(kind, *encode_active(dictionary, h_TD))
+
+    def ids(self, kind: bool) -> list[int]:
+        return [token for text in self.texts[kind] for token in text]
