@@ -62,9 +62,10 @@ def make(extra: str, update: bool) -> Venv:
     else:
         merged = write(folder, base | pins(own))
         env.pip(f"installing gradlens with the extra {extra}", "install", "-q", "-c", str(merged), "-e", f"{ROOT}[test,{extra}]")
-    if "torchvision" in pins(own) and not brings_triton(env):
-        # The package index has it built for CUDA: beside a CPU build of torch transformers does not import. No extra uses it.
-        env.pip("removing torchvision", "uninstall", "-q", "-y", "torchvision")
+    built_for_cuda = sorted({"torchvision", "torchaudio"} & pins(own).keys())
+    if built_for_cuda and not brings_triton(env):
+        # The package index has them built for CUDA: beside a CPU build of torch transformers fails to import them. No extra uses them.
+        env.pip(f"removing {' and '.join(built_for_cuda)}", "uninstall", "-q", "-y", *built_for_cuda)
     return env
 
 
