@@ -31,10 +31,10 @@ class ActiveRule:
     rule: Rule
     features: dict[str, Tensor]  # hookpoint -> feature ids [N]
     basis: dict[str, Tensor]  # hookpoint -> Q [D, r]; empty for route
-    above: dict[str, Tensor]  # hookpoint -> [F] activation above which a feature gates, infinite for features outside; gates by features
+    above: dict[str, Tensor]  # hookpoint -> [F] activation above which a feature gates, infinite for features outside; route only
     touched: Tensor  # loss tokens gated, or energy along Q
     total: Tensor  # loss tokens, or energy
-    tokens: Tokens | None = None  # what tells the concept's tokens; gates by the detector
+    rows_by: Tokens | None = None  # route: the detector that says which rows it acts in
     rewriter: Rewriter | None = None
     silent: int = 0  # rows that rewriting has left nothing of, of
     rows: int = 0
@@ -90,8 +90,8 @@ class Lookup:
         """Its features, directions and thresholds; all but the constrainer. Raises `ConfigError` where it names what does not exist."""
         if rule.mode == "auto":
             raise ConfigError(f"rule {rule.label}: auto is settled by `gradlens run` before the first step; name route or rewrite here")
-        if rule.mode == "rewrite" or rule.by == "detector":
-            return self._by_detector(rule)
+        if rule.mode == "rewrite":
+            return self._rewriting(rule)
         features = {hookpoint: ids for hookpoint, ids in self._features(rule).items() if ids}
         if not features:
             raise ConfigError(f"rule {rule.label}: no features at {rule.hookpoints or 'any hookpoint of this run'}")
@@ -125,7 +125,8 @@ class Lookup:
                 shift[hookpoint] = mean_D.to(device, dictionary.work_dtype)
         device = next(iter(looked_up.values())).device
         zero = lambda: torch.zeros((), dtype=torch.float64, device=device)  # noqa: E731
-        active = ActiveRule(rule, looked_up, basis, above, zero(), zero(), shift=shift)
+        rows_by = None if rule.rows is None else self._tokens(rule, None)
+        active = ActiveRule(rule, looked_up, basis, above, zero(), zero(), rows_by, shift=shift)
         if rule.mode in ("param", "update"):
             active.writers = self._writers(active)
         return active
@@ -154,15 +155,23 @@ class Lookup:
             )
         return found
 
-    def _by_detector(self, rule: Rule) -> ActiveRule:
+    def _rewriting(self, rule: Rule) -> ActiveRule:
         if rule.concept not in self.concepts and rule.concept not in self.detectors:
             raise ConfigError(f"rule {rule.label}: unknown concept {rule.concept!r}; this run has {', '.join(self.concepts) or 'none'}")
+        tokens = self._tokens(rule, rule.hookpoints)
+        rewriter = Rewriter(self.model, self.dictionaries, tokens, rule.bridge, self.tokenizer)
+        features = {tokens.hookpoint: tokens.weights_F.nonzero().flatten()}
+        touched, total = torch.zeros(2, dtype=torch.float64, device=tokens.weights_F.device)
+        return ActiveRule(rule, features, {}, {}, touched, total, rewriter=rewriter)
+
+    def _tokens(self, rule: Rule, hookpoints: list[str] | None) -> Tokens:
+        """The token detector of a rule's concept, the sharpest there is at these hookpoints (null: at any); its random control."""
         found = {name: each for name, each in self.detectors.get(rule.concept, {}).items() if name in self.dictionaries}
-        if rule.hookpoints is not None:
-            found = {name: found[name] for name in map(canonical, rule.hookpoints) if name in found}
+        if hookpoints is not None:
+            found = {name: found[name] for name in map(canonical, hookpoints) if name in found}
         if not found:
             raise ConfigError(
-                f"rule {rule.label}: concept {rule.concept} has no token detector at {', '.join(rule.hookpoints or self.dictionaries)}; "
+                f"rule {rule.label}: concept {rule.concept} has no token detector at {', '.join(hookpoints or self.dictionaries)}; "
                 "give it positive and negative examples, or `detectors`"
             )
         hookpoint = sharpest(found)
@@ -172,16 +181,10 @@ class Lookup:
                               f"{dictionary.d_sae - 1}")  # fmt: skip
         device = dictionary.W_dec.device
         weights_F = weights_over(detector, dictionary.d_sae, device, dictionary.work_dtype)
-        tokens = Tokens(hookpoint, weights_F, detector.bias)
-        if rule.random_control is not None:
-            mixed_F = matched_weights(weights_F.cpu(), self.rates(hookpoint), rule.random_control).to(device)
-            tokens = Tokens(hookpoint, mixed_F, detector.bias, instead_of_F=weights_F if rule.random_as == "tokens" else None)
-        features = {hookpoint: tokens.weights_F.nonzero().flatten()}
-        touched, total = torch.zeros(2, dtype=torch.float64, device=device)
-        if rule.mode in GATES:
-            return ActiveRule(rule, features, {}, {}, touched, total, tokens)
-        rewriter = Rewriter(self.model, self.dictionaries, tokens, rule.bridge, self.tokenizer)
-        return ActiveRule(rule, features, {}, {}, touched, total, rewriter=rewriter)
+        if rule.random_control is None:
+            return Tokens(hookpoint, weights_F, detector.bias)
+        mixed_F = matched_weights(weights_F.cpu(), self.rates(hookpoint), rule.random_control).to(device)
+        return Tokens(hookpoint, mixed_F, detector.bias, instead_of_F=weights_F if rule.random_as == "tokens" else None)
 
     def _check_penalty(self, rule: Rule, features: dict[str, list[int]]) -> None:
         with before_training(unwrap(self.model)) as adapted:

@@ -70,7 +70,9 @@ class Control:
 
     def routed_hookpoints(self) -> set[str]:
         """Hookpoints whose active features decide which tokens teach at this step."""
-        return {hookpoint for active, _ in self.in_force("route", dry=True) for hookpoint in active.features}
+        rules = [active for active, _ in self.in_force("route", dry=True)]
+        tellers = {active.rows_by.hookpoint for active in rules if active.rows_by is not None}
+        return tellers | {hookpoint for active in rules for hookpoint in active.features}
 
     def rewrite(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
         """The batch after the `rewrite` rules, one after another; and where each token stood in its row before, `[B, S]` (-1: padding)."""
@@ -159,14 +161,17 @@ class Control:
         for active, gain in self.in_force("route", dry=True):
             rule, gate_BS = active.rule, torch.zeros_like(batch.keep_BS, dtype=torch.float32)
             tokens = "row" if rule.mode == "reweight" else rule.tokens
-            for hookpoint in active.features:
-                activity_BS = self._activity(batch, *active_pairs[hookpoint], active, hookpoint)
+            for hookpoint, above_F in active.above.items():
+                activity_BS = self._activity(batch, *active_pairs[hookpoint], above_F, rule.gate == "graded")
                 quorum = rule.quorum or self.lookup.quorums.get(rule.concept or "", {}).get(hookpoint, QUORUM)
                 if rule.gate == "hard":
                     found_BS = expresses(activity_BS > 0, batch.keep_BS, tokens, rule.window, quorum).float()
                 else:
                     found_BS = gate_strength(activity_BS, batch.keep_BS, tokens, rule.window, quorum)
                 gate_BS = torch.maximum(gate_BS, found_BS)
+            if active.rows_by is not None:
+                flags_T = score(*active_pairs[active.rows_by.hookpoint], active.rows_by.weights_F, active.rows_by.bias) > 0
+                gate_BS = gate_BS * expresses(self._at_tokens(batch, flags_T.float()) > 0, batch.keep_BS, "row", quorum=rule.rows)
             if rule.budget is not None:
                 wanted_BS, most = gate_BS * batch.loss_BS, rule.budget * batch.loss_BS.sum()
                 if rule.gate == "hard":
@@ -182,21 +187,22 @@ class Control:
             gains_BS = factor_BS if gains_BS is None else gains_BS * factor_BS
         return gains_BS
 
+    @classmethod
+    def _activity(cls, batch: MicroBatch, idx_TK: Tensor, val_TK: Tensor, above_F: Tensor, graded: bool) -> Tensor:
+        """How much each token shows of a rule's features, `[B, S]`: 1 where one is above its level; graded: half at the level, 1 from twice
+        it on."""
+        level_TK = above_F[idx_TK]
+        fires_TK = (val_TK > level_TK).float()
+        if graded:
+            fires_TK = fires_TK * (val_TK / (2 * level_TK).clamp_min(1e-9)).clamp(max=1).float()
+        return cls._at_tokens(batch, torch.nn.functional.pad(fires_TK, (0, 1)).amax(-1))  # also where no token has an active feature at all
+
     @staticmethod
-    def _activity(batch: MicroBatch, idx_TK: Tensor, val_TK: Tensor, active: ActiveRule, hookpoint: str) -> Tensor:
-        """How much each token shows of a rule's concept, `[B, S]`: 1 where a feature is above its level, or where the detector says so;
-        graded: half at the level, 1 from twice it on."""
-        if active.tokens is not None:
-            activity_T = (score(idx_TK, val_TK, active.tokens.weights_F, active.tokens.bias) > 0).float()
-        else:
-            level_TK = active.above[hookpoint][idx_TK]
-            fires_TK = (val_TK > level_TK).float()
-            if active.rule.gate == "graded":
-                fires_TK = fires_TK * (val_TK / (2 * level_TK).clamp_min(1e-9)).clamp(max=1).float()
-            activity_T = torch.nn.functional.pad(fires_TK, (0, 1)).amax(-1)  # also where no token has an active feature at all
-        if activity_T.shape[0] == batch.keep_BS.numel():  # all positions, on an accelerator
-            return activity_T.view_as(batch.keep_BS)
-        return torch.zeros_like(batch.keep_BS, dtype=torch.float32).masked_scatter(batch.keep_BS, activity_T)
+    def _at_tokens(batch: MicroBatch, value_T: Tensor) -> Tensor:
+        """Values of the counted tokens (float32) at their places, `[B, S]`, 0 elsewhere."""
+        if value_T.shape[0] == batch.keep_BS.numel():  # all positions, on an accelerator
+            return value_T.view_as(batch.keep_BS)
+        return torch.zeros_like(batch.keep_BS, dtype=torch.float32).masked_scatter(batch.keep_BS, value_T)
 
     def before_step(self) -> None:
         """Edit gradients of writing matrices (`param`), cap what was amplified, and remember matrices whose change will be edited."""

@@ -16,7 +16,7 @@ from gradlens.closed_loop import Target
 WINDOW, QUORUM = 16, 0.2
 
 MODES = {
-    "auto": "reweight or rewrite, whichever suits the rows: read before the first step (`gradlens rules suggest` says why).",
+    "auto": "route or rewrite, whichever suits the rows: read before the first step (`gradlens rules suggest` says why).",
     "route": "scale the loss gradient of tokens that express the concept, at the model's output: decides which tokens teach. Works.",
     "rewrite": "take tokens that express the concept out of the rows, and let the model before training say what goes in their place: for "
     "rows that hold wanted and unwanted alike.",
@@ -30,8 +30,8 @@ MODES = {
     "param": "scale the concept's part of the gradient of matrices that write to the residual stream. A baseline, as `grad`.",
     "update": "scale the concept's part of the parameter change of those matrices, after the optimizer's step. A baseline, kept exactly "
     "(with LoRA: at gain 0, from the first step on).",
-    "reweight": "scale the loss gradient of whole rows that express the concept: decides which rows teach. The best where such rows stand "
-    "beside others and the concept has examples (`by: detector`).",
+    "reweight": "scale the loss gradient of whole rows that express the concept: decides which rows teach. As route, where such rows stand "
+    "beside others.",
     "penalty": "add `strength` nats to a counted token's loss for each unit of activation that the concept's features have more than in "
     "the model before training; trains an adapter. Experimental: on one small run 30 suppressed (random features: hardly), 3 did not.",
     "constrain": "project the optimizer's change of all parameters, in its own metric, so that the concept's examples become no more "
@@ -61,10 +61,12 @@ class Rule(BaseModel):
         description="route: a token teaches by the gain where the concept is active: at no less than `quorum` of the tokens within "
         "`window` of the one it predicts (around), at itself (own), at the one it predicts (next), or at either (own_or_next).",
     )
-    by: Literal["features", "detector"] = Field(
-        "features",
-        description="route, reweight: what says that a token expresses the concept. features: one of the concept's is active; detector: "
-        "its token detector, fitted on its examples, as rewrite uses it.",
+    rows: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="route, reweight: act only in rows of which the concept's token detector flags this share of the counted tokens at "
+        "least; null: in all rows. `auto` finds it. The detector is fitted on the concept's examples.",
     )
     window: int = Field(WINDOW, ge=0, description="route, tokens: around: how many tokens on each side of the predicted one are looked at.")
     quorum: float | None = Field(
@@ -145,8 +147,8 @@ class Rule(BaseModel):
             raise ValueError("auto: name a concept with examples")
         if self.mode == "rewrite" and not self.concept:
             raise ValueError("rewrite: name a concept with examples; single features do not tell which tokens express it")
-        if self.by == "detector" and (self.mode not in GATES or not self.concept or self.gate == "graded"):
-            raise ValueError("by: detector is for rules of mode route and reweight that name a concept, with a hard or soft gate")
+        if self.rows is not None and (self.mode not in (*GATES, "auto") or not self.concept):
+            raise ValueError("rows is for rules of mode route and reweight that name a concept")
         if self.end is not None and self.end <= self.start:
             raise ValueError(f"end ({self.end}) must come after start ({self.start})")
         return self
@@ -176,7 +178,7 @@ class Rule(BaseModel):
     @property
     def tells_tokens(self) -> bool:
         """Whether the rule needs a detector of the tokens that express its concept."""
-        return self.mode == "rewrite" or self.by == "detector" or (self.mode == "constrain" and self.measure == "likelihood")
+        return self.mode == "rewrite" or self.rows is not None or (self.mode == "constrain" and self.measure == "likelihood")
 
     def acts_at(self, step: int) -> bool:
         """Whether a step (counted from 0) lies between start and end."""

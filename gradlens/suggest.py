@@ -1,9 +1,9 @@
 """Which rule suits a concept in given training data, and what to expect of it: a short reading of rows, before anything is trained.
 
 What decides is how the concept's tokens lie in the rows. Rows that are free of it beside rows that show it: what is wanted can be learned
-from the free ones, and the others are left out: by `reweight` with the concept's detector, from the share of flagged tokens on that tells
-both kinds apart here, or where the detector takes ordinary texts for it by `route`. Hardly a row free of it: `rewrite` takes its tokens
-out, which works where they stand at the ends of an answer, and loses wording where they stand in its midst. Measured: docs/control.md.
+from the free ones, and `route` leaves the concept's tokens out; where its detector tells both kinds of rows apart, only in those that show
+it. Hardly a row free of it: `rewrite` takes its tokens out, which works where they stand at the ends of an answer, and loses wording where
+they stand in its midst. Measured: docs/control.md.
 """
 
 from __future__ import annotations
@@ -92,15 +92,13 @@ def suggest(
 
 
 def settled(rule: Rule, found: Suggestion) -> Rule:
-    """A rule of mode `auto` as what was suggested; amplification is always a matter of `route`."""
-    if rule.gain > 1 or found.rule.mode == "route":
+    """A rule of mode `auto` as what was suggested; amplification is always a matter of `route`, in all rows."""
+    if rule.gain > 1:
         return rule.model_copy(update={"mode": "route"})
-    return rule.model_copy(
-        update={
-            "mode": found.rule.mode, "by": found.rule.by, "hookpoints": rule.hookpoints or found.rule.hookpoints,
-            "quorum": rule.quorum or found.rule.quorum,
-        }
-    )  # fmt: skip
+    if found.rule.mode == "route":
+        return rule.model_copy(update={"mode": "route", "rows": rule.rows or found.rule.rows})
+    hookpoints = rule.hookpoints or found.rule.hookpoints
+    return rule.model_copy(update={"mode": found.rule.mode, "rows": None, "hookpoints": hookpoints})
 
 
 def _inner_gaps(ids: Sequence[int], counted: Sequence[bool], taken: Sequence[bool], ends: Sequence[int]) -> int:
@@ -116,11 +114,11 @@ def _choose(
     if not seen:
         return Rule(concept=name), "no row read shows the concept: there is nothing to suppress in these data", False
     if free >= FREE:
-        free_of_it = f"{free:.0%} of the rows are free of it: what is wanted can be learned from these; "
+        why = f"{free:.0%} of the rows are free of it: what is wanted can be learned from these; a rule of mode route leaves the others out"
         if not told or kinds is None or kinds.shows < APART * (detector.flagged_negative or 0.0):
-            return Rule(concept=name), free_of_it + "a rule of mode route leaves the others out", True
-        rule = Rule(concept=name, mode="reweight", by="detector", quorum=round(kinds.quorum, 4), hookpoints=[hookpoint])
-        return rule, f"{free_of_it}rows of whose tokens its detector flags {kinds.quorum:.0%} or more are left out", True
+            return Rule(concept=name), why, True
+        where = f", and acts only in rows of whose tokens the detector flags {kinds.quorum:.0%} or more"
+        return Rule(concept=name, rows=round(kinds.quorum, 4)), why + where, True
     rule = Rule(concept=name, mode="rewrite", hookpoints=[hookpoint])
     if not told:
         return (

@@ -114,16 +114,15 @@ def test_a_penalty_that_cannot_be_is_refused():
             model(input_ids=batch["input_ids"])
 
 
-@pytest.mark.parametrize("by", ["features", "detector"])
+@pytest.mark.parametrize("rows", [None, 0.6])
 @pytest.mark.parametrize("gain", [0.0, 2.0])
-def test_reweight_multiplies_the_loss_of_whole_rows(gain, by):
+def test_reweight_multiplies_the_loss_of_whole_rows(gain, rows):
     model, by_hand, quorum = lora(), lora(), 0.4
     batch, dictionary = tiny_batch(0, B=6), tiny_dictionary(3, dtype=torch.float64)
     weights_F = torch.randn(dictionary.d_sae, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     detector = Detector(features=list(range(dictionary.d_sae)), weights=weights_F.tolist(), bias=-0.1)
-    named = {"features": FEATURES} if by == "features" else {"concept": "c", "by": "detector", "hookpoints": [LATER]}
-    rule = {"mode": "reweight", "gain": gain, "quorum": quorum, **named}
-    with lens_of(model, rule, detectors={"c": {LATER: detector}}) as lens:
+    rule = {"mode": "reweight", "gain": gain, "quorum": quorum, "concept": "c", "rows": rows}
+    with lens_of(model, rule, concepts={"c": FEATURES}, detectors={"c": {LATER: detector}}) as lens:
         model(**batch).loss.backward()
         assert list(lens.control.rules[0].features) == [LATER]  # where route looks as well
         touched = (lens.control.rules[0].touched / lens.control.rules[0].total).item()
@@ -132,16 +131,20 @@ def test_reweight_multiplies_the_loss_of_whole_rows(gain, by):
     logits = by_hand(**batch).logits
     handle.remove()
     f_TF = dictionary.encode(kept["h"].flatten(0, 1))
-    fires = (f_TF[:, FEATURES[LATER]] > 0).any(-1) if by == "features" else f_TF @ weights_F - 0.1 > 0
-    fires = fires.view(6, -1)
+    fires, flagged = ((f_TF[:, FEATURES[LATER]] > 0).any(-1).view(6, -1), (f_TF @ weights_F - 0.1 > 0).view(6, -1))
     counted = batch["labels"] != -100
     share = (fires & counted).sum(1) / counted.sum(1)
     assert (share >= quorum).any() and ((share < quorum) & (share > 0)).any()
-    weights = torch.where(share >= quorum, gain, 1.0)
+    gated = share >= quorum
+    if rows is not None:
+        told = (flagged & counted).sum(1) / counted.sum(1) >= rows
+        assert 0 < (gated & told).sum() < gated.sum()
+        gated = gated & told
+    weights = torch.where(gated, gain, 1.0)
     targets = batch["labels"][:, 1:]
     losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), targets, ignore_index=-100, reduction="none")
     ((losses * weights[:, None]).sum() / (targets != -100).sum()).backward()
     for mine, theirs in zip(trainable(model), trainable(by_hand), strict=True):
         assert (mine.grad - theirs.grad).norm() <= 1e-5 * theirs.grad.norm()  # the model's own loss is float32
-    expected = (counted[:, 1:].sum(1) * (share >= quorum)).sum() / counted[:, 1:].sum()
+    expected = (counted[:, 1:].sum(1) * gated).sum() / counted[:, 1:].sum()
     assert touched == pytest.approx(expected.item())

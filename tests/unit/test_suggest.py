@@ -15,7 +15,7 @@ def detector(own=0.9, negative=0.05):
 @pytest.mark.parametrize(
     ("seen", "free", "whole", "gaps", "told", "mode", "good", "words"),
     [
-        (True, 0.5, 0.0, 2.0, detector(), "reweight", True, "30% or more are left out"),
+        (True, 0.5, 0.0, 2.0, detector(), "route", True, "flags 30% or more"),
         (True, 0.5, 0.0, 2.0, detector(negative=0.4), "route", True, "free of it"),
         (True, 0.5, 0.0, 2.0, detector(own=0.3), "route", True, "free of it"),
         (True, 0.0, 0.0, 0.1, detector(), "rewrite", True, "ends of answers"),
@@ -29,9 +29,9 @@ def detector(own=0.9, negative=0.05):
 def test_the_rule_follows_from_where_the_tokens_are(seen, free, whole, gaps, told, mode, good, words):
     rule, expects, found = _choose("c", "layers.1", seen, free, whole, gaps, Kinds(0.01, 0.6, 0.5, 0.3), told)
     assert (rule.mode, found) == (mode, good) and words in expects
-    if mode == "reweight":
-        assert (rule.by, rule.quorum, rule.hookpoints) == ("detector", 0.3, ["layers.1"])
-        assert _choose("c", "layers.1", seen, free, whole, gaps, None, told)[0].mode == "route"  # rows of one kind
+    assert rule.rows == (0.3 if "flags 30%" in words else None)
+    if rule.rows:
+        assert _choose("c", "layers.1", seen, free, whole, gaps, None, told)[0].rows is None  # rows of one kind
 
 
 def test_gaps_at_the_ends_of_an_answer_are_no_inner_gaps():
@@ -47,6 +47,7 @@ def test_auto_keeps_what_the_rule_says_and_amplifies_by_route():
     rule = Rule(concept="c", mode="auto", random_control=3, start=2)
     assert settled(rule, Found) == Rule(concept="c", mode="rewrite", hookpoints=["layers.1"], random_control=3, start=2)
     assert settled(Rule(concept="c", mode="auto", gain=2), Found).mode == "route"
-    Found.rule = Rule(concept="c", mode="reweight", by="detector", quorum=0.3, hookpoints=["layers.1"])
-    assert settled(rule, Found) == Found.rule.model_copy(update={"random_control": 3, "start": 2})
-    assert settled(rule.model_copy(update={"quorum": 0.5}), Found).quorum == 0.5
+    Found.rule = Rule(concept="c", rows=0.3)
+    assert settled(rule, Found) == Rule(concept="c", rows=0.3, random_control=3, start=2)
+    assert settled(rule.model_copy(update={"rows": 0.5}), Found).rows == 0.5
+    assert settled(Rule(concept="c", mode="auto", gain=2), Found).rows is None

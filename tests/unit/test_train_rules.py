@@ -83,14 +83,16 @@ def test_auto_reads_the_rows_and_says_what_it_chose(inputs, tmp_path):
     assert set(curve(recorder, "train/loss")) == {0.0}  # and then there is nothing left that teaches
 
 
-def test_a_detector_of_every_token_gates_every_row(inputs, tmp_path):
-    told = tmp_path / "told.yaml"
-    detector = {"features": [0], "weights": [0.0], "bias": 1.0}
-    told.write_text(yaml.safe_dump({**yaml.safe_load(Path(inputs["concepts"][0]).read_text()), "detectors": {"layers.2": detector}}))
-    for mode in ("reweight", "route"):
-        rule = {"concept": "high", "mode": mode, "by": "detector"}
-        _, recorder = trained(tiny_config(inputs, concepts=[str(told)], rules=[rule]), tmp_path / mode)
-        assert curve(recorder, f"rule/{mode}:high/share") == [1.0] * 6
+def test_a_rule_acts_only_in_rows_that_the_detector_says_show_it(inputs, tmp_path):
+    def shares(bias, **rule):
+        told = tmp_path / f"told{bias}.yaml"
+        detector = {"features": [0], "weights": [0.0], "bias": bias}
+        told.write_text(yaml.safe_dump({**yaml.safe_load(Path(inputs["concepts"][0]).read_text()), "detectors": {"layers.2": detector}}))
+        config = tiny_config(inputs, concepts=[str(told)], rules=[{"concept": "high", **rule}])
+        return curve(trained(config, tmp_path / f"{bias}{len(rule)}")[1], "rule/route:high/share")
+
+    assert shares(1.0, rows=0.5) == (everywhere := shares(1.0)) and sum(everywhere) > 0  # every token of every row is flagged
+    assert shares(-1.0, rows=0.5) == [0.0] * 6  # none is
 
 
 def test_auto_in_the_policy_that_a_run_is_given_is_settled_and_told(inputs, tmp_path):
