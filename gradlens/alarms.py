@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,11 +99,17 @@ def _beside(learning: Learning, entry: Cluster, watched: Mapping[str, Members]) 
 
 
 def _likeness(learning: Learning, entry: Cluster, mine: Members) -> float:
-    sides = []
-    for pairs in (entry.features, [(hookpoint, int(i)) for hookpoint, ids in mine for i in ids]):
-        by_place: dict[str, list[int]] = {}
-        for hookpoint, feature in pairs:
-            by_place.setdefault(hookpoint, []).append(feature)
-        acts = [torch.from_numpy(learning.activations(hookpoint, ids)) for hookpoint, ids in by_place.items()]
-        sides.append(torch.cat(acts).numpy())
-    return likeness(*sides, learning.known.row_T.numpy())
+    """Mean cosine between the places of the cluster's features and where the concept is expressed: its features together, each in units of
+    its largest activation, since single ones mark single words of it."""
+    cluster_NT = _activations(learning, entry.features)
+    concept_MT = _activations(learning, [(hookpoint, int(i)) for hookpoint, ids in mine for i in ids])
+    expressed_T = (concept_MT / concept_MT.max(1, keepdims=True).clip(1e-12)).sum(0)
+    return likeness(cluster_NT, expressed_T[None], learning.known.row_T.numpy())
+
+
+def _activations(learning: Learning, features: Sequence[tuple[str, int]]) -> np.ndarray:
+    """`[N, T]` before training."""
+    by_place: dict[str, list[int]] = {}
+    for hookpoint, feature in features:
+        by_place.setdefault(hookpoint, []).append(feature)
+    return np.concatenate([learning.activations(hookpoint, ids) for hookpoint, ids in by_place.items()])
