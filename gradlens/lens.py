@@ -26,7 +26,7 @@ from gradlens.dictionary import Dictionary
 from gradlens.displaced import Displaced, held_by
 from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.flaws import flaws_in
-from gradlens.hookpoints import canonical, d_model, in_stream
+from gradlens.hookpoints import canonical, d_model, in_stream, unwrap
 from gradlens.hooks import Hooks
 from gradlens.learning import Learning
 from gradlens.probe import ProbeReading
@@ -288,6 +288,11 @@ class Lens:
         silent = [name for name in self.dictionaries if name not in self.hooks.fired]
         trained = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
         if silent and any(parameter.grad is not None for parameter in trained):
+            if not unwrap(self.model).training:
+                raise RunError(
+                    "the model is in evaluation mode, and what it does there is not taken for training: call model.train() before the "
+                    "loop (from_pretrained gives models in evaluation mode, and Lightning leaves them so)"
+                )
             raise RunError(
                 f"there are gradients, but no forward pass of training has passed the hooks at {', '.join(silent)}. A model that "
                 "torch.compile has compiled before keeps to its code: watch it before its first step, or call torch.compiler.reset(). "

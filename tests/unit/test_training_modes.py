@@ -342,6 +342,14 @@ def test_what_cannot_be_watched_is_refused_with_a_reason():
         lens_of(engine, torch.optim.SGD(model.parameters()))
 
 
+def test_a_model_left_in_evaluation_mode_is_one_clear_line_at_the_first_step():
+    model = tiny_model().eval()  # as from_pretrained gives it, and Lightning leaves it
+    optimizer = torch.optim.SGD(trainable(model), lr=0.1)
+    with pytest.raises(RunError, match=r"evaluation mode.*call model.train\(\)"), lens_of(model, optimizer):
+        model(**tiny_batch(0)).loss.backward()
+        optimizer.step()
+
+
 def test_a_loop_that_never_calls_the_model_is_refused_at_its_first_step():
     model = tiny_model().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
