@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.markup import escape
 
 from gradlens.cli.console import JsonOption, err, out, print_json
@@ -171,7 +172,9 @@ def suggest(
         print_json(said.as_dict())
         return
     rule = said.rule
-    out.print(f"rule: {{concept: {rule.concept}, mode: {rule.mode}}}", highlight=False)
+    said_in_yaml = {"concept": rule.concept, "mode": rule.mode} | rule.model_dump(exclude_defaults=True, include={"rows", "hookpoints"})
+    flow = yaml.safe_dump(said_in_yaml, default_flow_style=True, sort_keys=False, width=1000).strip()
+    out.print(f"rule: {flow}", markup=False, highlight=False, soft_wrap=True)
     out.print(f"expect: {said.expects}", soft_wrap=True, highlight=False)
     own, common = ("-" if value is None else f"{value:.0%}" for value in (said.flagged_own, said.flagged_common))
     out.print(
