@@ -43,7 +43,7 @@ class Collecting:
     """Context in which bergson collects the gradients of up to `examples` rows that `model` is trained on with `optimizer`.
 
     `set_rows` comes before every forward pass. `meter(work, *args)` runs what bergson does at its hooks and between the passes; not on a
-    GPU, where the meter waits for the device and would do so at hundreds of hooks: there the step as a whole tells.
+    GPU, where it would record two events at each of hundreds of hooks: there the step as a whole tells.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, examples: int, meter: Callable[..., Any]) -> None:
