@@ -22,6 +22,7 @@ from gradlens.errors import ConfigError
 from gradlens.sinks import KeyBudget
 from gradlens.wandb_worker import PREFIX
 
+log = logging.getLogger(__name__)
 # name -> distribution that must be installed
 TRACKERS = {
     "tensorboard": "tensorboard", "mlflow": "mlflow", "trackio": "trackio", "aim": "aim", "comet_ml": "comet_ml", "swanlab": "swanlab",
@@ -123,6 +124,7 @@ class TrackerSink:
                 self._failed = True
                 self._rows.clear()
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}; the run folder has everything"
+            log.warning("%s: %s", self.name, reason)  # someone who watches its page alone would wait in vain
             self._report("tracker_failed", tracker=self.name, reason=reason)
 
 

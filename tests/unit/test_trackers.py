@@ -109,7 +109,7 @@ def test_values_of_one_step_go_out_together_and_the_key_is_one_that_trackers_tak
 
 
 @pytest.mark.parametrize("where", ["start", "log", "finish"])
-def test_a_tracker_that_fails_costs_its_curves_and_nothing_else(tmp_path, probe, where):
+def test_a_tracker_that_fails_costs_its_curves_and_nothing_else(tmp_path, probe, where, caplog):
     def fail(self, *args, **kwargs):
         raise SystemExit("no server")
 
@@ -119,6 +119,7 @@ def test_a_tracker_that_fails_costs_its_curves_and_nothing_else(tmp_path, probe,
         "SystemExit: no server; the run folder has everything"
     ]
     assert list(RunReader(next(tmp_path.iterdir())).curve("train/loss")[0]) == [1, 2, 3]
+    assert "SystemExit: no server" in caplog.text  # also where nobody looks at events
 
 
 def test_a_tracker_that_hangs_holds_nobody_up(tmp_path, probe):
