@@ -18,6 +18,7 @@ FAMILIES = {"CAFT": r"(mean-)?ablate(@\w+)?", "steering": r"steer-[\d.]+", "inoc
 MODES = {"modes": r"(?!.*-(random|scattered))(auto|route|rewrite|cut|constrain|penalty|reweight).*"}  # not baselines
 HIDDEN_RATE, HIDDEN_READ = 0.5, 0.5  # an arm's rate, and how its answers read, beside those of the run without rules
 SEEN = 0.1  # of the way from plain texts to the concept's: what the answers without rules must move for the probe to say anything
+WEAK = 0.1  # of what a rule touches: random features that touch less say little
 SPECIFIC = 0.8  # of the unfiltered rate that matched random features must leave, for an effect to be the concept's
 
 
@@ -167,6 +168,9 @@ def remarks(entries: Sequence[Row]) -> list[str]:
         shares = [each["of_none"] for each in (entry, control) if each is not None and each["of_none"] is not None]
         if len(shares) == 2 and max(shares) < SPECIFIC:
             said.append(f"{arm} is not specific: as many random features leave {control['of_none']:.0%} of the unfiltered rate")
+        if control is not None and control["touched"] < entry["touched"] * WEAK:
+            shares = f"{control['touched']:.0%} ({arm}: {entry['touched']:.0%})"
+            said.append(f"{arm}-random touched {shares}: next to nothing, so a weak control")
         if entry["displaced"] and entry["displaced"]["hidden"]:
             reads = entry["displaced"]["reads"]
             said.append(f"{arm}: its answers no longer set off the checker, and read {reads:.0%} as much like the concept as without rules")

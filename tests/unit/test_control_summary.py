@@ -103,6 +103,11 @@ def test_baselines_are_tuned_and_effects_that_random_features_have_are_named():
     assert tuned([entry for entry in summary(rows) if entry["arm"] == "rewrite-random"], MODES) == {}
     said = [line for line in remarks(entries) if "specific" in line]
     assert said == ["ablate is not specific: as many random features leave 25% of the unfiltered rate"]
+    for one in entries:
+        one["touched"] = {"rewrite": 0.4, "rewrite-random": 0.01}.get(one["arm"], 0.3)
+    assert [line for line in remarks(entries) if "weak" in line] == [
+        "rewrite-random touched 1% (rewrite: 40%): next to nothing, so a weak control"
+    ]
 
 
 def test_arms_come_in_the_order_asked_for():
