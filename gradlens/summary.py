@@ -208,6 +208,8 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
     colour = {"done": "green", "running": "cyan"}.get(summary["status"], "yellow")
     head = f"[bold]{escape(summary['run_id'])}[/]  [{colour}]{summary['status']}[/]  {summary['steps']} steps, {summary['seconds']:.0f} s"
     loss = f"loss {_figure(summary['loss_first'])} -> {_figure(summary['loss_last'])}  {sparkline(summary['loss']['values'])}"
+    if summary["loss_first"] is None:
+        loss = "loss not recorded: the loop says it by `lens.log({'train/loss': ...})`"
     parts: list[Any] = [Text.from_markup(head), Text(loss)]
 
     def table(title: str, *columns: str) -> Table:
