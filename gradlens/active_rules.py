@@ -65,7 +65,7 @@ class Lookup:
     (default 0). `quorums`: concept -> hookpoint -> share of the tokens around one that must express it (default `rules.QUORUM`).
     `rates(hookpoint)`: share of tokens on which each feature fires (`[F]`, or None): random controls are drawn by it; `sizes`: mean
     activation there, by which thresholds are carried over to them.
-    `detectors`: concept -> hookpoint -> which tokens express it, for `rewrite`; `tokenizer`: tells its words.
+    `detectors`: concept -> hookpoint -> which tokens express it, for `rewrite` and `rows`; `tokenizer`: tells its words.
     `means(hookpoint)`: mean activation `[D]` on the probe set, for `mean-ablate`.
     `constrainers(rule, features)`: makes what carries out a rule of mode `constrain`. `tell(kind, **fields)`: where events go.
     """

@@ -2,7 +2,8 @@
 
 A watched concept raises an alarm when the uptake of its features is beyond chance on the texts of the probe set that express it (Student's
 t over texts), or when a cluster of learned features is active in the same places as its own. Clusters that neither are nor hold features
-of a watched concept were not announced.
+of a watched concept were not announced. What is learned only where a watched concept is shown is taken for a part of it: look at the
+clusters of what was learned, which name it all the same.
 Shape suffixes: T tokens of the probe set, R texts, F d_sae.
 """
 

@@ -24,16 +24,16 @@ from gradlens.constrainer import constrainer_of
 from gradlens.control import Control
 from gradlens.dictionary import Dictionary
 from gradlens.displaced import Displaced, held_by
-from gradlens.errors import ConfigError, InputError, RunError
+from gradlens.errors import ConfigError, InputError
 from gradlens.flaws import flaws_in
-from gradlens.hookpoints import canonical, d_model, in_stream, unwrap
+from gradlens.hookpoints import canonical, d_model, in_stream
 from gradlens.hooks import Hooks
 from gradlens.learning import Learning
 from gradlens.probe import ProbeReading
 from gradlens.projection import Members, Projection, Projector
 from gradlens.routers import Routers, event_of
 from gradlens.rules import Policy
-from gradlens.selftest import self_test
+from gradlens.selftest import check_passed, self_test
 from gradlens.trainable import check_policy, check_trainable, is_sharded, scaler_of, scaler_on_the_stack
 from gradlens.world import Single, World, flat_sum_
 
@@ -285,19 +285,7 @@ class Lens:
         if self._stepped or not self.dictionaries:
             return
         self._stepped = True
-        silent = [name for name in self.dictionaries if name not in self.hooks.fired]
-        trained = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
-        if silent and any(parameter.grad is not None for parameter in trained):
-            if not unwrap(self.model).training:
-                raise RunError(
-                    "the model is in evaluation mode, and what it does there is not taken for training: call model.train() before the "
-                    "loop (from_pretrained gives models in evaluation mode, and Lightning leaves them so)"
-                )
-            raise RunError(
-                f"there are gradients, but no forward pass of training has passed the hooks at {', '.join(silent)}. A model that "
-                "torch.compile has compiled before keeps to its code: watch it before its first step, or call torch.compiler.reset(). "
-                "A loop must call the model itself, not its parts"
-            )
+        check_passed([name for name in self.dictionaries if name not in self.hooks.fired], self.model, self.optimizer)
 
     def _look_at_scale(self) -> None:
         """A scaler that skips a step (its gradients were not finite) lowers the scale: what was read of that step goes with it."""

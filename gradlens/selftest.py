@@ -78,6 +78,25 @@ def self_test(model: nn.Module, hookpoints: dict[str, Hookpoint], widths: dict[s
 _WHY = "is a part of the model compiled, or run several times?"
 
 
+def check_passed(silent: list[str], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """After the first backward pass of training: `RunError` where there are gradients, and hooks (`silent`) that no forward pass has
+    passed."""
+    trained = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    if not silent or all(parameter.grad is None for parameter in trained):
+        return
+    if not unwrap(model).training:
+        raise RunError(
+            "the model is in evaluation mode, and what it does there is not taken for training: call model.train() before the "
+            "loop (from_pretrained gives models in evaluation mode, and Lightning leaves them so)"
+        )
+    raise RunError(
+        f"there are gradients, but no forward pass of training has passed the hooks at {', '.join(silent)}. A model that "
+        "torch.compile has compiled before keeps to its code: watch it before its first step, or call torch.compiler.reset(). "
+        "A loop must call the model itself, not its parts"
+    )
+
+
+
 def _gradients(
     model: nn.Module,
     batch: dict[str, Tensor],

@@ -34,8 +34,8 @@ def two_kinds(flagged_R: Sequence[int], counted_R: Sequence[int]) -> Kinds | Non
         return None
     k_R, n_R = pairs.T
     order = (k_R / n_R).argsort()
-    half = max(1, len(order) // 4)  # begun with the quarter of the rows with the fewest, and that with the most
-    rates = [_rate(k_R[part], n_R[part], np.ones(len(part))) for part in (order[:half], order[-half:])]
+    quarter = max(1, len(order) // 4)  # begun with the quarter of the rows with the fewest, and that with the most
+    rates = [_rate(k_R[part], n_R[part], np.ones(len(part))) for part in (order[:quarter], order[-quarter:])]
     showing = 0.5
     for _ in range(ROUNDS):
         likely = [k_R * np.log(rate) + (n_R - k_R) * np.log1p(-rate) for rate in rates]

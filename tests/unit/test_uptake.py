@@ -1,5 +1,6 @@
 """`uptake` and `taught`: fast forms equal their definitions, and nothing is learned where nothing changed."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -123,3 +124,12 @@ def test_student_s_tail_is_that_of_the_tables(n, t, chance):
 def test_student_says_nothing_of_few_values_or_of_falling_ones():
     assert student(torch.ones(3)) == 1 and student(-torch.ones(9)) == 1 and student(torch.zeros(9)) == 1
     assert student(torch.ones(9)) < 1e-6
+
+
+@pytest.mark.parametrize("n", [4, 8])
+@pytest.mark.parametrize("tails", ["normal", "heavy", "short"])
+def test_student_s_false_alarms_are_no_more_than_asked_for(n, tails):
+    rng = np.random.default_rng(0)
+    draw = {"normal": rng.standard_normal, "heavy": lambda size: rng.standard_t(3, size), "short": lambda size: rng.uniform(-1, 1, size)}
+    found = [student(torch.from_numpy(values)) <= 0.01 for values in draw[tails]((2000, n))]
+    assert np.mean(found) <= 0.02
