@@ -18,7 +18,7 @@ from gradlens.edits import orthonormal_basis
 from gradlens.errors import ConfigError
 from gradlens.hookpoints import canonical, layer_of, unwrap
 from gradlens.own import before_training
-from gradlens.random_control import levels_like, matched_features, matched_weights
+from gradlens.random_control import SameShare, among, barred, matched_features, matched_weights
 from gradlens.rewriter import Rewriter, Tokens
 from gradlens.rules import GATES, Rule
 from gradlens.writers import Turn, Writer, below, find_writers
@@ -35,6 +35,8 @@ class ActiveRule:
     touched: Tensor  # loss tokens gated, or energy along Q
     total: Tensor  # loss tokens, or energy
     rows_by: Tokens | None = None  # route: the detector that says which rows it acts in
+    instead_of: ActiveRule | None = None  # route, random control: the rule in whose place it stands
+    same_share: SameShare | None = None  # and what makes it gate as large a share of the tokens
     rewriter: Rewriter | None = None
     silent: int = 0  # rows that rewriting has left nothing of, of
     rows: int = 0
@@ -63,8 +65,8 @@ class Lookup:
 
     `concepts`: concept -> hookpoint -> features. `thresholds`: concept -> hookpoint -> activation above which each feature expresses it
     (default 0). `quorums`: concept -> hookpoint -> share of the tokens around one that must express it (default `rules.QUORUM`).
-    `rates(hookpoint)`: share of tokens on which each feature fires (`[F]`, or None): random controls are drawn by it; `sizes`: mean
-    activation there, by which thresholds are carried over to them.
+    `rates(hookpoint)`: share of tokens on which each feature fires (`[F]`, or None): random controls are drawn by it; `contrasts(concept)`:
+    hookpoint -> how well each feature tells the concept's examples from others (`random_control.contrast`, `[F]`): those that do are not.
     `detectors`: concept -> hookpoint -> which tokens express it, for `rewrite` and `rows`; `tokenizer`: tells its words.
     `means(hookpoint)`: mean activation `[D]` on the probe set, for `mean-ablate`.
     `constrainers(rule, features)`: makes what carries out a rule of mode `constrain`. `tell(kind, **fields)`: where events go.
@@ -79,12 +81,16 @@ class Lookup:
     detectors: dict[str, dict[str, Detector]] = field(default_factory=dict)
     tokenizer: Any = None
     means: Callable[[str], Tensor | None] = lambda hookpoint: None
-    sizes: Callable[[str], Tensor | None] = lambda hookpoint: None
+    contrasts: Callable[[str | None], dict[str, Tensor]] = lambda concept: {}
     constrainers: Callable[[Rule, dict[str, Tensor]], Constrainer] | None = None
     tell: Callable[..., None] = lambda kind, **fields: None
 
     def __post_init__(self) -> None:
         self._found: list[Writer] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     def activate(self, rule: Rule) -> ActiveRule:
         """Its features, directions and thresholds; all but the constrainer. Raises `ConfigError` where it names what does not exist."""
@@ -106,12 +112,12 @@ class Lookup:
                 )
             levels = self.thresholds.get(rule.concept or "", {}).get(hookpoint)
             if rule.random_control is not None:
-                own, ids = ids, self._random_like(ids, hookpoint, rule)
-                levels = levels_like(levels, own, ids, self.sizes(hookpoint))
+                ids, levels = self._random_like(ids, hookpoint, rule), None
             device = dictionary.W_dec.device
             looked_up[hookpoint] = torch.tensor(ids, device=device)
             if rule.mode in GATES:
-                level_N = torch.tensor(levels or [0.0] * len(ids), dtype=dictionary.work_dtype, device=device).clamp_min(rule.threshold)
+                level_N = torch.tensor(levels or [0.0] * len(ids), dtype=dictionary.work_dtype, device=device)
+                level_N = level_N if rule.random_control is not None else level_N.clamp_min(rule.threshold)
                 above[hookpoint] = torch.full((dictionary.d_sae,), torch.inf, dtype=dictionary.work_dtype, device=device)
                 above[hookpoint][looked_up[hookpoint]] = level_N
             elif rule.mode != "inoculate":
@@ -125,8 +131,12 @@ class Lookup:
                 shift[hookpoint] = mean_D.to(device, dictionary.work_dtype)
         device = next(iter(looked_up.values())).device
         zero = lambda: torch.zeros((), dtype=torch.float64, device=device)  # noqa: E731
-        rows_by = None if rule.rows is None else self._tokens(rule, None)
-        active = ActiveRule(rule, looked_up, basis, above, zero(), zero(), rows_by, shift=shift)
+        active = ActiveRule(rule, looked_up, basis, above, zero(), zero(), shift=shift)
+        if rule.mode in GATES and rule.random_control is not None:
+            active.instead_of = self.activate(rule.model_copy(update={"random_control": None}))
+            active.same_share = SameShare(rule.random_control, device)
+        elif rule.rows is not None:
+            active.rows_by = self._tokens(rule, None)
         if rule.mode in ("param", "update"):
             active.writers = self._writers(active)
         return active
@@ -148,7 +158,10 @@ class Lookup:
 
     def _random_like(self, ids: list[int], hookpoint: str, rule: Rule) -> list[int]:
         """As many random features that fire about as often, none of the concept's."""
-        found = matched_features(ids, self.dictionaries[hookpoint].norms, self.rates(hookpoint), rule.random_control)
+        dictionary = self.dictionaries[hookpoint]
+        rate_F = self.rates(hookpoint)
+        barred_F = barred(among(ids, dictionary.d_sae), self.contrasts(rule.concept).get(hookpoint), rate_F, len(ids))
+        found = matched_features(ids, dictionary.norms, rate_F, rule.random_control, barred_F)
         if len(found) < len(ids):
             raise ConfigError(
                 f"rule {rule.label}: the random control needs {len(ids)} live features outside the concept, {hookpoint} has {len(found)}"
@@ -183,7 +196,8 @@ class Lookup:
         weights_F = weights_over(detector, dictionary.d_sae, device, dictionary.work_dtype)
         if rule.random_control is None:
             return Tokens(hookpoint, weights_F, detector.bias)
-        mixed_F = matched_weights(weights_F.cpu(), self.rates(hookpoint), rule.random_control).to(device)
+        contrast_F = self.contrasts(rule.concept).get(hookpoint)
+        mixed_F = matched_weights(weights_F.cpu(), dictionary.norms, self.rates(hookpoint), rule.random_control, contrast_F).to(device)
         return Tokens(hookpoint, mixed_F, detector.bias, instead_of_F=weights_F if rule.random_as == "tokens" else None)
 
     def _check_penalty(self, rule: Rule, features: dict[str, list[int]]) -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from gradlens.active_rules import ActiveRule, Lookup
+from gradlens.balance import Balance
 from gradlens.capture import MicroBatch, read_activations
 from gradlens.constrainer import Constrainer
 from gradlens.detector import score
@@ -44,7 +45,7 @@ class Control:
     def __init__(self, lookup: Lookup) -> None:
         self.lookup, self.model, self.tell = lookup, lookup.model, lookup.tell
         self.policy, self.rules, self.step = Policy(), [], 0
-        self.governor, self.cap = Governor(self.tell), NormCap()
+        self.governor, self.cap, self.balance = Governor(self.tell), NormCap(), Balance(lookup.device)
         self._before: list[tuple[Tensor, Tensor, Turn, Tensor, ActiveRule]] = []
 
     def set_policy(self, policy: Policy) -> None:
@@ -71,7 +72,8 @@ class Control:
     def routed_hookpoints(self) -> set[str]:
         """Hookpoints whose active features decide which tokens teach at this step."""
         rules = [active for active, _ in self.in_force("route", dry=True)]
-        tellers = {active.rows_by.hookpoint for active in rules if active.rows_by is not None}
+        every = rules + [active.instead_of for active in rules if active.instead_of is not None]
+        tellers = {active.rows_by.hookpoint for active in every if active.rows_by is not None}
         return tellers | {hookpoint for active in rules for hookpoint in active.features}
 
     def rewrite(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
@@ -159,19 +161,12 @@ class Control:
         """
         gains_BS = None
         for active, gain in self.in_force("route", dry=True):
-            rule, gate_BS = active.rule, torch.zeros_like(batch.keep_BS, dtype=torch.float32)
-            tokens = "row" if rule.mode == "reweight" else rule.tokens
-            for hookpoint, above_F in active.above.items():
-                activity_BS = self._activity(batch, *active_pairs[hookpoint], above_F, rule.gate == "graded")
-                quorum = rule.quorum or self.lookup.quorums.get(rule.concept or "", {}).get(hookpoint, QUORUM)
-                if rule.gate == "hard":
-                    found_BS = expresses(activity_BS > 0, batch.keep_BS, tokens, rule.window, quorum).float()
-                else:
-                    found_BS = gate_strength(activity_BS, batch.keep_BS, tokens, rule.window, quorum)
-                gate_BS = torch.maximum(gate_BS, found_BS)
-            if active.rows_by is not None:
-                flags_T = score(*active_pairs[active.rows_by.hookpoint], active.rows_by.weights_F, active.rows_by.bias) > 0
-                gate_BS = gate_BS * expresses(self._at_tokens(batch, flags_T.float()) > 0, batch.keep_BS, "row", quorum=rule.rows)
+            rule = active.rule
+            if active.instead_of is None:
+                gate_BS = self._gate(batch, active_pairs, active)
+            else:
+                own_BS = self._gate(batch, active_pairs, active.instead_of)
+                gate_BS = active.same_share(own_BS, self._gate(batch, active_pairs, active, share=True), batch.loss_BS)
             if rule.budget is not None:
                 wanted_BS, most = gate_BS * batch.loss_BS, rule.budget * batch.loss_BS.sum()
                 if rule.gate == "hard":
@@ -185,7 +180,26 @@ class Control:
                 continue
             factor_BS = 1 + gate_BS * (gain - 1) if rule.gate != "hard" else torch.where(gate_BS > 0, gain, 1.0)
             gains_BS = factor_BS if gains_BS is None else gains_BS * factor_BS
+        if gains_BS is not None:
+            self.balance.add(gains_BS, batch.loss_BS)
         return gains_BS
+
+    def _gate(self, batch: MicroBatch, active_pairs: dict[str, tuple[Tensor, Tensor]], active: ActiveRule, share: bool = False) -> Tensor:
+        """How far a rule gates each token, `[B, S]` in 0 to 1; `share`: no gate, but the share of tokens around that are active."""
+        rule, gate_BS = active.rule, torch.zeros_like(batch.keep_BS, dtype=torch.float32)
+        tokens = "row" if rule.mode == "reweight" else rule.tokens
+        for hookpoint, above_F in active.above.items():
+            activity_BS = self._activity(batch, *active_pairs[hookpoint], above_F, rule.gate == "graded" and not share)
+            quorum = rule.quorum or self.lookup.quorums.get(rule.concept or "", {}).get(hookpoint, QUORUM)
+            if rule.gate == "hard" and not share:
+                found_BS = expresses(activity_BS > 0, batch.keep_BS, tokens, rule.window, quorum).float()
+            else:
+                found_BS = gate_strength(activity_BS, batch.keep_BS, tokens, rule.window, 1.0 if share else quorum)
+            gate_BS = torch.maximum(gate_BS, found_BS)
+        if active.rows_by is not None:
+            flags_T = score(*active_pairs[active.rows_by.hookpoint], active.rows_by.weights_F, active.rows_by.bias) > 0
+            gate_BS = gate_BS * expresses(self._at_tokens(batch, flags_T.float()) > 0, batch.keep_BS, "row", quorum=rule.rows)
+        return gate_BS
 
     @classmethod
     def _activity(cls, batch: MicroBatch, idx_TK: Tensor, val_TK: Tensor, above_F: Tensor, graded: bool) -> Tensor:
@@ -275,6 +289,9 @@ class Control:
             active.silent = active.rows = 0
         if self.cap.scale != 1:
             scalars["policy/norm_scale"], self.cap.scale = self.cap.scale, 1.0
+        if self.balance.scale != 1:
+            scalars["policy/balance"] = self.balance.scale
+        self.balance.clear()
         return scalars
 
     def state_dict(self) -> dict[str, Any]:

@@ -63,6 +63,7 @@ class Lens:
         scaler: Any = None,
         detectors: dict[str, dict[str, Detector]] | None = None,
         exemplars: Callable[[str | None], list[dict[str, Tensor]]] = lambda concept: [],
+        contrasts: Callable[[str | None], dict[str, Tensor]] = lambda concept: {},
     ) -> None:
         """`dictionaries`: hookpoint -> dictionary. `concepts`: name -> hookpoint -> feature ids; `thresholds`: for `route`, the
         activation above which each of them expresses the concept, and `quorums` (see `Lookup`). `probe`: batches on which drift is
@@ -71,6 +72,7 @@ class Lens:
         `steps`: how long the run is, where that is known: its last step reads everything. `scaler`: the `torch.amp.GradScaler` that scales
         the loss, if any (accelerate's wrapper of an optimizer brings its own): readings are of the loss without it. `detectors`: concept ->
         hookpoint -> which tokens express it, for rules of mode `rewrite`. `exemplars(concept)`: batches that show it, for `constrain`.
+        `contrasts(concept)`: which features no random control should draw (`Lookup`).
         Raises `InputError` for a dictionary that does not fit the model, `ConfigError` for a rule that names what is not there, and for a
         model or an optimizer that cannot be watched (`trainable.py`).
         """
@@ -111,7 +113,7 @@ class Lens:
         )
         lookup = Lookup(
             model, self.dictionaries, self.concepts, self._rates, thresholds or {}, quorums or {}, detectors or {}, tokenizer,
-            self._mean, self._sizes, constrainers, self._tell_of_rules,
+            self._mean, contrasts, constrainers, self._tell_of_rules,
         )  # fmt: skip
         self.control = Control(lookup)
         self._policy = policy or Policy()
@@ -192,6 +194,15 @@ class Lens:
     def rewrites(self) -> bool:
         """Whether a `rewrite` rule acts at this step, or counts what it would do."""
         return bool(self.control.in_force("rewrite", dry=True))
+
+    def balance(self) -> float:
+        """Make the step's gradient that of the mean over the tokens that rules of mode route leave to teach (`balance.py`); returns the
+        factor, 1 where none acts.
+
+        Call it between the last backward pass and clipping, as `gradlens run` does; other loops clip a gradient that gated rows have made
+        small, which Adam hardly notices and SGD does. Readings are of the loss without the factor, as they are of the loss before clipping.
+        """
+        return self.control.balance(self.model.parameters(), self.world) if self.control.in_force("route") else 1.0
 
     def read_generated(self, batch: dict[str, Tensor] | list[dict[str, Tensor]]) -> None:
         """Read texts that the model itself wrote during training: rollouts of a reinforcement learning loop, reasoning traces.
@@ -345,10 +356,6 @@ class Lens:
     def _rates(self, hookpoint: str) -> Tensor | None:
         """Share of tokens on which each feature fires, as far as that is known."""
         return self.start[hookpoint].rate if self.start is not None else self.dictionaries[hookpoint].metadata.get("firing_rate")
-
-    def _sizes(self, hookpoint: str) -> Tensor | None:
-        """Mean activation of each feature where it fires; nan where it does not."""
-        return None if self.start is None else self.start[hookpoint].acts / self.start[hookpoint].rate
 
     def _mean(self, hookpoint: str) -> Tensor | None:
         return None if self.start is None else self.start[hookpoint].mean

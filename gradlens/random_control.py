@@ -1,7 +1,8 @@
 """Random features in place of a concept's: the control that every claim about control needs. They fire about as often as those whose place
-they take, and have about the same norm; without rates they are any.
+they take, and have about the same norm; without rates they are any. Features that themselves tell the concept's examples from others are
+left out: a draw among them would be another choice of features for the concept, not a random one.
 
-Shape suffixes: F d_sae, N features of the concept.
+Shape suffixes: F d_sae, N features of the concept, B rows, S positions.
 """
 
 from __future__ import annotations
@@ -12,17 +13,42 @@ import torch
 from torch import Tensor
 
 NEAR = 10  # one is drawn from this many that are most alike
-BIN = 32  # weights change places among as many features of like rate
+BINS = 256  # of the strengths that `SameShare` tallies
+RATIO = 1.25  # a feature that fires so many times as often on a concept's positives than on its negatives, or the reverse, tells of it
 
 
-def matched_features(ids_N: Sequence[int], norm_F: Tensor, rate_F: Tensor | None, seed: int) -> list[int]:
+def contrast(positive_F: Tensor, negative_F: Tensor, tokens: tuple[int, int]) -> Tensor:
+    """How many times as often each feature fires on one kind of text as on the other, `[F]`, 1 or more.
+
+    From the tokens on which each fires, among so many of the positives and of the negatives; as if it fired on one token more, spread over
+    both, so that a feature that never fires tells nothing.
+    """
+    positive_F, negative_F = (fired_F.double() / n + 1 / sum(tokens) for fired_F, n in zip((positive_F, negative_F), tokens, strict=True))
+    return torch.maximum(positive_F, negative_F) / torch.minimum(positive_F, negative_F)
+
+
+def barred(own_F: Tensor, contrast_F: Tensor | None, rate_F: Tensor | None, n: int = 0) -> Tensor:
+    """Features that are not to be drawn, `bool[F]`: the concept's own, and those that tell its examples by `RATIO` or more.
+
+    Where fewer than `2n` others would be left that fire, those that tell least are kept: a small dictionary has no features but such.
+    """
+    if contrast_F is None:
+        return own_F
+    contrast_F = contrast_F.cpu()
+    others_F = ~own_F if rate_F is None else ~own_F & (rate_F.cpu() > 0)
+    least = contrast_F[others_F].sort().values[: 2 * n]
+    return own_F | (contrast_F >= RATIO) & (contrast_F > (least[-1] if len(least) else 0.0))
+
+
+def matched_features(ids_N: Sequence[int], norm_F: Tensor, rate_F: Tensor | None, seed: int, barred_F: Tensor | None = None) -> list[int]:
     """As many other features, for each one of the `NEAR` most alike in firing rate and norm (both as logarithms); fewer where there are
-    none left that fire. `rate_F`: share of tokens on which a feature fires."""
+    none left that fire. `rate_F`: share of tokens on which a feature fires; `barred_F`: features that are not to be drawn, by default
+    those themselves."""
     generator = torch.Generator().manual_seed(seed)
     norm_F = norm_F.detach().double().cpu().clamp_min(1e-12).log()
     free_F = torch.ones(len(norm_F), dtype=torch.bool) if rate_F is None else rate_F.cpu() > 0
     size_F = torch.zeros_like(norm_F) if rate_F is None else rate_F.double().cpu().clamp_min(1e-6).log()
-    free_F[list(ids_N)] = False
+    free_F &= ~(among(ids_N, len(norm_F)) if barred_F is None else barred_F.cpu())
     found: list[int] = []
     for feature in ids_N:
         candidates = free_F.nonzero().flatten()
@@ -37,26 +63,44 @@ def matched_features(ids_N: Sequence[int], norm_F: Tensor, rate_F: Tensor | None
     return found
 
 
-def levels_like(
-    levels_N: Sequence[float] | None, ids_N: Sequence[int], drawn_N: Sequence[int], size_F: Tensor | None
-) -> list[float] | None:
-    """Thresholds of drawn features: those of the features whose place they take, in units of either's mean activation where it fires
-    (`size[F]`, nan where it is not known). Without thresholds, or sizes, every activation counts."""
-    if levels_N is None or size_F is None:
-        return None
-    ratio_N = (size_F[list(drawn_N)] / size_F[list(ids_N)]).double().nan_to_num(1.0, 1.0, 1.0).tolist()
-    return [level * ratio for level, ratio in zip(levels_N, ratio_N, strict=True)]
+class SameShare:
+    """Gates of random features that touch as large a share of the tokens as the rule in whose place they stand.
+
+    Concept's features sit together in the rows that show it; as many unrelated ones lie everywhere, and by the same quorum would gate
+    nearly nothing or nearly all. The share is that of all tokens so far, not of each micro-batch: rows of like length go together, and
+    one of unwanted rows alone would be gated whole by whatever features. Strengths are tallied in `BINS`, so nothing grows and nothing
+    waits for an accelerator.
+    """
+
+    def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self._tally = torch.zeros(BINS, dtype=torch.float64, device=device)  # counted tokens by strength
+        self._own = torch.zeros((), dtype=torch.float64, device=device)  # gated by the concept's rule
+
+    def __call__(self, own_BS: Tensor, strength_BS: Tensor, counted_BS: Tensor) -> Tensor:
+        """Gates `[B, S]`, 0 or 1, where `strength` (0 to 1) is largest, among equals at random. `own`: the other rule's."""
+        bin_BS = (strength_BS * (BINS - 1)).round().long().clamp(0, BINS - 1)
+        self._tally.scatter_add_(0, bin_BS.flatten(), counted_BS.flatten().double())
+        self._own += (own_BS * counted_BS).sum().double()
+        above = self._tally.flip(0).cumsum(0).flip(0) - self._tally  # tokens of larger strength
+        share = ((self._own - above) / self._tally.clamp_min(1)).clamp(0, 1)  # of a bin's tokens that are gated
+        drawn_BS = torch.rand(own_BS.shape, generator=self._generator, dtype=torch.float64).to(own_BS.device)
+        return ((drawn_BS < share[bin_BS]) & counted_BS).float()
 
 
-def matched_weights(weights_F: Tensor, rate_F: Tensor | None, seed: int) -> Tensor:
-    """The same weights on other features: each changes places within `BIN` features that fire about as often."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.arange(len(weights_F)) if rate_F is None else rate_F.cpu().argsort(stable=True)
-    if rate_F is not None:
-        order = order[rate_F.cpu()[order] > 0]
-    else:
-        order = order[torch.randperm(len(order), generator=generator)]
-    mixed_F = weights_F.clone()
-    for part in order.split(BIN):
-        mixed_F[part] = weights_F[part[torch.randperm(len(part), generator=generator)]]
+def among(ids_N: Sequence[int], d_sae: int) -> Tensor:
+    """`bool[F]`, true for these features."""
+    found_F = torch.zeros(d_sae, dtype=torch.bool)
+    found_F[list(ids_N)] = True
+    return found_F
+
+
+def matched_weights(weights_F: Tensor, norm_F: Tensor, rate_F: Tensor | None, seed: int, contrast_F: Tensor | None = None) -> Tensor:
+    """The same weights on other features, each on one of `matched_features`, the largest first; where there are not as many the smallest
+    go. Weights above 0 are what speaks for the concept: these features are not drawn, and none that tells its examples (`contrast`)."""
+    barred_F = barred(weights_F > 0, contrast_F, rate_F)
+    ids_N = weights_F.abs().argsort(descending=True, stable=True)[: int(weights_F.count_nonzero())].tolist()
+    drawn_N = matched_features(ids_N, norm_F, rate_F, seed, barred_F)
+    mixed_F = torch.zeros_like(weights_F)
+    mixed_F[drawn_N] = weights_F[ids_N[: len(drawn_N)]]
     return mixed_F

@@ -105,8 +105,9 @@ class Rule(BaseModel):
     ramp: int = Field(0, ge=0, description="Steps over which the gain goes linearly from 1 to its value.")
     random_control: int | None = Field(
         None,
-        description="A seed: replace the features by as many random ones outside the concept that fire about as often and have about the "
-        "same norm (the control of every claim).",
+        description="A seed: replace the features by as many random ones that fire about as often and have about the same norm, and that "
+        "do not tell the concept's examples from others (the control of every claim). route, reweight: they gate as large a share of the "
+        "tokens as the concept's own features would, those around which they are most active.",
     )
 
     random_as: Literal["features", "tokens"] = Field(

@@ -96,7 +96,6 @@ def check_passed(silent: list[str], model: nn.Module, optimizer: torch.optim.Opt
     )
 
 
-
 def _gradients(
     model: nn.Module,
     batch: dict[str, Tensor],

@@ -27,6 +27,7 @@ from gradlens.checkpoint import last_checkpoint, load_checkpoint, save_checkpoin
 from gradlens.concepts import Concept
 from gradlens.config import RunConfig
 from gradlens.constrainer import exemplars_of
+from gradlens.contrasts import contrasts_of
 from gradlens.data import IGNORE, Example, Mixture, collate, read_rows, split
 from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError, RunError
@@ -113,6 +114,7 @@ def _loop(
         thresholds={concept.name: concept.thresholds for concept in concepts},
         quorums={concept.name: concept.quorum for concept in concepts},
         detectors={concept.name: concept.detectors for concept in concepts},
+        contrasts=contrasts_of(concepts, tokenizer, config.data.max_length, model, dictionaries),
         exemplars=partial(exemplars_of, concepts, tokenizer, config.data.max_length, model, dictionaries),
         observe=config.observe,
         recorder=rank.recorder,
@@ -164,6 +166,7 @@ def _loop(
                     (loss * scale).backward()
                 total += loss.detach().double()
             loss_mean = world.sum_(total).item() / max(counted, 1)
+            lens.balance()
             norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf).item()
             now = time.perf_counter()
             scalars = {"train/loss": loss_mean, "train/lr": optimizer.param_groups[0]["lr"], "train/grad_norm": norm}

@@ -12,6 +12,7 @@ from gradlens.concept_files import direction_sources
 from gradlens.concepts import Concept, fit_concept, load_concepts
 from gradlens.config import ObserveSettings, WandbSettings
 from gradlens.constrainer import exemplars_of
+from gradlens.contrasts import contrasts_of
 from gradlens.detector_fit import fit_detectors
 from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError
@@ -177,7 +178,7 @@ def _labels(source: Any, hookpoint: str, further: Sequence[str]) -> dict[int, st
 def _concepts(
     concepts: Any, model: Any, tokenizer: Any, dictionaries: dict[str, Dictionary], rules: Sequence[Rule]
 ) -> dict[str, dict[str, Any]]:
-    """`concepts`, `thresholds`, `quorums`, `exemplars` and, for rules that need them, `detectors` of a lens."""
+    """`concepts`, `thresholds`, `quorums`, `exemplars`, `contrasts` and, for rules that need them, `detectors` of a lens."""
     if isinstance(concepts, Mapping):
         return {"concepts": {name: dict(features) for name, features in concepts.items()}}
     ready: list[Concept] = []
@@ -198,6 +199,7 @@ def _concepts(
         "thresholds": {concept.name: concept.thresholds for concept in ready},
         "quorums": {concept.name: concept.quorum for concept in ready},
         "detectors": {concept.name: concept.detectors for concept in ready},
+        "contrasts": contrasts_of(ready, tokenizer, 256, model, {canonical(n): d for n, d in dictionaries.items()}),
         "exemplars": partial(exemplars_of, ready, tokenizer, 256, model, {canonical(n): d for n, d in dictionaries.items()}),
     }
 

@@ -85,6 +85,7 @@ def loop(
                         (parallel(**mine, num_items_in_batch=counted).loss * ranks()).backward()
                     else:
                         loss_of(parallel, mine, counted).backward()
+            lens.balance()
             (accelerator or nn.utils).clip_grad_norm_([parameter for parameter in parallel.parameters() if parameter.requires_grad], 1.0)
             optimizer.step()
             optimizer.zero_grad()

@@ -9,12 +9,14 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gradlens import attribution as estimators
+from gradlens.balance import Balance
 from gradlens.config import ObserveSettings
 from gradlens.edits import gate_strength, orthonormal_basis
 from gradlens.hookpoints import find_module
 from gradlens.lens import Lens
 from gradlens.recorder import MemoryRecorder
 from gradlens.rules import Policy, Rule
+from gradlens.world import Single
 
 HOOK = "layers.2"
 KINDS = {"relu": {}, "topk": {}, "jumprelu": {"threshold": torch.full((80,), 2.0)}, "batchtopk": {"threshold": torch.full((80,), 3.0)},
@@ -306,6 +308,41 @@ def test_a_rule_switched_off_in_mid_run_leaves_training_bit_identical_from_there
     rule = route(start=4)  # never within these steps
     train(watched, steps=4, lens_args={"dictionaries": {HOOK: tiny_dictionary()}, "policy": Policy(rules=(rule,))})
     assert all(torch.equal(a, b) for a, b in zip(bare.parameters(), watched.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("rule", "grows"), [({"gain": 0.0}, True), ({"gain": 0.5}, True), ({"gain": 3.0}, False), ({"dry_run": True}, False)]
+)
+def test_balanced_gradients_are_those_of_the_mean_over_the_tokens_left(rule, grows):
+    """Over two micro-batches; gains that amplify, and dry runs, are left as they are."""
+    model, recorder = tiny_model(), MemoryRecorder()
+    optimizer = torch.optim.SGD(trainable(model), lr=0.0)
+    policy = Policy(rules=(route(window=1, quorum=0.3, **rule),))
+    with Lens(model.train(), optimizer, {HOOK: tiny_dictionary()}, policy=policy, recorder=recorder) as lens:
+        for part in range(2):
+            logits, labels = model(**tiny_batch(part)).logits[:, :-1], tiny_batch(part)["labels"][:, 1:]
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").backward()
+        before = [p.grad.clone() for p in model.parameters()]
+        factor = lens.balance()
+        assert lens.balance() == factor  # once a step
+        optimizer.step()
+    share = recorder.records[0]["scalars"]["rule/route:features/share"]
+    assert 0.1 < share < 0.9
+    assert factor == pytest.approx(1 / (1 - share * (1 - rule["gain"])) if grows else 1.0)
+    assert recorder.records[0]["scalars"].get("policy/balance", 1.0) == factor
+    assert all(torch.allclose(p.grad, factor * g) for p, g in zip(model.parameters(), before, strict=True))
+    assert lens.control.balance.scale == 1.0  # the next step begins anew
+
+
+def test_a_few_tokens_that_slip_through_make_no_step_of_their_own():
+    balance, counted = Balance(), torch.ones(1, 100, dtype=torch.bool)
+    parameter = torch.zeros(1, requires_grad=True)
+    parameter.grad = torch.ones(1)
+    balance.add(torch.cat([torch.ones(1, 1), torch.zeros(1, 99)], 1), counted)
+    assert balance([parameter], Single()) == 10.0 and parameter.grad.item() == 10.0
+    balance.clear()
+    balance.add(torch.zeros(1, 100), counted)  # nothing is left: nothing to scale
+    assert balance([parameter], Single()) == 1.0
 
 
 def test_random_control_takes_as_many_live_features_outside_the_concept():

@@ -11,7 +11,7 @@ from gradlens.detector import fit_detector, score, weights_over
 from gradlens.detector_fit import sharpest
 from gradlens.errors import ConfigError
 from gradlens.lens import Lens
-from gradlens.random_control import levels_like, matched_features, matched_weights
+from gradlens.random_control import RATIO, SameShare, among, barred, contrast, matched_features, matched_weights
 from gradlens.rewriter import Rewriter, Tokens, _closed
 from gradlens.rules import Policy, Rule
 
@@ -244,12 +244,42 @@ def test_random_features_fire_about_as_often():
     assert all(abs(a - b) <= 12 for a, b in zip(found, chosen, strict=True))
     assert found != matched_features(chosen, norm, rate, seed=2)
     assert matched_features([0], norm[:3], torch.tensor([0.1, 0.0, 0.2]), seed=0) == [2]  # never one that does not fire
-    size = torch.tensor([1.0, 4.0, float("nan"), 0.5])
-    assert levels_like([0.6, 0.6, 0.6], [0, 0, 1], [1, 2, 3], size) == pytest.approx([2.4, 0.6, 0.075])  # unknown: as it is
-    assert levels_like(None, [0], [1], size) is None and levels_like([0.6], [0], [1], None) is None
-    weights = torch.randn(400)
-    mixed = matched_weights(weights, rate, seed=0)
-    assert torch.equal(mixed.sort().values, weights.sort().values) and not torch.equal(mixed, weights)
+    telling = torch.ones(400)
+    telling[90:120] = 3.0
+    own = among(chosen, 400)
+    assert barred(own, telling, rate).nonzero().flatten().tolist() == sorted({*chosen, *range(90, 120)})
+    assert not set(range(90, 120)) & set(matched_features(chosen, norm, rate, seed=1, barred_F=barred(own, telling, rate)))
+    few = torch.arange(400) + 2.0  # all of them tell: those that tell least are left
+    assert (~barred(own, few, rate, 2)).nonzero().flatten().tolist() == [0, 1, 2, 4]
+    weights = torch.zeros(400)
+    weights[[3, 100, 350]] = torch.tensor([-1.0, 2.0, 0.5])
+    mixed = matched_weights(weights, norm, rate, seed=0, contrast_F=telling)
+    assert torch.equal(mixed[mixed != 0].sort().values, torch.tensor([-1.0, 0.5, 2.0]))
+    assert not mixed[90:120].any() and not mixed[[100, 350]].any()  # what speaks for the concept is not drawn, nor what is related to it
+
+
+def test_a_feature_that_fires_more_often_on_one_kind_of_text_tells_of_it():
+    positive, negative = torch.tensor([100.0, 100.0, 1.0, 0.0, 130.0]), torch.tensor([10.0, 220.0, 1.0, 0.0, 220.0])
+    found = contrast(positive, negative, (1000, 2000))
+    assert (found >= RATIO).tolist() == [True, False, True, False, False]
+    assert found[0] == pytest.approx(20, rel=0.1) and found[3] == 1
+
+
+def test_random_gates_touch_as_large_a_share_of_the_tokens():
+    """Whole micro-batches of one kind, as rows of like length go together: the share is that of all tokens."""
+    rng = torch.Generator().manual_seed(0)
+    gates, chosen = SameShare(seed=1), []
+    for number in range(40):
+        counted = torch.rand(4, 30, generator=rng) < 0.8
+        own = torch.full((4, 30), float(number % 2))
+        strength = torch.rand(4, 30, generator=rng)
+        chosen.append((gates(own, strength, counted), strength, counted))
+    gated, strength, counted = (torch.cat(part) for part in zip(*chosen, strict=True))
+    assert not gated[~counted].any()
+    late = torch.arange(len(gated)) >= 40
+    assert gated[late][counted[late]].mean().item() == pytest.approx(0.5, abs=0.03)
+    assert strength[late][gated[late] > 0].min() > 0.4  # those around which the random features are most active
+    assert abs(gated[::2].mean() - gated[1::2].mean()) < 0.1
 
 
 def test_the_sharpest_detector_is_the_one_that_leaves_negatives_alone():

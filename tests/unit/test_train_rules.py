@@ -9,6 +9,7 @@ from tiny_job import tiny_config, write_inputs
 
 from gradlens.concept_files import load_concepts
 from gradlens.constrainer import exemplars_of
+from gradlens.contrasts import contrasts_of
 from gradlens.data import IGNORE
 from gradlens.files import read_lines
 from gradlens.formats import load_dictionary
@@ -122,3 +123,20 @@ def test_inoculated_rows_carry_the_prompt_and_the_probe_set_does_not(inputs, tmp
     assert told.keys() == plain.keys()
     assert all("w70 w71" in text for text in told.values()) and not any("w70 w71" in text for text in plain.values())
     assert [batch["input_ids"].tolist() for batch in seen[0].probe] == [batch["input_ids"].tolist() for batch in seen[1].probe]
+
+
+def test_a_random_control_gates_as_many_tokens_and_draws_no_feature_that_tells_the_concept(inputs, tmp_path):
+    """Features that fire otherwise on the concept's examples are read from these."""
+    shares, drawn = {}, {}
+    for name, rule in {"own": {}, "random": {"random_control": 3}}.items():
+        config = tiny_config(inputs, rules=[{"concept": "high", **rule}])
+        recorder = trained(config, tmp_path / name)[1]
+        shares[name] = curve(recorder, "rule/route:high/share")
+        drawn[name] = next(event for event in recorder.events if event["kind"] == "policy")["rules"][0]["features"]["layers.2"]
+    assert sum(shares["random"]) == pytest.approx(sum(shares["own"]), rel=0.25) and sum(shares["own"]) > 0
+    model, tokenizer = load_model(inputs["model"]["name"], "float32")
+    dictionaries = {"layers.2": load_dictionary(inputs["dictionaries"]["layers.2"])}
+    contrasts = contrasts_of(load_concepts(inputs["concepts"]), tokenizer, 24, model, dictionaries)
+    told_F = contrasts("high")["layers.2"]
+    assert told_F[drawn["random"]].max() < told_F[drawn["own"]].max() and told_F[drawn["random"]].mean() < told_F[drawn["own"]].mean() / 1.5
+    assert contrasts("nobody") == {} and contrasts(None) == {}

@@ -1,0 +1,48 @@
+"""A step's loss as the mean over the tokens that teach, where rules of mode route have left some out.
+
+A training loop divides by all counted tokens, gated or not. A step of which most is gated then has a small gradient, is clipped less and
+weighs less in Adam's moments than the same rows by themselves: with gain 0 on every unwanted row the run was not that on the wanted rows.
+So the gradient is multiplied by Σ counted tokens / Σ |gain|, over all micro-batches and ranks: that of the mean over what is left. It
+grows `MOST` times at most, so that single tokens that slip through a gate never make a step of their own. Gains that amplify are left to
+`norm_cap`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from gradlens.world import World
+
+MOST = 10.0
+
+
+class Balance:
+    """The gains of one step's tokens, and what they make of its gradient."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)  # Σ |gain|, Σ 1, over counted tokens
+        self.scale = 1.0  # what the gradients of this step were multiplied by
+
+    def add(self, gains_BS: Tensor, loss_BS: Tensor) -> None:
+        """The gains of a micro-batch, and which of its tokens the loss counts."""
+        self._sums += torch.stack([(gains_BS.abs() * loss_BS).sum(), loss_BS.sum()]).to(self._sums)
+
+    def __call__(self, parameters: Iterable[Tensor], world: World) -> float:
+        """Scale the gradients in place, once a step, on all ranks alike; returns the factor. Waits for an accelerator where a rule acts."""
+        if self.scale != 1:  # done already
+            return self.scale
+        left, counted = world.sum_(self._sums.clone()).tolist()
+        self.scale = min(counted / left, MOST) if 0 < left < counted else 1.0
+        if self.scale != 1:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self.scale)
+        return self.scale
+
+    def clear(self) -> None:
+        """Forget the step."""
+        self._sums.zero_()
+        self.scale = 1.0
