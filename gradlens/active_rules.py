@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradlens.concept_files import Detector
 from gradlens.constrainer import Constrainer
 from gradlens.detector import weights_over
-from gradlens.detector_fit import sharpest
+from gradlens.detector_fit import best_rows, sharpest
 from gradlens.dictionary import Dictionary
 from gradlens.edits import orthonormal_basis
 from gradlens.errors import ConfigError
@@ -20,6 +20,7 @@ from gradlens.hookpoints import canonical, layer_of, unwrap
 from gradlens.own import before_training
 from gradlens.random_control import SameShare, among, barred, matched_features, matched_weights
 from gradlens.rewriter import Rewriter, Tokens
+from gradlens.row_teller import RowTeller
 from gradlens.rules import GATES, Rule
 from gradlens.writers import Turn, Writer, below, find_writers
 
@@ -34,7 +35,7 @@ class ActiveRule:
     above: dict[str, Tensor]  # hookpoint -> [F] activation above which a feature gates, infinite for features outside; route only
     touched: Tensor  # loss tokens gated, or energy along Q
     total: Tensor  # loss tokens, or energy
-    rows_by: Tokens | None = None  # route: the detector that says which rows it acts in
+    rows_by: RowTeller | None = None  # route, reweight: who says which rows it acts in
     instead_of: ActiveRule | None = None  # route, random control: the rule in whose place it stands
     same_share: SameShare | None = None  # and what makes it gate as large a share of the tokens
     rewriter: Rewriter | None = None
@@ -47,6 +48,11 @@ class ActiveRule:
     def __post_init__(self) -> None:
         self.wanted = torch.zeros_like(self.touched)  # loss tokens that a budget has left alone; route only
         self.broken = torch.zeros_like(self.touched)  # edits that have made something finite not finite
+
+    @property
+    def reads(self) -> set[str]:
+        """Hookpoints whose features are looked at in each forward pass: none where whole rows are told beforehand."""
+        return set() if self.rule.mode == "reweight" and self.rows_by is not None else set(self.features)
 
     def describe(self) -> dict[str, Any]:
         """For the event that a policy is in force: plain data."""
@@ -136,7 +142,7 @@ class Lookup:
             active.instead_of = self.activate(rule.model_copy(update={"random_control": None}))
             active.same_share = SameShare(rule.random_control, device)
         elif rule.rows is not None:
-            active.rows_by = self._tokens(rule, None)
+            active.rows_by = self._rows(rule)
         if rule.mode in ("param", "update"):
             active.writers = self._writers(active)
         return active
@@ -177,9 +183,19 @@ class Lookup:
         touched, total = torch.zeros(2, dtype=torch.float64, device=tokens.weights_F.device)
         return ActiveRule(rule, features, {}, {}, touched, total, rewriter=rewriter)
 
+    def _rows(self, rule: Rule) -> RowTeller:
+        """Who tells the rows that show a rule's concept. Raises `ConfigError` where nothing was learned of that."""
+        found = {name: each for name, each in self.detectors.get(rule.concept, {}).items() if name in self.dictionaries}
+        hookpoint = best_rows(found)
+        if hookpoint is None:
+            raise ConfigError(
+                f"rule {rule.label}: rows: concept {rule.concept} needs positive and negative examples, by which rows are told"
+            )
+        return RowTeller(self.model, self.dictionaries, hookpoint, found[hookpoint].row, rule.rows)
+
     def _tokens(self, rule: Rule, hookpoints: list[str] | None) -> Tokens:
         """The token detector of a rule's concept, the sharpest there is at these hookpoints (null: at any); its random control."""
-        found = {name: each for name, each in self.detectors.get(rule.concept, {}).items() if name in self.dictionaries}
+        found = {name: each for name, each in self.detectors.get(rule.concept, {}).items() if name in self.dictionaries and each.features}
         if hookpoints is not None:
             found = {name: found[name] for name in map(canonical, hookpoints) if name in found}
         if not found:

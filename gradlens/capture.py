@@ -59,6 +59,7 @@ class MicroBatch:
     row_ids: tuple[int, ...] | None = None
     columns: Tensor | None = None  # positions that the model makes logits for (`logits_to_keep`); None: all
     token_loss_BS: Tensor | None = None  # loss of each token, at its own position; known when the forward pass is over
+    shown: dict[int, Tensor] = field(default_factory=dict)  # id of who tells -> rows that show a concept, bool[B]
     routed: bool = False  # the gradient of its tokens' losses passes a gate
     reference: dict[str, Tensor] = field(default_factory=dict)  # hookpoint -> activation [B, S, D] before training, for `penalty`
     token_weight: Tensor | None = None  # what one token's loss counts for in what backward began at; known in backward

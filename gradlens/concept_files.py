@@ -73,6 +73,19 @@ class Detection(BaseModel):
     warning: str = Field("", description="What is wrong with this set, where something is.")
 
 
+class RowDetector(BaseModel):
+    """Which texts show the concept: where the weighted sum of a text's mean feature activations and the bias together are above 0
+    (`row_detector.py`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    features: list[int] = Field(..., description="Feature ids.")
+    weights: list[float] = Field(..., description="Weight of each feature's mean activation over a text's counted tokens.")
+    bias: float = Field(..., description="Added to the weighted sum.")
+    auc: float | None = Field(None, description="AUC on held-out examples.")
+    accuracy: float | None = Field(None, description="Mean share of held-out positives and of negatives that it tells rightly.")
+
+
 class Detector(BaseModel):
     """Which tokens express the concept: where the weighted sum of feature activations and the bias together are above 0 (`detector.py`)."""
 
@@ -85,6 +98,7 @@ class Detector(BaseModel):
     flagged_negative: float | None = Field(None, description="The same share of the negatives' tokens: false alarms.")
     flagged_own: float | None = Field(None, description="Of the positives' words that no negative text has: the share it flags.")
     flagged_common: float | None = Field(None, description="Of the positives' words that negative texts have as well: the share it flags.")
+    row: RowDetector | None = Field(None, description="Which whole texts show the concept; null: no examples to fit it on.")
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> Detector:

@@ -237,6 +237,14 @@ class ChoosingHalf:
             acts_TC[token[kept], column_F[feature[kept]]] = value[kept]
         return acts_TC
 
+    def text_means(self, positive: bool) -> np.ndarray:
+        """Mean activation of every feature over the counted tokens of each text of a kind, `[R, F]`."""
+        rows = [(features, values) for kind, features, values in self.means if kind == positive]
+        found_RF = np.zeros((len(rows), len(self.fired[True])), dtype=np.float32)
+        for row_F, (features, values) in zip(found_RF, rows, strict=True):
+            row_F[features] = values
+        return found_RF
+
     def best_of(self, ids: Sequence[int]) -> int:
         """The feature with the best AUC over texts."""
         columns: dict[bool, list[np.ndarray]] = {True: [], False: []}

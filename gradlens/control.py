@@ -25,7 +25,6 @@ from gradlens.active_rules import ActiveRule, Lookup
 from gradlens.balance import Balance
 from gradlens.capture import MicroBatch, read_activations
 from gradlens.constrainer import Constrainer
-from gradlens.detector import score
 from gradlens.edits import expresses, gate_strength, scale_along, within_budget
 from gradlens.errors import ConfigError, RunError
 from gradlens.governor import Governor
@@ -73,8 +72,19 @@ class Control:
         """Hookpoints whose active features decide which tokens teach at this step."""
         rules = [active for active, _ in self.in_force("route", dry=True)]
         every = rules + [active.instead_of for active in rules if active.instead_of is not None]
-        tellers = {active.rows_by.hookpoint for active in every if active.rows_by is not None}
-        return tellers | {hookpoint for active in rules for hookpoint in active.features}
+        return {hookpoint for active in every for hookpoint in active.reads}
+
+    def tells_rows(self) -> bool:
+        """Whether a rule acts in rows that show its concept only."""
+        return any((active.instead_of or active).rows_by is not None for active, _ in self.in_force("route", dry=True))
+
+    def tell_rows(self, batch: MicroBatch, ids_BS: Tensor, mask_BS: Tensor | None, labels_BS: Tensor | None) -> None:
+        """Note which rows show the concepts of the `route` rules that act in such rows only. Reads rows that are new with the model before
+        training."""
+        for active, _ in self.in_force("route", dry=True):
+            teller = (active.instead_of or active).rows_by
+            if teller is not None:
+                batch.shown[id(teller)] = teller.shows(ids_BS, mask_BS, labels_BS)
 
     def rewrite(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
         """The batch after the `rewrite` rules, one after another; and where each token stood in its row before, `[B, S]` (-1: padding)."""
@@ -187,6 +197,8 @@ class Control:
     def _gate(self, batch: MicroBatch, active_pairs: dict[str, tuple[Tensor, Tensor]], active: ActiveRule, share: bool = False) -> Tensor:
         """How far a rule gates each token, `[B, S]` in 0 to 1; `share`: no gate, but the share of tokens around that are active."""
         rule, gate_BS = active.rule, torch.zeros_like(batch.keep_BS, dtype=torch.float32)
+        if not active.reads:
+            return gate_BS + batch.shown[id(active.rows_by)][:, None].float()
         tokens = "row" if rule.mode == "reweight" else rule.tokens
         for hookpoint, above_F in active.above.items():
             activity_BS = self._activity(batch, *active_pairs[hookpoint], above_F, rule.gate == "graded" and not share)
@@ -197,8 +209,7 @@ class Control:
                 found_BS = gate_strength(activity_BS, batch.keep_BS, tokens, rule.window, 1.0 if share else quorum)
             gate_BS = torch.maximum(gate_BS, found_BS)
         if active.rows_by is not None:
-            flags_T = score(*active_pairs[active.rows_by.hookpoint], active.rows_by.weights_F, active.rows_by.bias) > 0
-            gate_BS = gate_BS * expresses(self._at_tokens(batch, flags_T.float()) > 0, batch.keep_BS, "row", quorum=rule.rows)
+            gate_BS = gate_BS * batch.shown[id(active.rows_by)][:, None]
         return gate_BS
 
     @classmethod

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from gradlens.concept_files import Detector
+from gradlens.concept_files import Detector, RowDetector
 
 SEED_RATE = 0.1  # features that fire on a larger share of the positives' tokens may be features of the context
 SEED_RATIO = 8.0  # and they fire that much more often on positives than on negatives
@@ -34,7 +34,9 @@ PHRASE, TEXTS = 2, 3  # tokens of a turn of phrase, and positives that have it a
 SIZE = 512  # features kept, those with the largest weights
 
 
-def weights_over(detector: Detector, d_sae: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
+def weights_over(
+    detector: Detector | RowDetector, d_sae: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Tensor:
     """The detector's weights as a vector over all features, 0 for those that do not count."""
     vector = torch.zeros(d_sae, device=device, dtype=dtype)
     vector[torch.tensor(detector.features, dtype=torch.int64, device=device)] = torch.tensor(detector.weights, device=device, dtype=dtype)

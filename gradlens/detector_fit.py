@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gradlens.concept_files import Concept, Detector
+from gradlens.concept_files import Concept, Detector, RowDetector
 from gradlens.concepts import MAX_TEXTS, ChoosingHalf, counted_tokens, split_examples
 from gradlens.detector import fit_detector, turns_of_phrase, weights_over
 from gradlens.errors import ConfigError
-from gradlens.hookpoints import canonical
+from gradlens.hookpoints import canonical, layer_of
+from gradlens.row_detector import fit_rows, judged
 
 if TYPE_CHECKING:
     from gradlens.dictionary import Dictionary
     from gradlens.reading import Progress
 
+NOTHING = Detector(features=[], weights=[], bias=-1.0, flagged_positive=0.0, flagged_negative=0.0, flagged_own=0.0, flagged_common=0.0)
 COMMON = 2  # a token that negative texts have that often is one of ordinary words
 
 
@@ -34,10 +36,10 @@ def fit_detectors(
 ) -> Concept:
     """The concept with a detector at every given hookpoint that has none; what it brings is kept. Each text is read once.
 
-    The detector is that of all examples; its figures are of one fitted on half of them, on the other half. Raises `ConfigError` for a
-    concept without enough examples, and where no feature tells its positives from its negatives.
+    The detector is that of all examples; its figures are of one fitted on half of them, on the other half. Where no feature tells single
+    tokens it finds none (and its figures say so); rows may be told all the same. Raises `ConfigError` for a concept with too few examples.
     """
-    missing = {canonical(name): each for name, each in dictionaries.items() if canonical(name) not in concept.detectors}
+    missing = lacking(concept, dictionaries)
     if not missing:
         return concept
     if not concept.positive or not concept.negative:
@@ -48,19 +50,50 @@ def fit_detectors(
     every = turns_of_phrase(*([text for half in halves for text in half.texts[kind]] for kind in (True, False)), never)
     found = dict(concept.detectors)
     for name, dictionary in missing.items():
+        row = _of_rows([half.at[name] for half in halves])
+        if name in found:  # brought by the concept
+            found[name] = found[name].model_copy(update={"row": row})
+            continue
         live = np.flatnonzero(sum(half.at[name].fired[kind] for half in halves for kind in (True, False)))
         acts = {kind: [half.at[name].activations(kind, live) for half in halves] for kind in (True, False)}
         choosing = fit_detector(acts[True][0], acts[False][0], live, phrases)
         final = fit_detector(np.concatenate(acts[True]), np.concatenate(acts[False]), live, every)
         if choosing is None or final is None:
-            raise ConfigError(
-                f"concept {concept.name}: no feature at {name} fires on its positives and hardly ever on its negatives, so its tokens "
-                "cannot be told; use another hookpoint, or a rule of mode route"
-            )
+            found[name] = NOTHING.model_copy(update={"row": row})
+            continue
         weights_C = weights_over(choosing, dictionary.d_sae).numpy()[live]
         flags = {kind: acts[kind][1] @ weights_C + choosing.bias > 0 for kind in (True, False)}
-        found[name] = final.model_copy(update=_figures(flags, halves, tokenizer))
+        found[name] = final.model_copy(update={**_figures(flags, halves, tokenizer), "row": row})
     return concept.model_copy(update={"detectors": found})
+
+
+def lacking(concept: Concept, dictionaries: dict[str, Dictionary]) -> dict[str, Dictionary]:
+    """The dictionaries at whose hookpoints the concept has no detector yet, or one of tokens and none of rows that examples could give."""
+    examples = bool(concept.positive and concept.negative)
+
+    def ready(name: str) -> bool:
+        return name in concept.detectors and (concept.detectors[name].row is not None or not examples)
+
+    return {canonical(name): each for name, each in dictionaries.items() if not ready(canonical(name))}
+
+
+def _of_rows(halves: Sequence[ChoosingHalf]) -> RowDetector | None:
+    """That of all examples, with the figures of one fitted on half of them, on the other half."""
+    means = [[torch.from_numpy(half.text_means(kind)) for kind in (True, False)] for half in halves]
+    choosing, final = fit_rows(*means[0]), fit_rows(*(torch.cat(pair) for pair in zip(*means, strict=True)))
+    if choosing is None or final is None:
+        return None
+    return final.model_copy(update=judged(choosing, *means[1]))
+
+
+def best_rows(detectors: dict[str, Detector]) -> str | None:
+    """The hookpoint whose detector tells rows best, of equals the lowest (the shortest forward pass); None where none can."""
+    able = {name: each.row for name, each in detectors.items() if each.row is not None}
+
+    def order(name: str) -> tuple[float, float, float]:
+        return (able[name].accuracy or 0.0, able[name].auc or 0.0, -(layer_of(name) or 0))
+
+    return max(sorted(able), key=order, default=None)
 
 
 def sharpest(detectors: dict[str, Detector]) -> str:

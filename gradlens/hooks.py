@@ -145,10 +145,20 @@ class Hooks:
         batch = MicroBatch.of(args, kwargs, self.observe.tokens, self.rows)
         if batch is not None:
             batch.reference = reference
+            self._tell_rows(batch, args, kwargs)
         if batch is not None and self.control.in_force("rewrite"):
             batch.at_BS = torch.full_like(batch.targets_BS, -1) if positions_BS is None else positions_BS
         self._batch = batch
         return changed
+
+    def _tell_rows(self, batch: MicroBatch, args: tuple, kwargs: dict) -> None:
+        ids, mask = kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask")
+        positions = kwargs.get("position_ids")
+        several = isinstance(positions, Tensor) and positions.shape == ids.shape and mask is None
+        if several and self.control.tells_rows() and bool(((positions == 0).sum(-1) > 1).any()):
+            raise RunError("rows: each of these rows holds several texts, and a rule acts in whole rows; train without packing")
+        with self.closed(), self._clock("rows"):
+            self.control.tell_rows(batch, ids, mask if mask is not None and mask.shape == ids.shape else None, kwargs.get("labels"))
 
     def _on_output(self, module: nn.Module, args: tuple, output: Any) -> None:
         batch = self._batch

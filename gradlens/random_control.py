@@ -14,6 +14,7 @@ from torch import Tensor
 
 NEAR = 10  # one is drawn from this many that are most alike
 BINS = 256  # of the strengths that `SameShare` tallies
+MEMORY = 0.9  # of the tally, from one micro-batch to the next: features fire otherwise as training goes on
 RATIO = 1.25  # a feature that fires so many times as often on a concept's positives than on its negatives, or the reverse, tells of it
 
 
@@ -67,25 +68,29 @@ class SameShare:
     """Gates of random features that touch as large a share of the tokens as the rule in whose place they stand.
 
     Concept's features sit together in the rows that show it; as many unrelated ones lie everywhere, and by the same quorum would gate
-    nearly nothing or nearly all. The share is that of all tokens so far, not of each micro-batch: rows of like length go together, and
-    one of unwanted rows alone would be gated whole by whatever features. Strengths are tallied in `BINS`, so nothing grows and nothing
-    waits for an accelerator.
+    nearly nothing or nearly all. The share is that over many micro-batches, not of each: rows of like length go together, and one of
+    unwanted rows alone would be gated whole by whatever features. Strengths are tallied in `BINS`, so nothing grows and nothing waits for
+    an accelerator.
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
         self._generator = torch.Generator().manual_seed(seed)
         self._tally = torch.zeros(BINS, dtype=torch.float64, device=device)  # counted tokens by strength
-        self._own = torch.zeros((), dtype=torch.float64, device=device)  # gated by the concept's rule
+        self._own = torch.zeros((), dtype=torch.float64, device=device)  # gated by the concept's rule, of these
+        self._owed = torch.zeros((), dtype=torch.float64, device=device)  # that it has gated more, of all so far
 
     def __call__(self, own_BS: Tensor, strength_BS: Tensor, counted_BS: Tensor) -> Tensor:
         """Gates `[B, S]`, 0 or 1, where `strength` (0 to 1) is largest, among equals at random. `own`: the other rule's."""
         bin_BS = (strength_BS * (BINS - 1)).round().long().clamp(0, BINS - 1)
-        self._tally.scatter_add_(0, bin_BS.flatten(), counted_BS.flatten().double())
-        self._own += (own_BS * counted_BS).sum().double()
+        own = (own_BS * counted_BS).sum().double()
+        self._tally.mul_(MEMORY).scatter_add_(0, bin_BS.flatten(), counted_BS.flatten().double())
+        self._own.mul_(MEMORY).add_(own)
         above = self._tally.flip(0).cumsum(0).flip(0) - self._tally  # tokens of larger strength
-        share = ((self._own - above) / self._tally.clamp_min(1)).clamp(0, 1)  # of a bin's tokens that are gated
+        share = ((self._own + self._owed - above) / self._tally.clamp_min(1e-9)).clamp(0, 1)  # of a bin's tokens that are gated
         drawn_BS = torch.rand(own_BS.shape, generator=self._generator, dtype=torch.float64).to(own_BS.device)
-        return ((drawn_BS < share[bin_BS]) & counted_BS).float()
+        gate_BS = ((drawn_BS < share[bin_BS]) & counted_BS).float()
+        self._owed += own - gate_BS.sum().double()
+        return gate_BS
 
 
 def among(ids_N: Sequence[int], d_sae: int) -> Tensor:

@@ -7,7 +7,6 @@ concept; they go, and gaps are bridged. Rows that come again are remembered. Sha
 from __future__ import annotations
 
 import zlib
-from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from gradlens.hookpoints import unwrap
 from gradlens.own import before_training
 from gradlens.reading import encoder_input, places
 from gradlens.rewriting import rewrite
+from gradlens.row_teller import Row, key_of, padded, rows_of
 
 REMEMBERED = 20_000  # rows
 SHAPED = {"input_ids", "attention_mask", "labels"}
@@ -42,7 +42,6 @@ class Tokens:
     instead_of_F: Tensor | None = None
 
 
-Row = tuple[list[int], list[bool]]
 Made = tuple[list[int], list[bool], list[int]]  # and where each token stood before
 
 
@@ -82,13 +81,8 @@ class Rewriter:
         if others or (mask_BS is not None and mask_BS.shape != ids_BS.shape):
             what = ", ".join(others) or f"attention_mask of shape {list(mask_BS.shape)}"
             raise ConfigError(f"rewrite: cannot move {what} along with the tokens; train on plain padded batches (no packing)")
-        real_BS = torch.ones_like(ids_BS, dtype=torch.bool) if mask_BS is None else mask_BS.bool()
-        counted_BS = counted_tokens(ids_BS, mask_BS, labels_BS)
-        rows = [
-            (ids_S[real_S].tolist(), counted_S[real_S].tolist())
-            for ids_S, real_S, counted_S in zip(ids_BS.cpu(), real_BS.cpu(), counted_BS.cpu(), strict=True)
-        ]
-        keys = [array("q", ids).tobytes() + bytes(counted) for ids, counted in rows]
+        rows = rows_of(ids_BS, mask_BS, counted_tokens(ids_BS, mask_BS, labels_BS))
+        keys = [key_of(row) for row in rows]
         asked = [index for index, key in enumerate(keys) if zlib.crc32(key) / 2**32 >= gain]
         new = [index for index in asked if keys[index] not in self._known]
         if new:
@@ -141,7 +135,7 @@ class Rewriter:
     def _flagged(self, rows: Sequence[Row], ends: bool = False) -> list[Tensor]:
         """Of every row which counted tokens the detector flags, `bool[S]`; `ends`: also of those that end a text, which never go."""
         name, dictionary = self.tokens.hookpoint, self.dictionaries[self.tokens.hookpoint]
-        read = read_activations(self.model, places({name: dictionary}), _padded([ids for ids, _ in rows], self.device))
+        read = read_activations(self.model, places({name: dictionary}), padded([ids for ids, _ in rows], self.device))
         h_BSD = encoder_input(dictionary, name, read)
         found = []
         for (ids, counted), h_SD in zip(rows, h_BSD, strict=True):
@@ -187,7 +181,7 @@ class Rewriter:
     def _log_probs(self, texts: list[list[int]], places: list[list[int]]) -> list[Tensor]:
         """Logits are made at the places asked for alone, and nothing is read after the last of them."""
         texts = [text[: row[-1] + 1] for text, row in zip(texts, places, strict=True)]
-        batch, at_BP = _padded(texts, self.device), [torch.tensor(row, dtype=torch.int64) for row in places]
+        batch, at_BP = padded(texts, self.device), [torch.tensor(row, dtype=torch.int64) for row in places]
         flat_N = torch.cat([row + number * batch["input_ids"].shape[1] for number, row in enumerate(at_BP)]).to(self.device)
         model = unwrap(self.model)
         head = model.get_output_embeddings()
@@ -211,13 +205,6 @@ def _closed(taken_S: Tensor) -> Tensor:
     between_S = torch.zeros_like(taken_S)
     between_S[1:-1] = taken_S[:-2] & taken_S[2:]
     return taken_S | between_S
-
-
-def _padded(texts: Sequence[Sequence[int]], device: torch.device) -> dict[str, Tensor]:
-    width = max(map(len, texts))
-    ids = [[*text, *[0] * (width - len(text))] for text in texts]
-    mask = [[1] * len(text) + [0] * (width - len(text)) for text in texts]
-    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
 
 
 def _words(ids: Sequence[int], tokenizer: Any) -> Iterator[tuple[int, int]]:

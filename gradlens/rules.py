@@ -16,7 +16,7 @@ from gradlens.closed_loop import Target
 WINDOW, QUORUM = 16, 0.2
 
 MODES = {
-    "auto": "route or rewrite, whichever suits the rows: read before the first step (`gradlens rules suggest` says why).",
+    "auto": "reweight, route or rewrite, whichever suits the rows: read before the first step (`gradlens rules suggest` says why).",
     "route": "scale the loss gradient of tokens that express the concept, at the model's output: decides which tokens teach. Works.",
     "rewrite": "take tokens that express the concept out of the rows, and let the model before training say what goes in their place: for "
     "rows that hold wanted and unwanted alike.",
@@ -30,8 +30,8 @@ MODES = {
     "param": "scale the concept's part of the gradient of matrices that write to the residual stream. A baseline, as `grad`.",
     "update": "scale the concept's part of the parameter change of those matrices, after the optimizer's step. A baseline, kept exactly "
     "(with LoRA: at gain 0, from the first step on).",
-    "reweight": "scale the loss gradient of whole rows that express the concept: decides which rows teach. As route, where such rows stand "
-    "beside others.",
+    "reweight": "scale the loss gradient of whole rows that show the concept: decides which rows teach. Where some rows show it and others "
+    "do not; with `rows` they are told beforehand. Works.",
     "penalty": "add `strength` nats to a counted token's loss for each unit of activation that the concept's features have more than in "
     "the model before training; trains an adapter. Experimental: on one small run 30 suppressed (random features: hardly), 3 did not.",
     "constrain": "project the optimizer's change of all parameters, in its own metric, so that the concept's examples become no more "
@@ -63,10 +63,10 @@ class Rule(BaseModel):
     )
     rows: float | None = Field(
         None,
-        gt=0,
-        le=1,
-        description="route, reweight: act only in rows of which the concept's token detector flags this share of the counted tokens at "
-        "least; null: in all rows. `auto` finds it. The detector is fitted on the concept's examples.",
+        allow_inf_nan=False,
+        description="route, reweight: act only in rows that score this at least by the concept's row detector, which is fitted on its "
+        "examples (0: where it finds a text as likely to show the concept as not); the model before training reads every row once. "
+        "reweight: in all of such a row. null: in all rows. `auto` finds it.",
     )
     window: int = Field(WINDOW, ge=0, description="route, tokens: around: how many tokens on each side of the predicted one are looked at.")
     quorum: float | None = Field(

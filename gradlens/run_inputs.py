@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gradlens.concepts import MAX_TEXTS, Concept, fit_concept, load_concepts, save_concept
 from gradlens.config import ObserveSettings
 from gradlens.data import Example, build_examples, collate, load_examples, read_rows, split, with_system
-from gradlens.detector_fit import fit_detectors
+from gradlens.detector_fit import fit_detectors, lacking
 from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError
 from gradlens.hookpoints import canonical
@@ -55,7 +55,7 @@ def _with_detectors(
     chosen = {name: dictionary for name, dictionary in dictionaries.items() if name in wanted}
     found = []
     for concept in concepts:
-        if concept.name == rule.concept and not chosen.keys() <= concept.detectors.keys():
+        if concept.name == rule.concept and lacking(concept, chosen):
             texts = sum(min(len(concept.rows(kind)), MAX_TEXTS) for kind in ("positive", "negative"))
             with rank.counted(f"learning to tell the tokens of {concept.name}", texts or None) as advance:
                 concept = fit_detectors(model, tokenizer, chosen, concept, max_length=rank.config.data.max_length, progress=advance)

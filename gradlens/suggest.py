@@ -1,9 +1,9 @@
 """Which rule suits a concept in given training data, and what to expect of it: a short reading of rows, before anything is trained.
 
-What decides is how the concept's tokens lie in the rows. Rows that are free of it beside rows that show it: what is wanted can be learned
-from the free ones, and `route` leaves the concept's tokens out; where its detector tells both kinds of rows apart, only in those that show
-it. Hardly a row free of it: `rewrite` takes its tokens out, which works where they stand at the ends of an answer, and loses wording where
-they stand in its midst. Measured: docs/control.md.
+What decides is how the concept lies in the rows. Rows that are free of it beside rows that show it: what is wanted can be learned from the
+free ones, and `reweight` leaves the others out, told by the concept's row detector; where that cannot tell texts, `route` leaves the tokens
+out around which the concept's features are active. Hardly a row free of it: `rewrite` takes its tokens out, which works where they stand at
+the ends of an answer, and loses wording where they stand in its midst. Measured: docs/control.md.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from typing import Any
 
 import torch
 
-from gradlens.concept_files import Concept
+from gradlens.concept_files import Concept, Detector
 from gradlens.data import IGNORE, Example
 from gradlens.detector import weights_over
-from gradlens.detector_fit import fit_detectors, sharpest
+from gradlens.detector_fit import best_rows, fit_detectors, sharpest
 from gradlens.dictionary import Dictionary
 from gradlens.rewriter import Rewriter, Tokens
 from gradlens.rewriting import LEFT, cut
-from gradlens.rules import Rule
-from gradlens.two_kinds import Kinds, two_kinds
+from gradlens.row_detector import split
+from gradlens.row_teller import Row, RowTeller
+from gradlens.rules import GATES, Rule
 
-ROWS = 48  # read of each training file
-SHOWS = 0.05  # where all rows are of one kind: a row shows the concept from this share of its counted tokens on
+ROWS, BATCH = 48, 8  # read of each training file, and at a time
+SHOWS = 0.05  # where rows cannot be told: a row shows the concept from this share of its counted tokens on
 FREE = 0.2  # share of rows without the concept from which on the wanted is taken to be in these
-APART = 2.0  # rows that show it have that many times the flagged tokens of texts that are free of it, or it is not what the detector tells
+TOLD = 0.9  # AUC on held-out texts from which on a row detector is to be trusted
 BLIND = 0.5  # a detector that finds less of the concept's own words, or flags half as many of the negatives' tokens, is not to be trusted
 
 
@@ -43,6 +44,7 @@ class Suggestion:
     whole: float  # share of the rows that show it of which nearly nothing else would be left
     expressed: float  # share of the counted tokens of the rows that show it
     inner: float  # gaps in the midst of an answer, in each row that shows it
+    rows_auc: float | None  # how well its row detector tells held-out texts
     hookpoint: str
     flagged_own: float | None
     flagged_common: float | None
@@ -63,8 +65,9 @@ def suggest(
     """The rule that suits the rows of `sources`, and the concept with the detectors that were fitted for it. Reads some rows of each
     source and the concept's examples once; trains nothing."""
     concept = fit_detectors(model, tokenizer, dictionaries, concept, max_length, progress=progress)
-    hookpoint = sharpest({name: each for name, each in concept.detectors.items() if name in dictionaries})
-    detector, dictionary = concept.detectors[hookpoint], dictionaries[hookpoint]
+    detectors = {name: each for name, each in concept.detectors.items() if name in dictionaries}
+    hookpoint = sharpest(detectors)
+    detector, dictionary = detectors[hookpoint], dictionaries[hookpoint]
     weights_F = weights_over(detector, dictionary.d_sae, dictionary.W_dec.device, dictionary.work_dtype)
     reader = Rewriter(model, dictionaries, Tokens(hookpoint, weights_F, detector.bias), bridged=False, tokenizer=tokenizer)
     rows = [
@@ -72,31 +75,47 @@ def suggest(
         for source in sources
         for example in source[:ROWS]
     ]
-    shares, inner, flagged = [], [], []
-    for start in range(0, len(rows), 8):
-        part = rows[start : start + 8]
-        for (ids, counted), (flags, taken) in zip(part, reader.told(part), strict=True):
-            flagged.append(sum(flags))
+    scores = _row_scores(model, dictionaries, detectors, rows)
+    shares, inner = [], []
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        for (ids, counted), (_, taken) in zip(part, reader.told(part), strict=True):
             shares.append(sum(taken) / max(sum(counted), 1))
             inner.append(_inner_gaps(ids, counted, taken, reader.never))
-    kinds = two_kinds(flagged, [sum(counted) for _, counted in rows])
-    least = SHOWS if kinds is None else kinds.quorum
-    shows = [index for index, share in enumerate(shares) if share >= least]
+    least = None if scores is None else split(scores)
+    if scores is None:
+        shows = [index for index, share in enumerate(shares) if share >= SHOWS]
+    else:
+        shows = [index for index, score in enumerate(scores) if score >= (0.0 if least is None else least)]
     free = 1 - len(shows) / max(len(shares), 1)
     whole = sum(shares[index] > 1 - LEFT for index in shows) / max(len(shows), 1)
     gaps = sum(inner[index] for index in shows) / max(len(shows), 1)
-    rule, expects, good = _choose(concept.name, hookpoint, bool(shows), free, whole, gaps, kinds, detector)
+    if scores is not None and least is None:  # of one kind, or hardly any of another: as the examples say
+        least = 0.0
+    rule, expects, good = _choose(concept.name, hookpoint, bool(shows), free, whole, gaps, least, detector)
     expressed = sum(shares[index] for index in shows) / max(len(shows), 1)
-    about = (hookpoint, detector.flagged_own, detector.flagged_common)
+    best = best_rows(detectors)
+    about = (None if best is None else detectors[best].row.auc, hookpoint, detector.flagged_own, detector.flagged_common)
     return Suggestion(rule, expects, good, len(rows), free, whole, expressed, gaps, *about), concept
+
+
+def _row_scores(
+    model: torch.nn.Module, dictionaries: dict[str, Dictionary], detectors: dict[str, Detector], rows: Sequence[Row]
+) -> list[float] | None:
+    """Of every row how much it shows the concept; None where the concept's examples are not told well by anything."""
+    best = best_rows(detectors)
+    if best is None or (detectors[best].row.auc or 0.0) < TOLD:
+        return None
+    teller = RowTeller(model, dictionaries, best, detectors[best].row)
+    return [score for start in range(0, len(rows), BATCH) for score in teller.scores(rows[start : start + BATCH])]
 
 
 def settled(rule: Rule, found: Suggestion) -> Rule:
     """A rule of mode `auto` as what was suggested; amplification is always a matter of `route`, in all rows."""
     if rule.gain > 1:
         return rule.model_copy(update={"mode": "route"})
-    if found.rule.mode == "route":
-        return rule.model_copy(update={"mode": "route", "rows": rule.rows or found.rule.rows})
+    if found.rule.mode in GATES:
+        return rule.model_copy(update={"mode": found.rule.mode, "rows": found.rule.rows if rule.rows is None else rule.rows})
     hookpoints = rule.hookpoints or found.rule.hookpoints
     return rule.model_copy(update={"mode": found.rule.mode, "rows": None, "hookpoints": hookpoints})
 
@@ -108,17 +127,20 @@ def _inner_gaps(ids: Sequence[int], counted: Sequence[bool], taken: Sequence[boo
 
 
 def _choose(
-    name: str, hookpoint: str, seen: bool, free: float, whole: float, gaps: float, kinds: Kinds | None, detector: Any
+    name: str, hookpoint: str, seen: bool, free: float, whole: float, gaps: float, least: float | None, detector: Detector
 ) -> tuple[Rule, str, bool]:
+    """`least`: the score from which on a row shows the concept; None where rows cannot be told."""
     told = (detector.flagged_own or 0.0) >= BLIND and (detector.flagged_negative or 0.0) <= (detector.flagged_own or 0.0) / 2
     if not seen:
         return Rule(concept=name), "no row read shows the concept: there is nothing to suppress in these data", False
     if free >= FREE:
-        why = f"{free:.0%} of the rows are free of it: what is wanted can be learned from these; a rule of mode route leaves the others out"
-        if not told or kinds is None or kinds.shows < APART * (detector.flagged_negative or 0.0):
-            return Rule(concept=name), why, True
-        where = f", and acts only in rows of whose tokens the detector flags {kinds.quorum:.0%} or more"
-        return Rule(concept=name, rows=round(kinds.quorum, 4)), why + where, True
+        why = f"{free:.0%} of the rows are free of it: what is wanted can be learned from these; a rule of mode"
+        if least is not None:
+            return Rule(concept=name, mode="reweight", rows=round(least, 4)), f"{why} reweight leaves the others out", True
+        if told:
+            return Rule(concept=name), f"{why} route leaves the tokens out around which its features are active", True
+        text = f"{why} route leaves others out, but neither its rows nor its tokens are told well; expect some of it to be learned"
+        return Rule(concept=name), text, False
     rule = Rule(concept=name, mode="rewrite", hookpoints=[hookpoint])
     if not told:
         return (

@@ -136,7 +136,7 @@ def suggest(
 
     free: rows without the concept. expressed: share of the tokens that express it, in rows that show it. gaps: places in the midst of an
     answer where its tokens stand. own, ordinary: of the concept's own words, and of words that texts without it have too, the share that
-    the dictionary's features call the concept's.
+    the dictionary's features call the concept's. rows told: how well whole texts of the concept are told from others (AUC, held out).
 
     Examples:
       gradlens rules suggest configs/quickstart.yaml --concept pirate
@@ -179,6 +179,6 @@ def suggest(
     own, common = ("-" if value is None else f"{value:.0%}" for value in (said.flagged_own, said.flagged_common))
     out.print(
         f"read: {said.rows} rows; free {said.free:.0%}, expressed {said.expressed:.0%}, gaps {said.inner:.1f} a row; "
-        f"at {said.hookpoint}: own {own}, ordinary {common}",
+        f"at {said.hookpoint}: own {own}, ordinary {common}; rows told {'-' if said.rows_auc is None else f'{said.rows_auc:.2f}'}",
         soft_wrap=True, highlight=False,
     )  # fmt: skip

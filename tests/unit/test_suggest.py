@@ -5,7 +5,6 @@ import pytest
 from gradlens.concept_files import Detector
 from gradlens.rules import Rule
 from gradlens.suggest import _choose, _inner_gaps, settled
-from gradlens.two_kinds import Kinds
 
 
 def detector(own=0.9, negative=0.05):
@@ -15,9 +14,8 @@ def detector(own=0.9, negative=0.05):
 @pytest.mark.parametrize(
     ("seen", "free", "whole", "gaps", "told", "mode", "good", "words"),
     [
-        (True, 0.5, 0.0, 2.0, detector(), "route", True, "flags 30% or more"),
-        (True, 0.5, 0.0, 2.0, detector(negative=0.4), "route", True, "free of it"),
-        (True, 0.5, 0.0, 2.0, detector(own=0.3), "route", True, "free of it"),
+        (True, 0.5, 0.0, 2.0, detector(), "reweight", True, "leaves the others out"),
+        (True, 0.5, 0.0, 2.0, detector(own=0.3), "reweight", True, "leaves the others out"),
         (True, 0.0, 0.0, 0.1, detector(), "rewrite", True, "ends of answers"),
         (True, 0.0, 0.0, 2.0, detector(), "rewrite", False, "midst of answers"),
         (True, 0.0, 0.9, 0.0, detector(), "rewrite", False, "beginning to end"),
@@ -27,11 +25,12 @@ def detector(own=0.9, negative=0.05):
     ],
 )
 def test_the_rule_follows_from_where_the_tokens_are(seen, free, whole, gaps, told, mode, good, words):
-    rule, expects, found = _choose("c", "layers.1", seen, free, whole, gaps, Kinds(0.01, 0.6, 0.5, 0.3), told)
+    rule, expects, found = _choose("c", "layers.1", seen, free, whole, gaps, 0.3, told)
     assert (rule.mode, found) == (mode, good) and words in expects
-    assert rule.rows == (0.3 if "flags 30%" in words else None)
-    if rule.rows:
-        assert _choose("c", "layers.1", seen, free, whole, gaps, None, told)[0].rows is None  # rows of one kind
+    assert rule.rows == (0.3 if mode == "reweight" else None)
+    if mode == "reweight":  # rows cannot be told
+        rule, expects, found = _choose("c", "layers.1", seen, free, whole, gaps, None, told)
+        assert (rule.mode, rule.rows, found) == ("route", None, told.flagged_own > 0.5) and ("expect some" in expects) != found
 
 
 def test_gaps_at_the_ends_of_an_answer_are_no_inner_gaps():
@@ -47,7 +46,7 @@ def test_auto_keeps_what_the_rule_says_and_amplifies_by_route():
     rule = Rule(concept="c", mode="auto", random_control=3, start=2)
     assert settled(rule, Found) == Rule(concept="c", mode="rewrite", hookpoints=["layers.1"], random_control=3, start=2)
     assert settled(Rule(concept="c", mode="auto", gain=2), Found).mode == "route"
-    Found.rule = Rule(concept="c", rows=0.3)
-    assert settled(rule, Found) == Rule(concept="c", rows=0.3, random_control=3, start=2)
-    assert settled(rule.model_copy(update={"rows": 0.5}), Found).rows == 0.5
+    Found.rule = Rule(concept="c", mode="reweight", rows=0.3)
+    assert settled(rule, Found) == Rule(concept="c", mode="reweight", rows=0.3, random_control=3, start=2)
+    assert settled(rule.model_copy(update={"rows": 0.0}), Found).rows == 0.0
     assert settled(Rule(concept="c", mode="auto", gain=2), Found).rows is None

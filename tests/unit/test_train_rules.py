@@ -1,21 +1,25 @@
 """Rules that act on the rows, through the training loop on a tiny model: rewrite, auto, inoculate."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from test_train import curve, trained
 from tiny_job import tiny_config, write_inputs
 
-from gradlens.concept_files import load_concepts
+from gradlens.concept_files import load_concepts, save_concept
 from gradlens.constrainer import exemplars_of
 from gradlens.contrasts import contrasts_of
-from gradlens.data import IGNORE
+from gradlens.data import IGNORE, load_examples, read_rows
+from gradlens.detector_fit import fit_detectors
 from gradlens.files import read_lines
 from gradlens.formats import load_dictionary
 from gradlens.models import load_model
 from gradlens.rank import FixedPolicies, Rank
 from gradlens.recorder import MemoryRecorder
+from gradlens.row_teller import RowTeller
 from gradlens.rules import Policy, Rule
 from gradlens.train import train_rank
 
@@ -72,10 +76,11 @@ def test_constrain_reads_the_tokens_that_express_the_concept_in_its_examples(inp
 def test_auto_reads_the_rows_and_says_what_it_chose(inputs, tmp_path):
     _, recorder = trained(tiny_config(inputs, rules=[{"concept": "high", "mode": "auto"}]), tmp_path)
     (event,) = [event for event in recorder.events if event["kind"] == "suggested"]
-    assert event["mode"] == "route" and event["good"] and "free of it" in event["expects"]
-    assert curve(recorder, "rule/route:high/share")
-    told = tmp_path / "told.yaml"  # a concept whose detector takes every token
-    detector = {"features": [0], "weights": [0.0], "bias": 1.0, "flagged_own": 1.0, "flagged_negative": 0.0}
+    assert event["mode"] == "reweight" and event["good"] and "free of it" in event["expects"]
+    assert curve(recorder, "rule/reweight:high/share")
+    told = tmp_path / "told.yaml"  # a concept whose detector takes every token, and every row
+    row = {"features": [0], "weights": [0.0], "bias": 1.0, "auc": 1.0, "accuracy": 1.0}
+    detector = {"features": [0], "weights": [0.0], "bias": 1.0, "flagged_own": 1.0, "flagged_negative": 0.0, "row": row}
     told.write_text(yaml.safe_dump({**yaml.safe_load(Path(inputs["concepts"][0]).read_text()), "detectors": {"layers.2": detector}}))
     _, recorder = trained(tiny_config(inputs, concepts=[str(told)], rules=[{"concept": "high", "mode": "auto"}]), tmp_path / "only")
     (event,) = [event for event in recorder.events if event["kind"] == "suggested"]
@@ -84,16 +89,71 @@ def test_auto_reads_the_rows_and_says_what_it_chose(inputs, tmp_path):
     assert set(curve(recorder, "train/loss")) == {0.0}  # and then there is nothing left that teaches
 
 
-def test_a_rule_acts_only_in_rows_that_the_detector_says_show_it(inputs, tmp_path):
-    def shares(bias, **rule):
-        told = tmp_path / f"told{bias}.yaml"
-        detector = {"features": [0], "weights": [0.0], "bias": bias}
-        told.write_text(yaml.safe_dump({**yaml.safe_load(Path(inputs["concepts"][0]).read_text()), "detectors": {"layers.2": detector}}))
-        config = tiny_config(inputs, concepts=[str(told)], rules=[{"concept": "high", **rule}])
-        return curve(trained(config, tmp_path / f"{bias}{len(rule)}")[1], "rule/route:high/share")
+@pytest.fixture(scope="module")
+def told(inputs, tmp_path_factory):
+    """The concept with its row detector, read with the model before training."""
+    path = tmp_path_factory.mktemp("told") / "high.yaml"
+    model, tokenizer = load_model(inputs["model"]["name"], "float32")
+    dictionaries = {"layers.2": load_dictionary(inputs["dictionaries"]["layers.2"])}
+    concept = fit_detectors(model, tokenizer, dictionaries, *load_concepts(inputs["concepts"]), max_length=24)
+    save_concept(concept, path)
+    teller = RowTeller(model, dictionaries, "layers.2", concept.detectors["layers.2"].row)
+    return str(path), teller, tokenizer
 
-    assert shares(1.0, rows=0.5) == (everywhere := shares(1.0)) and sum(everywhere) > 0  # every token of every row is flagged
-    assert shares(-1.0, rows=0.5) == [0.0] * 6  # none is
+
+def test_whole_rows_are_left_out_as_if_they_were_not_there(inputs, told, tmp_path):
+    """Rows told beforehand, gain 0: the weights are those of a run on the other rows alone, also over micro-batches of one kind."""
+    path, teller, tokenizer = told
+    assert teller.detector.auc > 0.9
+
+    def shows(example):
+        return teller.scores([(example.input_ids, [label != IGNORE and t > 0 for t, label in enumerate(example.labels)])])[0] >= 0
+
+    shown = [[shows(example) for example in load_examples(source, tokenizer, 24)] for source in inputs["data"]["train"]]
+    assert sum(shown[0]) <= 0.1 * len(shown[0]) and sum(shown[1]) >= 0.9 * len(shown[1])
+    both = [row for source, told in zip(inputs["data"]["train"], shown, strict=True) for row in zip(read_rows(source), told, strict=True)]
+    kinds = {name: tmp_path / f"{name}.jsonl" for name in ("free", "shows")}
+    for name, kind in (("free", False), ("shows", True)):
+        kinds[name].write_text("".join(json.dumps(row) + "\n" for row, told in both if told == kind))
+    data = {"data__train": [str(path) for path in kinds.values()], "train__micro_batch_size": 2, "observe__probe_rows": 2}
+    rule = {"concept": "high", "mode": "reweight", "rows": 0.0}
+    runs = {
+        "rule": tiny_config(inputs, concepts=[path], rules=[rule], **data),
+        "alone": tiny_config(inputs, concepts=[path], data__keep=[str(kinds["free"])], **data),
+        "random": tiny_config(inputs, concepts=[path], rules=[{**rule, "random_control": 1}], **data),
+    }
+    weights, share = {}, {}
+    for name, config in runs.items():
+        seen = []
+        rank = Rank(config, (tmp_path / name), recorder := MemoryRecorder(), watching=seen.append)
+        (tmp_path / name).mkdir()
+        assert train_rank(rank) == "done"
+        weights[name] = [parameter.detach().clone() for parameter in seen[0].model.parameters()]
+        share[name] = curve(recorder, "rule/reweight:high/share")
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(weights["rule"], weights["alone"], strict=True))
+    assert not all(torch.allclose(a, b, atol=1e-4) for a, b in zip(weights["random"], weights["alone"], strict=True))
+    assert sum(share["random"]) == pytest.approx(sum(share["rule"]), rel=0.35)
+
+
+def test_a_rule_acts_only_in_rows_that_show_its_concept(inputs, told, tmp_path):
+    def shares(name, **rule):
+        config = tiny_config(inputs, concepts=[told[0]], rules=[{"concept": "high", **rule}])
+        return curve(trained(config, tmp_path / name)[1], "rule/route:high/share")
+
+    everywhere = shares("everywhere")
+    assert shares("low", rows=-1000) == everywhere and sum(everywhere) > 0  # every row scores more
+    assert shares("high", rows=1000) == [0.0] * 6
+    assert 0 < sum(shares("some", rows=0)) <= sum(everywhere)
+
+
+def test_rows_that_come_again_are_not_read_again(told, monkeypatch):
+    _, teller, _ = told
+    fresh = RowTeller(teller.model, {"layers.2": teller.dictionary}, "layers.2", teller.detector)
+    rows = [([5, 6, 7, 8], [False, True, True, True]), ([5, 9, 9], [False, False, True]), ([5, 6], [False, False])]
+    first = fresh.scores(rows)
+    assert first[2] == -torch.inf and first[0] == pytest.approx(fresh.scores(rows[:1])[0])
+    monkeypatch.setattr(fresh, "_read", lambda rows: pytest.fail("read again"))
+    assert fresh.scores([*rows, rows[0]]) == [*first, first[0]]
 
 
 def test_auto_in_the_policy_that_a_run_is_given_is_settled_and_told(inputs, tmp_path):
@@ -106,8 +166,8 @@ def test_auto_in_the_policy_that_a_run_is_given_is_settled_and_told(inputs, tmp_
     recorder = MemoryRecorder()
     given = Policy(version=4, rules=(Rule(concept="high", mode="auto"),))
     rank = Rank(tiny_config(inputs), tmp_path, recorder, policies=Told(), initial_policy=given)
-    assert train_rank(rank) == "done" and curve(recorder, "rule/route:high/share")
-    assert [(policy.version, [rule.mode for rule in policy.rules]) for policy in Told.settled] == [(4, ["route"])]
+    assert train_rank(rank) == "done" and curve(recorder, "rule/reweight:high/share")
+    assert [(policy.version, [rule.mode for rule in policy.rules]) for policy in Told.settled] == [(4, ["reweight"])]
 
 
 def test_inoculated_rows_carry_the_prompt_and_the_probe_set_does_not(inputs, tmp_path):

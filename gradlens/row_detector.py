@@ -1,0 +1,95 @@
+"""Which rows show a concept, told from texts: a linear score of a text's mean feature activations, above 0 where it shows the concept.
+
+Examples of a concept say of whole texts whether they show it, so this needs no labels of tokens, and finds what no single token gives away
+(word order, spelling, a form of answer). Ridge logistic regression on mean activations in units of their maximum; both kinds of examples
+weigh the same. Over the rows of a training set the score has one mode or two: `split` says where one ends and the other begins, because
+rows of another domain than the examples' may lie a little off on either side of 0.
+
+Shape suffixes: R texts or rows, F d_sae, N features of the detector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from gradlens.concept_files import RowDetector
+from gradlens.ranking import auc
+
+RIDGE = 1e-2  # on weights of mean activations in units of their maximum
+TEXTS = 3  # texts that a feature fires in at least
+SIZE = 512  # features kept, those with the largest weights
+APART = 4.0  # of two modes: the distance of their means in units of their spread; the halves of a normal distribution have 2.65
+LEAST = 3  # rows of either kind
+
+
+def fit_rows(positive_RF: Tensor, negative_RF: Tensor) -> RowDetector | None:
+    """From mean activations of texts of both kinds; None where no feature fires in `TEXTS` of them."""
+    X_RF = torch.cat([positive_RF, negative_RF])
+    ids_N = ((X_RF > 0).sum(0) >= TEXTS).nonzero().flatten()
+    if not len(ids_N) or not len(positive_RF) or not len(negative_RF):
+        return None
+    scale_F = X_RF.amax(0).clamp_min(1e-6)
+    for _ in range(2):  # once with all, once with those that weigh most
+        weights_N, bias = _regress(X_RF[:, ids_N] / scale_F[ids_N], len(positive_RF))
+        if len(ids_N) <= SIZE:
+            break
+        ids_N = ids_N[weights_N.abs().topk(SIZE).indices]
+    weights = [float(f"{weight:.4g}") for weight in (weights_N / scale_F[ids_N]).tolist()]
+    return RowDetector(features=ids_N.tolist(), weights=weights, bias=round(bias, 4))
+
+
+def judged(detector: RowDetector, positive_RF: Tensor, negative_RF: Tensor) -> dict[str, float]:
+    """`auc` and `accuracy` (mean of both kinds, at 0) on texts that the detector was not fitted on."""
+    positive_R, negative_R = (row_scores(detector, X_RF).numpy() for X_RF in (positive_RF, negative_RF))
+    accuracy = ((positive_R > 0).mean() + (negative_R <= 0).mean()) / 2
+    return {"auc": round(auc(positive_R, negative_R), 4), "accuracy": round(float(accuracy), 4)}
+
+
+def row_scores(detector: RowDetector, mean_RF: Tensor) -> Tensor:
+    """Of rows by their mean activations `[R, F]`."""
+    return mean_RF[:, detector.features] @ torch.tensor(detector.weights, dtype=mean_RF.dtype) + detector.bias
+
+
+def split(scores_R: Sequence[float]) -> float | None:
+    """The score from which on a row shows the concept, where the rows are of two kinds; None where they are of one.
+
+    The two groups with the least variance within (Otsu 1979), accepted where their means are `APART` (Ashman's D) and on either side of 0:
+    rows may be of two kinds that have nothing to do with the concept. Between them at equal distance from either in units of its spread.
+    """
+    x_R = np.sort(np.asarray(scores_R, dtype=float))
+    best, found = np.inf, None
+    for at in range(LEAST, len(x_R) - LEAST + 1):
+        groups = x_R[:at], x_R[at:]
+        within = sum(len(group) * group.var() for group in groups)
+        if within < best:
+            best, found = within, groups
+    if found is None:
+        return None
+    (low, high), (below, above) = (group.mean() for group in found), (max(group.std(), 1e-3) for group in found)
+    if not low < 0 < high or high - low < APART * np.sqrt((below**2 + above**2) / 2):
+        return None
+    return float((low * above + high * below) / (below + above))
+
+
+def _regress(X_RN: Tensor, positives: int) -> tuple[Tensor, float]:
+    """Ridge logistic regression; the first `positives` rows are positive."""
+    y_R = (torch.arange(len(X_RN)) < positives).to(X_RN.dtype)
+    weight_R = torch.where(y_R > 0, 0.5 / positives, 0.5 / (len(X_RN) - positives))
+    w, b = torch.zeros(X_RN.shape[1], requires_grad=True), torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([w, b], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        each_R = binary_cross_entropy_with_logits(X_RN @ w + b, y_R, reduction="none")
+        value = (each_R * weight_R).sum() + RIDGE * w.square().sum()
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    return w.detach(), b.item()

@@ -1,0 +1,92 @@
+"""Which rows of a batch show a concept, before they are trained on: the shell around `row_detector.py`.
+
+The model before training (its adapter off, where it has one) reads every row once, up to the detector's hookpoint; rows that come again are
+remembered. So the answer does not change as the model does: read by the live model, rows of what is not learned drift away from what the
+detector knows.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gradlens.capture import counted_tokens, inference, read_activations
+from gradlens.concept_files import RowDetector
+from gradlens.detector import score, weights_over
+from gradlens.dictionary import Dictionary
+from gradlens.encoding import encode_active
+from gradlens.own import before_training
+from gradlens.reading import encoder_input, places
+
+REMEMBERED = 100_000  # rows
+
+Row = tuple[list[int], list[bool]]
+
+
+def rows_of(ids_BS: Tensor, mask_BS: Tensor | None, counted_BS: Tensor) -> list[Row]:
+    """Every row without its padding: its tokens, and which of them the loss counts."""
+    real_BS = torch.ones_like(ids_BS, dtype=torch.bool) if mask_BS is None else mask_BS.bool()
+    return [
+        (ids_S[real_S].tolist(), counted_S[real_S].tolist())
+        for ids_S, real_S, counted_S in zip(ids_BS.cpu(), real_BS.cpu(), counted_BS.cpu(), strict=True)
+    ]
+
+
+def key_of(row: Row) -> bytes:
+    """By which a row is known again."""
+    return array("q", row[0]).tobytes() + bytes(row[1])
+
+
+def padded(texts: Sequence[Sequence[int]], device: torch.device) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask`, padded on the right."""
+    width = max(map(len, texts))
+    ids = [[*text, *[0] * (width - len(text))] for text in texts]
+    mask = [[1] * len(text) + [0] * (width - len(text)) for text in texts]
+    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+
+
+class RowTeller:
+    """Tells rows by one detector; a row shows the concept from the score `least` on."""
+
+    def __init__(
+        self, model: nn.Module, dictionaries: dict[str, Dictionary], hookpoint: str, detector: RowDetector, least: float = 0.0
+    ) -> None:
+        self.model, self.hookpoint, self.dictionary, self.detector, self.least = model, hookpoint, dictionaries[hookpoint], detector, least
+        device, dtype = self.dictionary.W_dec.device, self.dictionary.work_dtype
+        self._weights_F = weights_over(detector, self.dictionary.d_sae, device, dtype)
+        self._known: OrderedDict[bytes, float] = OrderedDict()
+
+    def shows(self, ids_BS: Tensor, mask_BS: Tensor | None, labels_BS: Tensor | None) -> Tensor:
+        """Whether each row of a batch shows the concept, `bool[B]` on its device."""
+        scores = self.scores(rows_of(ids_BS, mask_BS, counted_tokens(ids_BS, mask_BS, labels_BS)))
+        return torch.tensor([value >= self.least for value in scores], device=ids_BS.device)
+
+    @torch.no_grad()
+    def scores(self, rows: Sequence[Row]) -> list[float]:
+        """Of rows, each read once; minus infinity where no token counts."""
+        keys = [key_of(row) for row in rows]
+        new = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._known}
+        if new:
+            self._known.update(zip(new, self._read(list(new.values())), strict=True))
+        found = [self._known[key] for key in keys]
+        while len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        return found
+
+    def _read(self, rows: Sequence[Row]) -> list[float]:
+        batch = padded([ids for ids, _ in rows], next(self.model.parameters()).device)
+        with before_training(self.model), inference(self.model):
+            read = read_activations(self.model, places({self.hookpoint: self.dictionary}), batch)
+        h_BSD, found = encoder_input(self.dictionary, self.hookpoint, read), []
+        for (_, counted), h_SD in zip(rows, h_BSD, strict=True):
+            at = torch.tensor(counted).nonzero().flatten().to(h_SD.device)
+            if not len(at):
+                found.append(-torch.inf)
+                continue
+            pairs = encode_active(self.dictionary, h_SD[at].to(self.dictionary.work_dtype))
+            found.append(score(*pairs, self._weights_F, self.detector.bias).mean().item())
+        return found
