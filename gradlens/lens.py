@@ -196,11 +196,9 @@ class Lens:
         return bool(self.control.in_force("rewrite", dry=True))
 
     def balance(self) -> float:
-        """Make the step's gradient that of the mean over the tokens that rules of mode route leave to teach (`balance.py`); returns the
-        factor, 1 where none acts.
+        """Make the step's gradient that of the mean over the tokens that rules leave to teach (`balance.py`); returns the factor.
 
-        Call it between the last backward pass and clipping, as `gradlens run` does; other loops clip a gradient that gated rows have made
-        small, which Adam hardly notices and SGD does. Readings are of the loss without the factor, as they are of the loss before clipping.
+        Call it between the last backward pass and clipping, as `gradlens run` does. Readings are of the loss without the factor.
         """
         return self.control.balance(self.model.parameters(), self.world) if self.control.in_force("route") else 1.0
 

@@ -1,8 +1,8 @@
 """Which rows of a batch show a concept, before they are trained on: the shell around `row_detector.py`.
 
 The model before training (its adapter off, where it has one) reads every row once, up to the detector's hookpoint; rows that come again are
-remembered. So the answer does not change as the model does: read by the live model, rows of what is not learned drift away from what the
-detector knows.
+remembered (where parameters are sharded, they are read each time). So the answer does not change as the model does: read by the live
+model, rows of what is not learned drift away from what the detector knows.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from gradlens.dictionary import Dictionary
 from gradlens.encoding import encode_active
 from gradlens.own import before_training
 from gradlens.reading import encoder_input, places
+from gradlens.trainable import is_sharded
 
 REMEMBERED = 100_000  # rows
 
@@ -57,6 +58,7 @@ class RowTeller:
     ) -> None:
         self.model, self.hookpoint, self.dictionary, self.detector, self.least = model, hookpoint, dictionaries[hookpoint], detector, least
         device, dtype = self.dictionary.W_dec.device, self.dictionary.work_dtype
+        self._every_time = is_sharded(model)  # all ranks must run each forward pass, whatever rows they know
         self._weights_F = weights_over(detector, self.dictionary.d_sae, device, dtype)
         self._known: OrderedDict[bytes, float] = OrderedDict()
 
@@ -69,7 +71,7 @@ class RowTeller:
     def scores(self, rows: Sequence[Row]) -> list[float]:
         """Of rows, each read once; minus infinity where no token counts."""
         keys = [key_of(row) for row in rows]
-        new = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._known}
+        new = {key: row for key, row in zip(keys, rows, strict=True) if self._every_time or key not in self._known}
         if new:
             self._known.update(zip(new, self._read(list(new.values())), strict=True))
         found = [self._known[key] for key in keys]

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainingArguments
 
 import gradlens
+from gradlens.concept_files import Detector, RowDetector
 from gradlens.config import ObserveSettings
 from gradlens.errors import ConfigError
 from gradlens.hookpoints import blocks
@@ -35,6 +36,9 @@ HOOK, INSIDE = "layers.2", "layers.1.mlp"
 SETTINGS = ObserveSettings(top_k=400, drift_every=2, update_every=1)
 CONCEPTS = {"c": {HOOK: [1, 2, 3], INSIDE: [4, 5]}}
 STEPS = 2
+ROWS = {"features": {}, "concept": "c", "rows": 0.0}
+TELLS = RowDetector(features=list(range(40)), weights=[1.0, -1.0] * 20, bias=0.0)  # some rows score above 0, some below
+DETECTORS = {"c": {HOOK: Detector(features=[], weights=[], bias=-1.0, row=TELLS)}}
 
 
 def rank() -> int:
@@ -68,6 +72,7 @@ def loop(
     dictionaries, recorder = {HOOK: tiny_dictionary(), INSIDE: tiny_dictionary(3)}, MemoryRecorder()
     settings = SETTINGS.model_copy(update={"drift_every": drift_every})
     options = {"observe": settings, "recorder": recorder, "probe": [tiny_batch(50, B=8)], "world": current_world(), "concepts": CONCEPTS}
+    options |= {"detectors": DETECTORS}
     with Lens(parallel, optimizer, dictionaries, policy=policy, exemplars=lambda concept: [tiny_batch(60, B=5)], **options) as lens:
         for step in range(STEPS):
             batches = [tiny_batch(10 * step + part, B=4) for part in range(accumulate)]
@@ -189,6 +194,8 @@ MODES = {
     "ddp": lambda: loop(tiny_model(), 1, wrap=ddp),
     "ddp-accumulate": lambda: loop(tiny_model(), 2, wrap=ddp),
     "ddp-lora-route": lambda: loop(lora(), 2, {"mode": "route"}, wrap=ddp),
+    "ddp-lora-rows": lambda: loop(lora(), 2, {"mode": "reweight", **ROWS}, wrap=ddp),
+    "fsdp-rows": lambda: loop(tiny_model(), 2, {"mode": "route", **ROWS}, wrap=fsdp),
     "ddp-update": lambda: loop(tiny_model(), 2, {"mode": "update"}, wrap=ddp),
     "ddp-constrain": lambda: loop(lora(), 2, {"mode": "constrain"}, wrap=ddp),
     "ddp-penalty": lambda: loop(lora(), 2, {"mode": "penalty", "strength": 0.5}, wrap=ddp),

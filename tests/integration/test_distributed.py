@@ -46,7 +46,8 @@ def results(tmp_path_factory):
     return torch.load(folder / "found.pt", weights_only=True), one
 
 
-MODES = ["ddp", "ddp-accumulate", "ddp-lora-route", "ddp-update", "ddp-constrain", "ddp-penalty", "ddp-target", "fsdp", "fsdp-accumulate",
+MODES = ["ddp-lora-rows", "fsdp-rows",
+         "ddp", "ddp-accumulate", "ddp-lora-route", "ddp-update", "ddp-constrain", "ddp-penalty", "ddp-target", "fsdp", "fsdp-accumulate",
          "fsdp-lora-route", "fsdp-ablate", "fsdp-target", "fsdp-amplified", "trainer", "accelerate-fsdp",
          "accelerate-fsdp-lora-route"]  # fmt: skip
 
@@ -72,6 +73,13 @@ def test_two_processes_read_what_one_reads(results, mode):
                            for part in one["rows"]]  # fmt: skip
     for mine, theirs in zip(two["weights"], one["weights"], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)  # steps are of size 1e-2; Adam magnifies rounding
+
+
+def test_rows_that_show_a_concept_are_left_out_on_every_rank(results):
+    for mode, label in (("ddp-lora-rows", "reweight:c"), ("fsdp-rows", "route:c")):
+        shares = [[record[f"rule/{label}/share"] for record in part[mode]["scalars"]] for part in results]
+        assert shares[0] == pytest.approx(shares[1]) and 0 < sum(shares[0]) < len(shares[0])
+        assert all(record["policy/balance"] > 1 for record in results[0][mode]["scalars"] if record[f"rule/{label}/share"] > 0)
 
 
 def test_every_rank_hears_what_a_target_decides_and_caps_what_is_amplified(results):
