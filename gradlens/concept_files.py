@@ -98,6 +98,7 @@ class Detector(BaseModel):
     flagged_negative: float | None = Field(None, description="The same share of the negatives' tokens: false alarms.")
     flagged_own: float | None = Field(None, description="Of the positives' words that no negative text has: the share it flags.")
     flagged_common: float | None = Field(None, description="Of the positives' words that negative texts have as well: the share it flags.")
+    flagged_auc: float | None = Field(None, description="AUC over held-out texts of the share of tokens that it flags.")
     row: RowDetector | None = Field(None, description="Which whole texts show the concept; null: no examples to fit it on.")
 
     @model_validator(mode="after")

@@ -14,13 +14,16 @@ from gradlens.concepts import MAX_TEXTS, ChoosingHalf, counted_tokens, split_exa
 from gradlens.detector import fit_detector, turns_of_phrase, weights_over
 from gradlens.errors import ConfigError
 from gradlens.hookpoints import canonical, layer_of
+from gradlens.ranking import auc
 from gradlens.row_detector import fit_rows, judged
 
 if TYPE_CHECKING:
     from gradlens.dictionary import Dictionary
     from gradlens.reading import Progress
 
-NOTHING = Detector(features=[], weights=[], bias=-1.0, flagged_positive=0.0, flagged_negative=0.0, flagged_own=0.0, flagged_common=0.0)
+NOTHING = Detector(
+    features=[], weights=[], bias=-1.0, flagged_positive=0.0, flagged_negative=0.0, flagged_own=0.0, flagged_common=0.0, flagged_auc=0.5
+)
 COMMON = 2  # a token that negative texts have that often is one of ordinary words
 
 
@@ -116,10 +119,16 @@ def _figures(flags: dict[bool, np.ndarray], halves: Sequence[_Half], tokenizer: 
     def share(flagged: np.ndarray) -> float | None:
         return round(float(flagged.mean()), 4) if len(flagged) else None
 
+    shares = {kind: [part.mean() for part in _by_text(flags[kind], halves[1].texts[kind])] for kind in (True, False)}
     return {
+        "flagged_auc": round(auc(shares[True], shares[False]), 4),
         "flagged_positive": share(flags[True]), "flagged_negative": share(flags[False]),
         "flagged_own": share(flags[True][own]), "flagged_common": share(flags[True][common]),
     }  # fmt: skip
+
+
+def _by_text(flags_T: np.ndarray, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    return np.split(flags_T, np.cumsum([len(text) for text in texts])[:-1])
 
 
 class _Half:

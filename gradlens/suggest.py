@@ -28,8 +28,7 @@ from gradlens.rules import GATES, Rule
 ROWS, BATCH = 48, 8  # read of each training file, and at a time
 SHOWS = 0.05  # where rows cannot be told: a row shows the concept from this share of its counted tokens on
 FREE = 0.2  # share of rows without the concept from which on the wanted is taken to be in these
-TOLD = 0.9  # AUC on held-out texts from which on a row detector is to be trusted
-BLIND = 0.5  # a detector that finds less of the concept's own words, or flags half as many of the negatives' tokens, is not to be trusted
+TOLD = 0.9  # AUC on held-out texts from which on a detector is to be trusted: of rows by their score, of tokens by the share it flags
 
 
 @dataclass
@@ -130,7 +129,7 @@ def _choose(
     name: str, hookpoint: str, seen: bool, free: float, whole: float, gaps: float, least: float | None, detector: Detector
 ) -> tuple[Rule, str, bool]:
     """`least`: the score from which on a row shows the concept; None where rows cannot be told."""
-    told = (detector.flagged_own or 0.0) >= BLIND and (detector.flagged_negative or 0.0) <= (detector.flagged_own or 0.0) / 2
+    told = (detector.flagged_auc or 0.0) >= TOLD and (detector.flagged_negative or 0.0) <= (detector.flagged_positive or 0.0) / 2
     if not seen:
         return Rule(concept=name), "no row read shows the concept: there is nothing to suppress in these data", False
     if free >= FREE:

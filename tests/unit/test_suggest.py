@@ -7,19 +7,19 @@ from gradlens.rules import Rule
 from gradlens.suggest import _choose, _inner_gaps, settled
 
 
-def detector(own=0.9, negative=0.05):
-    return Detector(features=[0], weights=[1.0], bias=0.0, flagged_own=own, flagged_negative=negative)
+def detector(auc=0.99, negative=0.05):
+    return Detector(features=[0], weights=[1.0], bias=0.0, flagged_auc=auc, flagged_positive=0.3, flagged_negative=negative)
 
 
 @pytest.mark.parametrize(
     ("seen", "free", "whole", "gaps", "told", "mode", "good", "words"),
     [
         (True, 0.5, 0.0, 2.0, detector(), "reweight", True, "leaves the others out"),
-        (True, 0.5, 0.0, 2.0, detector(own=0.3), "reweight", True, "leaves the others out"),
+        (True, 0.5, 0.0, 2.0, detector(auc=0.7), "reweight", True, "leaves the others out"),
         (True, 0.0, 0.0, 0.1, detector(), "rewrite", True, "ends of answers"),
         (True, 0.0, 0.0, 2.0, detector(), "rewrite", False, "midst of answers"),
         (True, 0.0, 0.9, 0.0, detector(), "rewrite", False, "beginning to end"),
-        (True, 0.0, 0.0, 0.0, detector(own=0.3), "rewrite", False, "do not tell"),
+        (True, 0.0, 0.0, 0.0, detector(auc=0.7), "rewrite", False, "do not tell"),
         (True, 0.0, 0.0, 0.0, detector(negative=0.6), "rewrite", False, "do not tell"),
         (False, 1.0, 0.0, 0.0, detector(), "route", False, "nothing to suppress"),
     ],
@@ -30,7 +30,7 @@ def test_the_rule_follows_from_where_the_tokens_are(seen, free, whole, gaps, tol
     assert rule.rows == (0.3 if mode == "reweight" else None)
     if mode == "reweight":  # rows cannot be told
         rule, expects, found = _choose("c", "layers.1", seen, free, whole, gaps, None, told)
-        assert (rule.mode, rule.rows, found) == ("route", None, told.flagged_own > 0.5) and ("expect some" in expects) != found
+        assert (rule.mode, rule.rows, found) == ("route", None, told.flagged_auc > 0.9) and ("expect some" in expects) != found
 
 
 def test_gaps_at_the_ends_of_an_answer_are_no_inner_gaps():

@@ -80,7 +80,15 @@ def test_auto_reads_the_rows_and_says_what_it_chose(inputs, tmp_path):
     assert curve(recorder, "rule/reweight:high/share")
     told = tmp_path / "told.yaml"  # a concept whose detector takes every token, and every row
     row = {"features": [0], "weights": [0.0], "bias": 1.0, "auc": 1.0, "accuracy": 1.0}
-    detector = {"features": [0], "weights": [0.0], "bias": 1.0, "flagged_own": 1.0, "flagged_negative": 0.0, "row": row}
+    detector = {
+        "features": [0],
+        "weights": [0.0],
+        "bias": 1.0,
+        "flagged_positive": 1.0,
+        "flagged_negative": 0.0,
+        "flagged_auc": 1.0,
+        "row": row,
+    }
     told.write_text(yaml.safe_dump({**yaml.safe_load(Path(inputs["concepts"][0]).read_text()), "detectors": {"layers.2": detector}}))
     _, recorder = trained(tiny_config(inputs, concepts=[str(told)], rules=[{"concept": "high", "mode": "auto"}]), tmp_path / "only")
     (event,) = [event for event in recorder.events if event["kind"] == "suggested"]
