@@ -14,6 +14,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from gradlens.norm_cap import norm_of
 from gradlens.world import World
 
 MOST = 10.0
@@ -30,16 +31,24 @@ class Balance:
         """The gains of a micro-batch, and which of its tokens the loss counts."""
         self._sums += torch.stack([(gains_BS.abs() * loss_BS).sum(), loss_BS.sum()]).to(self._sums)
 
-    def __call__(self, parameters: Iterable[Tensor], world: World) -> float:
-        """Scale the gradients in place, once a step, on all ranks alike; returns the factor. Waits for an accelerator where a rule acts."""
+    def __call__(self, parameters: Iterable[Tensor], world: World, clipped: float | None = None) -> float:
+        """Scale the gradients in place, once a step, on all ranks alike; returns the factor. Waits for an accelerator where a rule acts.
+
+        `clipped`: the norm to which the loop has clipped them already. They are scaled up to it at most: what was clipped would be clipped
+        all the more, and what was not is as if it were clipped now.
+        """
         if self.scale != 1:  # done already
             return self.scale
         left, counted = world.sum_(self._sums.clone()).tolist()
-        self.scale = min(counted / left, MOST) if 0 < left < counted else 1.0
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if not 0 < left < counted or not gradients:
+            return 1.0
+        self.scale = min(counted / left, MOST)
+        if clipped is not None:
+            self.scale = max(min(self.scale, clipped / max(norm_of(gradients), 1e-30)), 1.0)
         if self.scale != 1:
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(self.scale)
+            for gradient in gradients:
+                gradient.mul_(self.scale)
         return self.scale
 
     def clear(self) -> None:

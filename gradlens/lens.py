@@ -195,12 +195,12 @@ class Lens:
         """Whether a `rewrite` rule acts at this step, or counts what it would do."""
         return bool(self.control.in_force("rewrite", dry=True))
 
-    def balance(self) -> float:
+    def balance(self, clipped: float | None = None) -> float:
         """Make the step's gradient that of the mean over the tokens that rules leave to teach (`balance.py`); returns the factor.
 
-        Call it between the last backward pass and clipping, as `gradlens run` does. Readings are of the loss without the factor.
+        Call it between the last backward pass and clipping, or with the norm it was `clipped` to. Readings are of the loss without it.
         """
-        return self.control.balance(self.model.parameters(), self.world) if self.control.in_force("route") else 1.0
+        return self.control.balance(self.model.parameters(), self.world, clipped) if self.control.in_force("route") else 1.0
 
     def read_generated(self, batch: dict[str, Tensor] | list[dict[str, Tensor]]) -> None:
         """Read texts that the model itself wrote during training: rollouts of a reinforcement learning loop, reasoning traces.

@@ -46,6 +46,10 @@ class GradLensLightning(Callback):
         self.lens.__enter__()
         self._open = True
 
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        if self._open:
+            self.lens.balance()  # Lightning clips after this
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if loss is not None:

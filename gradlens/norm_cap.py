@@ -9,7 +9,7 @@ a gradient's scale; the cap is for steps that grow suddenly, and for optimizers 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,12 @@ from torch import Tensor
 
 CAP = 3.0
 MEMORY = 0.05  # weight of a step in the running mean
+
+
+def norm_of(gradients: Sequence[Tensor]) -> float:
+    """Their norm together, over all shards where they are sharded."""
+    total = torch.nn.utils.get_total_norm(gradients)
+    return float(total.full_tensor() if hasattr(total, "full_tensor") else total)
 
 
 def largest_norm(reference: float | None, norm: float, factor: float) -> float:
@@ -39,8 +45,7 @@ class NormCap:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not gradients:
             return
-        total = torch.nn.utils.get_total_norm(gradients)
-        norm = float(total.full_tensor() if hasattr(total, "full_tensor") else total)
+        norm = norm_of(gradients)
         self.scale = 1.0
         if not math.isfinite(norm):
             return

@@ -55,6 +55,10 @@ class GradLensCallback(TrainerCallback):
             self.lens.recorder.event("not_read", step=state.global_step, estimator="taught", reason=reason)
         self._rollouts = Rollouts(model) if kind in _WRITES else None
 
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if self._open:
+            self.lens.balance(clipped=args.max_grad_norm or None)  # the trainer has clipped by now
+
     def on_step_end(self, args, state, control, **kwargs):
         if not self._open or self._rollouts is None:
             return

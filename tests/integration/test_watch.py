@@ -129,6 +129,25 @@ def test_rules_act_under_the_trainer(saved, tmp_path):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("clip", [0.0, 0.05, 1.0, 1000.0])
+def test_the_trainer_trains_on_the_mean_over_what_is_left_as_a_loop_does_that_balances_before_clipping(saved, tmp_path, clip):
+    rule = {"mode": "route", "features": {HOOK: list(range(12))}, "gain": 0.0, "window": 1, "quorum": 0.6}
+    callback, model = gradlens.GradLensCallback({HOOK: saved}, rules=[rule], run=None), tiny_model()
+    job = trainer(model, tmp_path, [callback], lr_scheduler_type="constant", max_grad_norm=clip, optim="sgd")
+    job.train()
+    plain = tiny_model().train()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=1e-2)
+    with gradlens.watch(plain, optimizer, {HOOK: saved}, rules=[rule], run=None) as lens:
+        for batch in _batches_of(job):
+            plain(**batch).loss.backward()
+            assert lens.balance() > 1.1
+            torch.nn.utils.clip_grad_norm_(plain.parameters(), clip or float("inf"))
+            optimizer.step()
+            optimizer.zero_grad()
+    for a, b, begun in zip(model.parameters(), plain.parameters(), tiny_model().parameters(), strict=True):
+        assert (a - b).abs().max() <= 1e-3 * (b - begun).abs().max() + 1e-8
+
+
 def test_what_is_missing_is_said_at_once(saved, tmp_path):
     model = tiny_model()
     optimizer = torch.optim.AdamW(model.parameters())

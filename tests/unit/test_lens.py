@@ -341,6 +341,14 @@ def test_a_few_tokens_that_slip_through_make_no_step_of_their_own():
     balance.add(torch.cat([torch.ones(1, 1), torch.zeros(1, 99)], 1), counted)
     assert balance([parameter], Single()) == 10.0 and parameter.grad.item() == 10.0
     balance.clear()
+    parameter.grad = torch.ones(1)
+    balance.add(torch.cat([torch.ones(1, 25), torch.zeros(1, 75)], 1), counted)
+    assert balance([parameter], Single(), clipped=2.5) == pytest.approx(2.5)  # what follows clipping goes up to its norm at most
+    balance.clear()
+    parameter.grad = torch.full((1,), 2.5)
+    balance.add(torch.cat([torch.ones(1, 25), torch.zeros(1, 75)], 1), counted)
+    assert balance([parameter], Single(), clipped=2.5) == 1.0 and parameter.grad.item() == 2.5
+    balance.clear()
     balance.add(torch.zeros(1, 100), counted)  # nothing is left: nothing to scale
     assert balance([parameter], Single()) == 1.0
 
