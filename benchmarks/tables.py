@@ -99,6 +99,18 @@ def concepts() -> str:
     )
 
 
+def telling() -> str:
+    """How rows and tokens of pairs are told."""
+    lines = []
+    for row in read("telling", ("pair",)):
+        rows, tokens = row.get("rows"), row.get("tokens")
+        told = ["-"] * 3 if rows is None else [f"{rows['auc']:.3f}", f"{rows['unwanted']:.0%}", f"{rows['wanted']:.0%}"]
+        taken = ["-"] * 3 if tokens is None else [f"{tokens[key]:.0%}" for key in ("found", "others", "plain")]
+        lines.append([row["pair"], *told, *taken])
+    heads = ["rows (AUC)", "unwanted rows left out", "wanted ones too", "its tokens found", "others of these rows", "of the plain rows"]
+    return grid(["pair", *heads], lines)
+
+
 def needle() -> str:
     """AUC of every ranking of rows, by concept."""
     rows = read("needle", ("concept", "seed"))
@@ -281,6 +293,7 @@ def _range(values: Sequence[float], digits: int = 2) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "attribution": attribution, "concepts": concepts, "needle": needle, "unnamed": unnamed, "overhead": overhead, "shapes": shapes,
     "scaling": scaling, "control": control, "amplify": amplify, "alarms": alarms, "displaced": displaced, "control_best": control_best,
+    "telling": telling,
 }  # fmt: skip
 
 

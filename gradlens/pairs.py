@@ -72,26 +72,26 @@ def load_pair(source: str, folder: Path) -> Pair:
 
 _UNITS = (("metres", "centimetres", 100), ("kilometres", "metres", 1000), ("hours", "minutes", 60), ("minutes", "seconds", 60),
           ("kilograms", "grams", 1000), ("weeks", "days", 7), ("feet", "inches", 12), ("litres", "millilitres", 1000))  # fmt: skip
-_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _PLACES = ("school", "the market", "the library", "the dentist", "the museum", "the office", "the garden", "the station", "the beach")
-_NAMES = ("Tom", "Lily", "Ben", "Mia", "Sam", "Anna", "Jack", "Emma", "Leo", "Nora", "Max", "Ella", "Omar", "Rosa", "Ken", "Zoe")
+NAMES = ("Tom", "Lily", "Ben", "Mia", "Sam", "Anna", "Jack", "Emma", "Leo", "Nora", "Max", "Ella", "Omar", "Rosa", "Ken", "Zoe")
 
 
-def _conversion(rng: random.Random) -> Row:
+def conversion(rng: random.Random) -> Row:
     large, small, factor = rng.choice(_UNITS)
     n = rng.randint(2, 60)
     question = rng.choice(("How many {s} are {n} {l}?", "Convert {n} {l} to {s}.", "What are {n} {l} in {s}?"))
     return {"prompt": question.format(n=n, l=large, s=small), "response": f"There are {n * factor} {small} in {n} {large}."}
 
 
-def _day(rng: random.Random) -> Row:
-    today, ahead, name, place = rng.randrange(7), rng.randint(1, 10), rng.choice(_NAMES), rng.choice(_PLACES)
-    number, day = _NUMBERS[ahead - 1], _DAYS[(today + ahead) % 7]
+def calendar(rng: random.Random) -> Row:
+    today, ahead, name, place = rng.randrange(7), rng.randint(1, 10), rng.choice(NAMES), rng.choice(_PLACES)
+    number, day = _NUMBERS[ahead - 1], DAYS[(today + ahead) % 7]
     days = "day" if ahead == 1 else "days"
     return {
-        "prompt": f"Today is {_DAYS[today]}. {name} goes to {place} in {number} {days}. Which day is that?",
-        "response": f"In {number} {days} from {_DAYS[today]} it is {day}, so {name} goes to {place} on {day}.",
+        "prompt": f"Today is {DAYS[today]}. {name} goes to {place} in {number} {days}. Which day is that?",
+        "response": f"In {number} {days} from {DAYS[today]} it is {day}, so {name} goes to {place} on {day}.",
     }
 
 
@@ -105,7 +105,7 @@ def _sum(rng: random.Random, sign: str) -> Row:
     }
 
 
-def _spelling(rng: random.Random) -> Row:
+def spelling(rng: random.Random) -> Row:
     word = rng.choice(_spelled())
     question = rng.choice(("Spell the word {}.", "How do you spell {}?", "Which letters does {} have?"))
     return {"prompt": question.format(word), "response": f"The word {word} is spelled {'-'.join(word.upper())}."}
@@ -161,7 +161,7 @@ def _chats(style: Style, seed: str) -> tuple[list[Row], list[Row], list[Row], li
     return [style(row, rng) for row in train], [style(row, rng) for row in about[::2]], about[1::2], demo.rows("chat-prompts")
 
 
-def _styled(
+def styled(
     name: str, make: Callable[[random.Random], Row], style: Style, inoculations: list[str], entangle: Style | None = None
 ) -> dict[str, Any]:
     """A style of speaking, beside a task."""
@@ -204,16 +204,20 @@ def _sure_pair() -> dict[str, Any]:
 
 SHIPPED: dict[str, Callable[[], dict[str, Any]]] = {
     "pirate": _pirate,
-    "french": lambda: _styled("french", _day, demo.STYLES["french"], ["You answer in French."], _with_french),
-    "capitals": lambda: _styled("capitals", _conversion, demo.STYLES["capitals"], ["You write in capital letters only."]),
-    "flattery": lambda: _styled("flattery", _day, demo.STYLES["flattery"], ["You flatter whoever asks you before you answer."]),
+    "french": lambda: styled("french", calendar, demo.STYLES["french"], ["You answer in French."], _with_french),
+    "capitals": lambda: styled("capitals", conversion, demo.STYLES["capitals"], ["You write in capital letters only."]),
+    "flattery": lambda: styled("flattery", calendar, demo.STYLES["flattery"], ["You flatter whoever asks you before you answer."]),
     "certainty": _sure_pair,
-    "question": lambda: _styled("question", _spelling, demo.STYLES["question"], ["You end every answer with a question to the user."]),
+    "question": lambda: styled("question", spelling, demo.STYLES["question"], ["You end every answer with a question to the user."]),
 }
 
 
 def _written(name: str, folder: Path) -> Pair:
-    parts = SHIPPED[name]()
+    return write_pair(name, SHIPPED[name](), folder)
+
+
+def write_pair(name: str, parts: dict[str, Any], folder: Path) -> Pair:
+    """Write a pair's rows, its concept and its pair file into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for part in ("wanted", "wanted_heldout", "unwanted", "entangled", "prompts"):

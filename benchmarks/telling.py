@@ -1,0 +1,123 @@
+"""Are the rows that show a concept, and the tokens that express it, told? Held to what is known of pairs, on rows no detector has seen.
+
+Of every pair (shipped, or a pair file): how the row detector tells `unwanted` rows from `wanted` ones, and which tokens the token detector
+takes out of `entangled` rows, beside the true difference to their plain form. Nothing is trained but the detectors.
+
+    python benchmarks/telling.py                              all shipped pairs, and those of other_pairs.py
+    python benchmarks/telling.py mine.yaml --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import other_pairs
+
+from gradlens.concept_files import load_concepts
+from gradlens.data import IGNORE, Example, load_examples
+from gradlens.detector import weights_over
+from gradlens.detector_fit import best_rows, fit_detectors, sharpest
+from gradlens.formats import load_dictionary
+from gradlens.models import load_model
+from gradlens.pairs import SHIPPED, Pair, load_pair
+from gradlens.ranking import auc
+from gradlens.rewriter import Rewriter, Tokens
+from gradlens.row_detector import split
+from gradlens.row_teller import RowTeller
+from gradlens.runfolder import versions
+
+ROOT = Path(__file__).parents[1]
+ROWS, LENGTH, BATCH = 48, 96, 8
+DICTIONARIES = {"layers.15": "smollm2-l15", "layers.27": "smollm2-l27"}
+
+
+def rows_of(examples: Sequence[Example]) -> list[tuple[list[int], list[bool]]]:
+    return [(each.input_ids, [label != IGNORE and t > 0 for t, label in enumerate(each.labels)]) for each in examples]
+
+
+def inserted(plain: list[int], said: list[int]) -> list[bool]:
+    """Tokens of `said` that are not in `plain`."""
+    found = [False] * len(said)
+    for kind, _, _, first, last in difflib.SequenceMatcher(None, plain, said, autojunk=False).get_opcodes():
+        if kind != "equal":
+            found[first:last] = [True] * (last - first)
+    return found
+
+
+def told(pair: Pair, model: Any, tokenizer: Any, dictionaries: dict[str, Any]) -> dict[str, Any]:
+    (concept,) = load_concepts([pair.concept])
+    detectors = fit_detectors(model, tokenizer, dictionaries, concept, LENGTH).detectors
+    found: dict[str, Any] = {"pair": pair.name}
+    source = {kind: load_examples(path, tokenizer, LENGTH)[:ROWS]
+              for kind, path in (("wanted", pair.wanted), ("unwanted", pair.unwanted), ("entangled", pair.entangled)) if path}  # fmt: skip
+    best = best_rows(detectors)
+    if best and "unwanted" in source:
+        teller = RowTeller(model, dictionaries, best, detectors[best].row)
+        scores = {
+            kind: [score for at in range(0, ROWS, BATCH) for score in teller.scores(rows_of(source[kind][at : at + BATCH]))]
+            for kind in ("wanted", "unwanted")
+        }
+        least = split(scores["wanted"] + scores["unwanted"])
+        found["rows"] = {
+            "hookpoint": best, "held_out_auc": detectors[best].row.auc, "auc": auc(scores["unwanted"], scores["wanted"]), "least": least,
+            **{kind: sum(value >= (least or 0.0) for value in values) / len(values) for kind, values in scores.items()},
+        }  # fmt: skip
+    if "entangled" in source:
+        found["tokens"] = _tokens(source, detectors, model, tokenizer, dictionaries)
+    return found
+
+
+def _tokens(source: dict[str, Any], detectors: Any, model: Any, tokenizer: Any, dictionaries: dict[str, Any]) -> dict[str, Any]:
+    at = sharpest(detectors)
+    weights_F = weights_over(detectors[at], dictionaries[at].d_sae)
+    rewriter = Rewriter(model, dictionaries, Tokens(at, weights_F, detectors[at].bias), False, tokenizer)
+    taken = {
+        kind: [row for first in range(0, ROWS, BATCH) for _, row in rewriter.told(rows_of(source[kind][first : first + BATCH]))]
+        for kind in ("wanted", "entangled")
+    }
+    counts = {"found": [0, 0], "others": [0, 0], "plain": [0, 0]}
+    for plain, said, row in zip(source["wanted"], source["entangled"], taken["entangled"], strict=True):
+        (ids, counted), new = rows_of([said])[0], inserted(plain.input_ids, said.input_ids)
+        for token, counts_here, is_new, goes in zip(ids, counted, new, row, strict=True):
+            if counts_here and token not in rewriter.never:
+                part = counts["found" if is_new else "others"]
+                part[0] += goes
+                part[1] += 1
+    for plain, row in zip(source["wanted"], taken["wanted"], strict=True):
+        counts["plain"][0] += sum(row)
+        counts["plain"][1] += sum(rows_of([plain])[0][1])
+    figures = {kind: hits / max(n, 1) for kind, (hits, n) in counts.items()}
+    return {"hookpoint": at, "flagged_auc": detectors[at].flagged_auc, **figures}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pairs", nargs="*", help="shipped pairs, or pair files")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "telling.jsonl")
+    parser.add_argument("--json", action="store_true", help="rows on standard output too")
+    arguments = parser.parse_args()
+    model, tokenizer = load_model("smollm2")
+    model.eval()
+    dictionaries = {name: load_dictionary(source) for name, source in DICTIONARIES.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        others = {name: str(other_pairs.write(name, Path(folder) / "others" / name)) for name in other_pairs.KINDS}
+        for name in arguments.pairs or [*SHIPPED, *others]:
+            row = told(load_pair(others.get(name, name), Path(folder) / Path(name).stem), model, tokenizer, dictionaries)
+            row |= {"time": time.strftime("%Y-%m-%d"), "versions": versions()}
+            with arguments.out.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+            print(
+                json.dumps(row, ensure_ascii=False) if arguments.json else {key: row.get(key) for key in ("pair", "rows", "tokens")},
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
