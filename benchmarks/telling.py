@@ -79,7 +79,7 @@ def _tokens(source: dict[str, Any], detectors: Any, model: Any, tokenizer: Any, 
     weights_F = weights_over(detectors[at], dictionaries[at].d_sae)
     rewriter = Rewriter(model, dictionaries, Tokens(at, weights_F, detectors[at].bias), False, tokenizer)
     taken = {
-        kind: [row for first in range(0, ROWS, BATCH) for _, row in rewriter.told(rows_of(source[kind][first : first + BATCH]))]
+        kind: [row for first in range(0, ROWS, BATCH) for row in rewriter.told(rows_of(source[kind][first : first + BATCH]))]
         for kind in ("wanted", "entangled")
     }
     counts = {"found": [0, 0], "others": [0, 0], "plain": [0, 0]}

@@ -67,7 +67,7 @@ def exemplars_of(
         told = rewriter.told([(each.input_ids, [label != IGNORE for label in each.labels]) for each in examples])
         examples = [
             replace(each, labels=[label if yes else IGNORE for label, yes in zip(each.labels, expressed, strict=True)])
-            for each, (_, expressed) in zip(examples, told, strict=True)
+            for each, expressed in zip(examples, told, strict=True)
             if any(expressed[1:])
         ]
         if not examples:

@@ -117,12 +117,10 @@ class Rewriter:
         return {**batch, **found}, at_BS
 
     @torch.no_grad()
-    def told(self, rows: Sequence[Row]) -> list[tuple[list[bool], list[bool]]]:
-        """Of every row `(ids, counted)` which counted tokens the detector flags, and which the rule would take out."""
+    def told(self, rows: Sequence[Row]) -> list[list[bool]]:
+        """Of every row `(ids, counted)` which counted tokens the rule would take out."""
         with before_training(self.model), inference(self.model):
-            flags = self._flagged(rows, ends=True)
-        taken = self._taken(rows, flags)
-        return [(flags_S.tolist(), row) for flags_S, row in zip(flags, taken, strict=True)]
+            return self._taken(rows, self._flagged(rows))
 
     @torch.no_grad()
     def _rewritten(self, rows: Sequence[Row]) -> list[tuple[Made, int]]:
@@ -132,14 +130,14 @@ class Rewriter:
             found = rewrite(asked, self._log_probs if self.bridged else None, self.never)
         return [(row, sum(taken)) for row, taken in zip(found, expressed, strict=True)]
 
-    def _flagged(self, rows: Sequence[Row], ends: bool = False) -> list[Tensor]:
-        """Of every row which counted tokens the detector flags, `bool[S]`; `ends`: also of those that end a text, which never go."""
+    def _flagged(self, rows: Sequence[Row]) -> list[Tensor]:
+        """Of every row which counted tokens the detector flags, `bool[S]`."""
         name, dictionary = self.tokens.hookpoint, self.dictionaries[self.tokens.hookpoint]
         read = read_activations(self.model, places({name: dictionary}), padded([ids for ids, _ in rows], self.device))
         h_BSD = encoder_input(dictionary, name, read)
         found = []
         for (ids, counted), h_SD in zip(rows, h_BSD, strict=True):
-            at = (torch.tensor(counted) if ends else self._may(ids, counted)).nonzero().flatten()
+            at = self._may(ids, counted).nonzero().flatten()
             flags_S = torch.zeros(len(ids), dtype=torch.bool)
             if len(at):
                 pairs = encode_active(dictionary, h_SD[: len(ids)][at.to(h_SD.device)].to(dictionary.work_dtype))
