@@ -89,9 +89,8 @@ def suggest(
     free = 1 - len(shows) / max(len(shares), 1)
     whole = sum(shares[index] > 1 - LEFT for index in shows) / max(len(shows), 1)
     gaps = sum(inner[index] for index in shows) / max(len(shows), 1)
-    if scores is not None and least is None:  # of one kind, or hardly any of another: as the examples say
-        least = 0.0
-    rule, expects, good = _choose(concept.name, hookpoint, bool(shows), free, whole, gaps, least, detector)
+    parted, least = least is not None, 0.0 if least is None and scores is not None else least  # else as the examples say
+    rule, expects, good = _choose(concept.name, hookpoint, bool(shows), free, whole, gaps, least, parted, detector)
     expressed = sum(shares[index] for index in shows) / max(len(shows), 1)
     best = best_rows(detectors)
     about = (None if best is None else detectors[best].row.auc, hookpoint, detector.flagged_own, detector.flagged_common)
@@ -126,16 +125,19 @@ def _inner_gaps(ids: Sequence[int], counted: Sequence[bool], taken: Sequence[boo
 
 
 def _choose(
-    name: str, hookpoint: str, seen: bool, free: float, whole: float, gaps: float, least: float | None, detector: Detector
+    name: str, hookpoint: str, seen: bool, free: float, whole: float, gaps: float, least: float | None, parted: bool, detector: Detector
 ) -> tuple[Rule, str, bool]:
-    """`least`: the score from which on a row shows the concept; None where rows cannot be told."""
+    """`least`: the score from which on a row shows the concept; None where rows cannot be told. `parted`: the scores have two modes."""
     told = (detector.flagged_auc or 0.0) >= TOLD and (detector.flagged_negative or 0.0) <= (detector.flagged_positive or 0.0) / 2
     if not seen:
         return Rule(concept=name), "no row read shows the concept: there is nothing to suppress in these data", False
     if free >= FREE:
         why = f"{free:.0%} of the rows are free of it: what is wanted can be learned from these; a rule of mode"
         if least is not None:
-            return Rule(concept=name, mode="reweight", rows=round(least, 4)), f"{why} reweight leaves the others out", True
+            text = f"{why} reweight leaves the others out"
+            if not parted:
+                text += "; their scores do not part clearly: put some rows as you want them among the concept's negative examples"
+            return Rule(concept=name, mode="reweight", rows=round(least, 4)), text, parted
         if told:
             return Rule(concept=name), f"{why} route leaves the tokens out around which its features are active", True
         text = f"{why} route leaves others out, but neither its rows nor its tokens are told well; expect some of it to be learned"

@@ -25,11 +25,13 @@ def detector(auc=0.99, negative=0.05):
     ],
 )
 def test_the_rule_follows_from_where_the_tokens_are(seen, free, whole, gaps, told, mode, good, words):
-    rule, expects, found = _choose("c", "layers.1", seen, free, whole, gaps, 0.3, told)
+    rule, expects, found = _choose("c", "layers.1", seen, free, whole, gaps, 0.3, True, told)
     assert (rule.mode, found) == (mode, good) and words in expects
     assert rule.rows == (0.3 if mode == "reweight" else None)
-    if mode == "reweight":  # rows cannot be told
-        rule, expects, found = _choose("c", "layers.1", seen, free, whole, gaps, None, told)
+    if mode == "reweight":
+        rule, expects, found = _choose("c", "layers.1", seen, free, whole, gaps, 0.0, False, told)
+        assert (rule.mode, rule.rows, found) == ("reweight", 0.0, False) and "do not part" in expects
+        rule, expects, found = _choose("c", "layers.1", seen, free, whole, gaps, None, False, told)  # rows cannot be told
         assert (rule.mode, rule.rows, found) == ("route", None, told.flagged_auc > 0.9) and ("expect some" in expects) != found
 
 
