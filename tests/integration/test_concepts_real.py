@@ -6,11 +6,13 @@ from gradlens.autolabels import label_features
 from gradlens.concept_compare import fit_directions
 from gradlens.concepts import fit_concept, load_concepts
 from gradlens.config import EvaluateSettings
-from gradlens.data import tokenize
+from gradlens.data import IGNORE, load_examples, tokenize
 from gradlens.evaluate import evaluate, generate_answers
 from gradlens.formats import load_dictionary
 from gradlens.labels import load_labels, search
 from gradlens.models import load_model
+from gradlens.row_teller import RowTeller
+from gradlens.suggest import suggest
 
 pytestmark = pytest.mark.real
 HOOKPOINTS = {"layers.15": "smollm2-l15", "layers.27": "smollm2-l27"}
@@ -78,3 +80,19 @@ def test_a_probe_on_raw_activations_tells_pirate_speech_on_texts_that_did_not_fi
     found = fit_directions(*smollm2, "layers.27", concept, "probe", max_length=48, max_texts=24)
     assert found.facts["auc_texts"][0] > 0.95 and found.facts["auc_tokens"][0] > 0.8, found.facts
     assert found.facts["gates"][0] > 0.8 and found.facts["gates"][1] < 0.2, found.facts
+
+
+def test_auto_tells_the_rows_of_the_demo_and_leaves_the_pirates_out(smollm2, dictionaries):
+    (concept,) = load_concepts(["demo:pirate"])
+    rows = {name: load_examples(f"demo:{name}-train", smollm2[1], 80)[-40:] for name in ("arithmetic", "pirate", "plain")}
+    middle = {"layers.15": dictionaries["layers.15"]}
+    found, known = suggest(*smollm2, middle, concept, [rows["arithmetic"], rows["pirate"]], 80)
+    assert found.rule.mode == "reweight" and found.good and found.free == 0.5 and found.rows_auc > 0.97
+    teller = RowTeller(smollm2[0], middle, "layers.15", known.detectors["layers.15"].row, found.rule.rows)
+    shown = {name: [value >= teller.least for value in teller.scores(tokens_of(part))] for name, part in rows.items()}
+    assert sum(shown["pirate"]) >= 39 and sum(shown["arithmetic"]) == 0
+    assert sum(shown["plain"]) <= 4  # the same answers in plain words
+
+
+def tokens_of(examples):
+    return [(each.input_ids, [label != IGNORE and t > 0 for t, label in enumerate(each.labels)]) for each in examples]
