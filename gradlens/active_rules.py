@@ -101,7 +101,9 @@ class Lookup:
     def activate(self, rule: Rule) -> ActiveRule:
         """Its features, directions and thresholds; all but the constrainer. Raises `ConfigError` where it names what does not exist."""
         if rule.mode == "auto":
-            raise ConfigError(f"rule {rule.label}: auto is settled by `gradlens run` before the first step; name route or rewrite here")
+            raise ConfigError(
+                f"rule {rule.label}: auto is settled by `gradlens run` before the first step; name reweight, route or rewrite here"
+            )
         if rule.mode == "rewrite":
             return self._rewriting(rule)
         features = {hookpoint: ids for hookpoint, ids in self._features(rule).items() if ids}
@@ -185,29 +187,38 @@ class Lookup:
 
     def _rows(self, rule: Rule) -> RowTeller:
         """Who tells the rows that show a rule's concept. Raises `ConfigError` where nothing was learned of that."""
-        found = {name: each for name, each in self.detectors.get(rule.concept, {}).items() if name in self.dictionaries}
+        found = self._detectors(rule, rule.hookpoints)
         hookpoint = best_rows(found)
         if hookpoint is None:
+            places = ", ".join(rule.hookpoints or self.dictionaries)
             raise ConfigError(
-                f"rule {rule.label}: rows: concept {rule.concept} needs positive and negative examples, by which rows are told"
+                f"rule {rule.label}: rows: no row detector of concept {rule.concept} at {places}; it is fitted before the first step, on "
+                "positive and negative examples (8 of each at least), for rules that are there by then"
             )
-        return RowTeller(self.model, self.dictionaries, hookpoint, found[hookpoint].row, rule.rows)
+        row = found[hookpoint].row
+        self._check_ids(rule, row.features, hookpoint)
+        return RowTeller(self.model, self.dictionaries, hookpoint, row, rule.rows)
+
+    def _detectors(self, rule: Rule, hookpoints: list[str] | None) -> dict[str, Detector]:
+        """Those of a rule's concept, at some hookpoints (null: at any)."""
+        wanted = list(self.dictionaries) if hookpoints is None else [canonical(name) for name in hookpoints]
+        return {name: each for name, each in self.detectors.get(rule.concept, {}).items() if name in self.dictionaries and name in wanted}
+
+    def _check_ids(self, rule: Rule, ids: list[int], hookpoint: str) -> None:
+        if max(ids, default=0) >= (d_sae := self.dictionaries[hookpoint].d_sae):
+            raise ConfigError(f"rule {rule.label}: detector at {hookpoint} names feature {max(ids)}, the dictionary has 0 to {d_sae - 1}")
 
     def _tokens(self, rule: Rule, hookpoints: list[str] | None) -> Tokens:
         """The token detector of a rule's concept, the sharpest there is at these hookpoints (null: at any); its random control."""
-        found = {name: each for name, each in self.detectors.get(rule.concept, {}).items() if name in self.dictionaries and each.features}
-        if hookpoints is not None:
-            found = {name: found[name] for name in map(canonical, hookpoints) if name in found}
+        found = {name: each for name, each in self._detectors(rule, hookpoints).items() if each.features}
         if not found:
             raise ConfigError(
                 f"rule {rule.label}: concept {rule.concept} has no token detector at {', '.join(hookpoints or self.dictionaries)}; "
-                "give it positive and negative examples, or `detectors`"
+                "give it positive and negative examples, or `detectors` (where it has examples, no feature there tells its tokens)"
             )
         hookpoint = sharpest(found)
         detector, dictionary = found[hookpoint], self.dictionaries[hookpoint]
-        if max(detector.features, default=0) >= dictionary.d_sae:
-            raise ConfigError(f"rule {rule.label}: detector at {hookpoint} names feature {max(detector.features)}, the dictionary has 0 to "
-                              f"{dictionary.d_sae - 1}")  # fmt: skip
+        self._check_ids(rule, detector.features, hookpoint)
         device = dictionary.W_dec.device
         weights_F = weights_over(detector, dictionary.d_sae, device, dictionary.work_dtype)
         if rule.random_control is None:

@@ -73,6 +73,12 @@ class Detection(BaseModel):
     warning: str = Field("", description="What is wrong with this set, where something is.")
 
 
+def _with_weights(detector: Any) -> Any:
+    if len(detector.features) != len(detector.weights):
+        raise ValueError(f"{len(detector.weights)} weights for {len(detector.features)} features")
+    return detector
+
+
 class RowDetector(BaseModel):
     """Which texts show the concept: where the weighted sum of a text's mean feature activations and the bias together are above 0
     (`row_detector.py`)."""
@@ -84,6 +90,10 @@ class RowDetector(BaseModel):
     bias: float = Field(..., description="Added to the weighted sum.")
     auc: float | None = Field(None, description="AUC on held-out examples.")
     accuracy: float | None = Field(None, description="Mean share of held-out positives and of negatives that it tells rightly.")
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> RowDetector:
+        return _with_weights(self)
 
 
 class Detector(BaseModel):
@@ -103,9 +113,7 @@ class Detector(BaseModel):
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> Detector:
-        if len(self.features) != len(self.weights):
-            raise ValueError(f"{len(self.weights)} weights for {len(self.features)} features")
-        return self
+        return _with_weights(self)
 
 
 class Concept(BaseModel):

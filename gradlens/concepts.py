@@ -237,13 +237,13 @@ class ChoosingHalf:
             acts_TC[token[kept], column_F[feature[kept]]] = value[kept]
         return acts_TC
 
-    def text_means(self, positive: bool) -> np.ndarray:
-        """Mean activation of every feature over the counted tokens of each text of a kind, `[R, F]`."""
-        rows = [(features, values) for kind, features, values in self.means if kind == positive]
-        found_RF = np.zeros((len(rows), len(self.fired[True])), dtype=np.float32)
-        for row_F, (features, values) in zip(found_RF, rows, strict=True):
-            row_F[features] = values
-        return found_RF
+    def text_means(self, positive: bool, features: np.ndarray) -> np.ndarray:
+        """Mean activation of some features (which hold all that fire) over the counted tokens of each text of a kind, `[R, C]`."""
+        rows = [(fired, values) for kind, fired, values in self.means if kind == positive]
+        found_RC = np.zeros((len(rows), len(features)), dtype=np.float32)
+        for row_C, (fired, values) in zip(found_RC, rows, strict=True):
+            row_C[np.searchsorted(features, fired)] = values
+        return found_RC
 
     def best_of(self, ids: Sequence[int]) -> int:
         """The feature with the best AUC over texts."""

@@ -59,7 +59,7 @@ def exemplars_of(
     if not rows:
         return []
     examples = build_examples([rows[i] for i in evenly(len(rows), EXEMPLARS)], tokenizer, max_length, source=concept.name)
-    found = {place: each for place, each in concept.detectors.items() if place in dictionaries}
+    found = {place: each for place, each in concept.detectors.items() if place in dictionaries and each.features}
     if found:
         at = sharpest(found)
         weights_F = weights_over(found[at], dictionaries[at].d_sae, dictionaries[at].W_dec.device, dictionaries[at].work_dtype)

@@ -11,7 +11,8 @@
 | constrain | the change of all parameters | after the optimizer's step; its examples are read before it |
 
 Several rules act one after another, in the policy's order. `governor` keeps them within targets and budgets; what rules that amplify do to
-the gradient is capped (`norm_cap`). Nothing here synchronises with an accelerator, but for that cap and what is said once a step.
+the gradient is capped (`norm_cap`). Nothing here synchronises with an accelerator, but for that cap, `balance`, rows that are told or
+rewritten, and what is said once a step.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Control:
         for active in rules:
             if active.rule.mode == "constrain":
                 active.constrainer = self._constrainer(active)
+            self._keep_what_is_known(active)
         self.governor.set_rules([(active.rule, self._measured_at(active)) for active in rules], self.step)
         self.rules = rules
         self.policy = policy
@@ -176,7 +178,8 @@ class Control:
                 gate_BS = self._gate(batch, active_pairs, active)
             else:
                 own_BS = self._gate(batch, active_pairs, active.instead_of)
-                gate_BS = active.same_share(own_BS, self._gate(batch, active_pairs, active, share=True), batch.loss_BS)
+                strength_BS = self._gate(batch, active_pairs, active, share=True)
+                gate_BS = active.same_share(own_BS, strength_BS, batch.loss_BS, whole=rule.mode == "reweight")
             if rule.budget is not None:
                 wanted_BS, most = gate_BS * batch.loss_BS, rule.budget * batch.loss_BS.sum()
                 if rule.gate == "hard":
@@ -332,6 +335,15 @@ class Control:
         """That of a rule already in force goes on: it knows how far the measure has risen."""
         known = (before.constrainer for before in self.rules if before.rule == active.rule and before.constrainer is not None)
         return next(known, None) or self.lookup.constrainers(active.rule, active.features)
+
+    def _keep_what_is_known(self, active: ActiveRule) -> None:
+        """Which rows show the concept of a rule already in force, and how its random control has gated so far."""
+        for before in self.rules:
+            if before.rule == active.rule:
+                active.same_share = before.same_share
+                active.rows_by = before.rows_by
+                if active.instead_of is not None:
+                    active.instead_of.rows_by = before.instead_of.rows_by
 
     def _amplifies(self, active: ActiveRule, size: float) -> bool:
         return size > 1 and active.rule.mode not in NO_GRADIENT and not active.rule.dry_run

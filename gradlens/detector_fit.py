@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from gradlens.concept_files import Concept, Detector, RowDetector
-from gradlens.concepts import MAX_TEXTS, ChoosingHalf, counted_tokens, split_examples
+from gradlens.concepts import MAX_TEXTS, MIN_EXAMPLES, ChoosingHalf, counted_tokens, split_examples
 from gradlens.detector import fit_detector, turns_of_phrase, weights_over
 from gradlens.errors import ConfigError
 from gradlens.hookpoints import canonical, layer_of
@@ -36,17 +36,21 @@ def fit_detectors(
     seed: int = 0,
     progress: Progress | None = None,
     max_texts: int = MAX_TEXTS,
+    rows: bool = True,
 ) -> Concept:
-    """The concept with a detector at every given hookpoint that has none; what it brings is kept. Each text is read once.
+    """The concept with a detector at every given hookpoint that has none; what it brings is kept. Each text is read once. `rows`: one of
+    rows too, where it brings only one of tokens.
 
     The detector is that of all examples; its figures are of one fitted on half of them, on the other half. Where no feature tells single
     tokens it finds none (and its figures say so); rows may be told all the same. Raises `ConfigError` for a concept with too few examples.
     """
-    missing = lacking(concept, dictionaries)
+    missing = lacking(concept, dictionaries, rows)
     if not missing:
         return concept
     if not concept.positive or not concept.negative:
-        raise ConfigError(f"concept {concept.name}: modes rewrite and constrain need positive and negative examples (or `detectors`)")
+        raise ConfigError(
+            f"concept {concept.name}: modes rewrite, constrain and auto, and `rows`, need positive and negative examples (or `detectors`)"
+        )
     halves = [_Half(model, tokenizer, missing, part, progress) for part in split_examples(concept, tokenizer, max_length, seed, max_texts)]
     never = getattr(tokenizer, "all_special_ids", None) or ()
     phrases = turns_of_phrase(*(halves[0].texts[kind] for kind in (True, False)), never)
@@ -70,23 +74,29 @@ def fit_detectors(
     return concept.model_copy(update={"detectors": found})
 
 
-def lacking(concept: Concept, dictionaries: dict[str, Dictionary]) -> dict[str, Dictionary]:
-    """The dictionaries at whose hookpoints the concept has no detector yet, or one of tokens and none of rows that examples could give."""
-    examples = bool(concept.positive and concept.negative)
+def lacking(concept: Concept, dictionaries: dict[str, Dictionary], rows: bool = True) -> dict[str, Dictionary]:
+    """The dictionaries at whose hookpoints the concept has no detector yet, or (`rows`) one of tokens and none of rows that examples could
+    give."""
 
     def ready(name: str) -> bool:
-        return name in concept.detectors and (concept.detectors[name].row is not None or not examples)
+        return name in concept.detectors and (not rows or concept.detectors[name].row is not None or not _enough(concept))
 
     return {canonical(name): each for name, each in dictionaries.items() if not ready(canonical(name))}
 
 
+def _enough(concept: Concept) -> bool:
+    return all(len(concept.rows(kind)) >= MIN_EXAMPLES for kind in ("positive", "negative"))
+
+
 def _of_rows(halves: Sequence[ChoosingHalf]) -> RowDetector | None:
     """That of all examples, with the figures of one fitted on half of them, on the other half."""
-    means = [[torch.from_numpy(half.text_means(kind)) for kind in (True, False)] for half in halves]
+    live = np.flatnonzero(sum(half.fired[kind] for half in halves for kind in (True, False)))
+    means = [[torch.from_numpy(half.text_means(kind, live)) for kind in (True, False)] for half in halves]
     choosing, final = fit_rows(*means[0]), fit_rows(*(torch.cat(pair) for pair in zip(*means, strict=True)))
     if choosing is None or final is None:
         return None
-    return final.model_copy(update=judged(choosing, *means[1]))
+    figures = judged(choosing, *means[1])
+    return final.model_copy(update={"features": live[final.features].tolist(), **figures})
 
 
 def best_rows(detectors: dict[str, Detector]) -> str | None:
@@ -102,7 +112,12 @@ def best_rows(detectors: dict[str, Detector]) -> str | None:
 def sharpest(detectors: dict[str, Detector]) -> str:
     """The hookpoint whose detector finds most of the concept's own words and flags fewest tokens of negatives, which count twice: late in
     a model the context speaks from each token, and a detector flags whole texts."""
-    return max(sorted(detectors), key=lambda name: (detectors[name].flagged_own or 0.0) - 2 * (detectors[name].flagged_negative or 0.0))
+
+    def order(name: str) -> tuple[bool, float]:
+        each = detectors[name]
+        return bool(each.features), (each.flagged_own or 0.0) - 2 * (each.flagged_negative or 0.0)
+
+    return max(sorted(detectors), key=order)
 
 
 def _begins_a_word(text: str) -> bool:

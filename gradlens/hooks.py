@@ -1,6 +1,6 @@
 """What happens while training passes the model: hooks on it, at its hookpoints and at its head, and what they know of the pass.
 
-Nothing here synchronises with an accelerator. With no rule in force no hook changes any tensor.
+Nothing here synchronises with an accelerator, but where rules tell or rewrite rows. With no rule in force no hook changes any tensor.
 """
 
 from __future__ import annotations
@@ -152,13 +152,17 @@ class Hooks:
         return changed
 
     def _tell_rows(self, batch: MicroBatch, args: tuple, kwargs: dict) -> None:
+        if not self.control.tells_rows():
+            return
         ids, mask = kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask")
+        mask = mask if mask is not None and mask.shape == ids.shape else None
         positions = kwargs.get("position_ids")
-        several = isinstance(positions, Tensor) and positions.shape == ids.shape and mask is None
-        if several and self.control.tells_rows() and bool(((positions == 0).sum(-1) > 1).any()):
-            raise RunError("rows: each of these rows holds several texts, and a rule acts in whole rows; train without packing")
+        if isinstance(positions, Tensor) and positions.shape == ids.shape:
+            begins_BS = positions == 0 if mask is None else (positions == 0) & mask.bool()
+            if bool((begins_BS.sum(-1) > 1).any()):
+                raise RunError("rows: each of these rows holds several texts, and a rule acts in whole rows; train without packing")
         with self.closed(), self._clock("rows"):
-            self.control.tell_rows(batch, ids, mask if mask is not None and mask.shape == ids.shape else None, kwargs.get("labels"))
+            self.control.tell_rows(batch, ids, mask, kwargs.get("labels"))
 
     def _on_output(self, module: nn.Module, args: tuple, output: Any) -> None:
         batch = self._batch

@@ -47,8 +47,8 @@ class GradLensLightning(Callback):
         self._open = True
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
-        if self._open:
-            self.lens.balance()  # Lightning clips after this
+        if self._open and pl_module.automatic_optimization:
+            self.lens.balance()  # Lightning clips after this; who optimizes by hand has clipped already
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs

@@ -79,15 +79,16 @@ class SameShare:
         self._own = torch.zeros((), dtype=torch.float64, device=device)  # gated by the concept's rule, of these
         self._owed = torch.zeros((), dtype=torch.float64, device=device)  # that it has gated more, of all so far
 
-    def __call__(self, own_BS: Tensor, strength_BS: Tensor, counted_BS: Tensor) -> Tensor:
-        """Gates `[B, S]`, 0 or 1, where `strength` (0 to 1) is largest, among equals at random. `own`: the other rule's."""
+    def __call__(self, own_BS: Tensor, strength_BS: Tensor, counted_BS: Tensor, whole: bool = False) -> Tensor:
+        """Gates `[B, S]`, 0 or 1, where `strength` (0 to 1) is largest, among equals at random (`whole`: rows). `own`: the other rule's."""
         bin_BS = (strength_BS * (BINS - 1)).round().long().clamp(0, BINS - 1)
         own = (own_BS * counted_BS).sum().double()
         self._tally.mul_(MEMORY).scatter_add_(0, bin_BS.flatten(), counted_BS.flatten().double())
         self._own.mul_(MEMORY).add_(own)
         above = self._tally.flip(0).cumsum(0).flip(0) - self._tally  # tokens of larger strength
         share = ((self._own + self._owed - above) / self._tally.clamp_min(1e-9)).clamp(0, 1)  # of a bin's tokens that are gated
-        drawn_BS = torch.rand(own_BS.shape, generator=self._generator, dtype=torch.float64).to(own_BS.device)
+        B, S = own_BS.shape
+        drawn_BS = torch.rand((B, 1 if whole else S), generator=self._generator, dtype=torch.float64).to(own_BS.device)
         gate_BS = ((drawn_BS < share[bin_BS]) & counted_BS).float()
         self._owed += own - gate_BS.sum().double()
         return gate_BS

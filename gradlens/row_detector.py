@@ -28,7 +28,7 @@ LEAST = 3  # rows of either kind
 
 
 def fit_rows(positive_RF: Tensor, negative_RF: Tensor) -> RowDetector | None:
-    """From mean activations of texts of both kinds; None where no feature fires in `TEXTS` of them."""
+    """From mean activations of texts of both kinds; None where no feature fires in `TEXTS` of them. Feature ids are columns."""
     X_RF = torch.cat([positive_RF, negative_RF])
     ids_N = ((X_RF > 0).sum(0) >= TEXTS).nonzero().flatten()
     if not len(ids_N) or not len(positive_RF) or not len(negative_RF):

@@ -1,8 +1,8 @@
 """Which rows of a batch show a concept, before they are trained on: the shell around `row_detector.py`.
 
-The model before training (its adapter off, where it has one) reads every row once, up to the detector's hookpoint; rows that come again are
-remembered (where parameters are sharded, they are read each time). So the answer does not change as the model does: read by the live
-model, rows of what is not learned drift away from what the detector knows.
+The model before training (its adapter off; without one, the model as it is when a row first comes) reads every row once, up to the
+detector's hookpoint, and the answer is kept. So it does not change as the model does: read by the live model, rows of what is not learned
+drift away from what the detector knows.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class RowTeller:
         keys = [key_of(row) for row in rows]
         new = {key: row for key, row in zip(keys, rows, strict=True) if self._every_time or key not in self._known}
         if new:
-            self._known.update(zip(new, self._read(list(new.values())), strict=True))
+            for key, value in zip(new, self._read(list(new.values())), strict=True):
+                self._known.setdefault(key, value)  # what was read first stays, where it had to be read again
         found = [self._known[key] for key in keys]
         while len(self._known) > REMEMBERED:
             self._known.popitem(last=False)

@@ -55,10 +55,12 @@ def _with_detectors(
     chosen = {name: dictionary for name, dictionary in dictionaries.items() if name in wanted}
     found = []
     for concept in concepts:
-        if concept.name == rule.concept and lacking(concept, chosen):
+        if concept.name == rule.concept and lacking(concept, chosen, rule.rows is not None):
             texts = sum(min(len(concept.rows(kind)), MAX_TEXTS) for kind in ("positive", "negative"))
             with rank.counted(f"learning to tell the tokens of {concept.name}", texts or None) as advance:
-                concept = fit_detectors(model, tokenizer, chosen, concept, max_length=rank.config.data.max_length, progress=advance)
+                concept = fit_detectors(
+                    model, tokenizer, chosen, concept, rank.config.data.max_length, progress=advance, rows=rule.rows is not None
+                )
         found.append(concept)
     return found
 

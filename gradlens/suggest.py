@@ -102,7 +102,7 @@ def _row_scores(
 ) -> list[float] | None:
     """Of every row how much it shows the concept; None where the concept's examples are not told well by anything."""
     best = best_rows(detectors)
-    if best is None or (detectors[best].row.auc or 0.0) < TOLD:
+    if best is None or (detectors[best].row.auc is not None and detectors[best].row.auc < TOLD):
         return None
     teller = RowTeller(model, dictionaries, best, detectors[best].row)
     return [score for start in range(0, len(rows), BATCH) for score in teller.scores(rows[start : start + BATCH])]
@@ -128,9 +128,11 @@ def _choose(
     name: str, hookpoint: str, seen: bool, free: float, whole: float, gaps: float, least: float | None, parted: bool, detector: Detector
 ) -> tuple[Rule, str, bool]:
     """`least`: the score from which on a row shows the concept; None where rows cannot be told. `parted`: the scores have two modes."""
-    told = (detector.flagged_auc or 0.0) >= TOLD and (detector.flagged_negative or 0.0) <= (detector.flagged_positive or 0.0) / 2
+    told = detector.flagged_negative is None or detector.flagged_negative <= (detector.flagged_positive or 0.0) / 2
+    told = told and (detector.flagged_auc is None or detector.flagged_auc >= TOLD)  # not known of a detector that was brought
     if not seen:
-        return Rule(concept=name), "no row read shows the concept: there is nothing to suppress in these data", False
+        rule = Rule(concept=name) if least is None else Rule(concept=name, mode="reweight", rows=round(least, 4))
+        return rule, "no row read shows the concept: there is nothing to suppress in these data", False
     if free >= FREE:
         why = f"{free:.0%} of the rows are free of it: what is wanted can be learned from these; a rule of mode"
         if least is not None:
@@ -142,6 +144,8 @@ def _choose(
             return Rule(concept=name), f"{why} route leaves the tokens out around which its features are active", True
         text = f"{why} route leaves others out, but neither its rows nor its tokens are told well; expect some of it to be learned"
         return Rule(concept=name), text, False
+    if not detector.features:
+        return Rule(concept=name), "every row shows it, and no feature tells its tokens: nothing can be rewritten; expect failure", False
     rule = Rule(concept=name, mode="rewrite", hookpoints=[hookpoint])
     if not told:
         return (

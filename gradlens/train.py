@@ -30,7 +30,7 @@ from gradlens.constrainer import exemplars_of
 from gradlens.contrasts import contrasts_of
 from gradlens.data import IGNORE, Example, Mixture, collate, read_rows, split
 from gradlens.dictionary import Dictionary
-from gradlens.errors import ConfigError, RunError
+from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.evaluate import evaluate
 from gradlens.files import append_line, read_lines, write_json
 from gradlens.formats import load_dictionary
@@ -275,7 +275,7 @@ def _agree(rank: Rank, lens: Lens, policy: Policy, step: int) -> tuple[Policy, b
     if newer is not None and newer.version != policy.version:
         try:
             lens.set_policy(newer)
-        except ConfigError as error:  # rules sent to a running job may name features that are not there: the old ones stay
+        except (ConfigError, InputError) as error:  # rules sent to a running job may name features that are not there: the old ones stay
             rank.recorder.event("policy_refused", step=step, version=newer.version, error=str(error))
         policy = newer
     return policy, stop

@@ -32,6 +32,7 @@ class GradLensCallback(TrainerCallback):
         self._rollouts: Rollouts | None = None
         self._read_next = 0  # step from which on the next texts are read
         self._open = False
+        self._mean_over_tokens = True  # the loss
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, processing_class=None, **kwargs):
         if self._open:  # an earlier train() ended in an exception
@@ -49,15 +50,15 @@ class GradLensCallback(TrainerCallback):
         self.lens.step = self.lens.control.step = state.global_step
         self.lens.steps = state.max_steps if state.max_steps > 0 else None
         self.lens.__enter__()
-        self._open = True
+        self._open, self._mean_over_tokens = True, not otherwise
         if weighs_otherwise and state.is_world_process_zero:
             reason = f"the loss of {kind.removesuffix('Config')} is not the tokens' -log p: some are to become less likely"
             self.lens.recorder.event("not_read", step=state.global_step, estimator="taught", reason=reason)
         self._rollouts = Rollouts(model) if kind in _WRITES else None
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        if self._open:
-            self.lens.balance(clipped=args.max_grad_norm or None)  # the trainer has clipped by now
+        if self._open and self._mean_over_tokens:
+            self.lens.balance(clipped=args.max_grad_norm if args.max_grad_norm > 0 else None)  # the trainer has clipped by now
 
     def on_step_end(self, args, state, control, **kwargs):
         if not self._open or self._rollouts is None:

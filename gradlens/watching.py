@@ -192,7 +192,8 @@ def _concepts(
         for rule in rules:
             if rule.tells_tokens and rule.concept == concept.name and tokenizer is not None:
                 chosen = {canonical(name) for name in rule.hookpoints or dictionaries}
-                concept = fit_detectors(model, tokenizer, {n: d for n, d in dictionaries.items() if canonical(n) in chosen}, concept)
+                wanted = {n: d for n, d in dictionaries.items() if canonical(n) in chosen}
+                concept = fit_detectors(model, tokenizer, wanted, concept, rows=rule.rows is not None)
         ready.append(concept)
     return {
         "concepts": {concept.name: concept.features for concept in ready},

@@ -311,10 +311,10 @@ def test_a_rule_switched_off_in_mid_run_leaves_training_bit_identical_from_there
 
 
 @pytest.mark.parametrize(
-    ("rule", "grows"), [({"gain": 0.0}, True), ({"gain": 0.5}, True), ({"gain": 3.0}, False), ({"dry_run": True}, False)]
+    ("rule", "grows"), [({"gain": 0.0}, True), ({"gain": 0.5}, False), ({"gain": 3.0}, False), ({"dry_run": True}, False)]
 )
 def test_balanced_gradients_are_those_of_the_mean_over_the_tokens_left(rule, grows):
-    """Over two micro-batches; gains that amplify, and dry runs, are left as they are."""
+    """Over two micro-batches; partial gains, those that amplify, and dry runs are left as they are."""
     model, recorder = tiny_model(), MemoryRecorder()
     optimizer = torch.optim.SGD(trainable(model), lr=0.0)
     policy = Policy(rules=(route(window=1, quorum=0.3, **rule),))
@@ -328,7 +328,7 @@ def test_balanced_gradients_are_those_of_the_mean_over_the_tokens_left(rule, gro
         optimizer.step()
     share = recorder.records[0]["scalars"]["rule/route:features/share"]
     assert 0.1 < share < 0.9
-    assert factor == pytest.approx(1 / (1 - share * (1 - rule["gain"])) if grows else 1.0)
+    assert factor == pytest.approx(1 / (1 - share) if grows else 1.0)
     assert recorder.records[0]["scalars"].get("policy/balance", 1.0) == factor
     assert all(torch.allclose(p.grad, factor * g) for p, g in zip(model.parameters(), before, strict=True))
     assert lens.control.balance.scale == 1.0  # the next step begins anew
@@ -348,6 +348,11 @@ def test_a_few_tokens_that_slip_through_make_no_step_of_their_own():
     parameter.grad = torch.full((1,), 2.5)
     balance.add(torch.cat([torch.ones(1, 25), torch.zeros(1, 75)], 1), counted)
     assert balance([parameter], Single(), clipped=2.5) == 1.0 and parameter.grad.item() == 2.5
+    balance.clear()
+    balance.add(torch.cat([torch.ones(1, 50), torch.zeros(1, 50)], 1), counted)
+    assert balance([parameter], Single()) == 2.0  # and the optimizer's step is skipped: the next begins anew
+    balance.add(torch.cat([torch.full((1, 80), 8.0), torch.zeros(1, 20)], 1), counted)
+    assert balance([parameter], Single()) == 1.25  # others are amplified: those that are left count once
     balance.clear()
     balance.add(torch.zeros(1, 100), counted)  # nothing is left: nothing to scale
     assert balance([parameter], Single()) == 1.0

@@ -8,7 +8,7 @@ from conftest import tiny_dictionary, tiny_model
 from gradlens.concept_files import Detector
 from gradlens.data import IGNORE
 from gradlens.detector import fit_detector, score, weights_over
-from gradlens.detector_fit import sharpest
+from gradlens.detector_fit import NOTHING, sharpest
 from gradlens.errors import ConfigError
 from gradlens.lens import Lens
 from gradlens.random_control import RATIO, SameShare, among, barred, contrast, matched_features, matched_weights
@@ -288,4 +288,5 @@ def test_the_sharpest_detector_is_the_one_that_leaves_negatives_alone():
     def told(own, negative):
         return Detector(features=[0], weights=[1.0], bias=0.0, flagged_own=own, flagged_negative=negative)
 
+    assert sharpest({"layers.15": told(0.3, 0.2), "layers.27": NOTHING}) == "layers.15"  # which finds something
     assert sharpest({"layers.15": told(0.6, 0.16), "layers.27": told(0.95, 0.5), "layers.3": told(0.2, 0.0)}) == "layers.15"

@@ -3,6 +3,7 @@
 import pytest
 
 from gradlens.concept_files import Detector
+from gradlens.detector_fit import NOTHING
 from gradlens.rules import Rule
 from gradlens.suggest import _choose, _inner_gaps, settled
 
@@ -21,14 +22,15 @@ def detector(auc=0.99, negative=0.05):
         (True, 0.0, 0.9, 0.0, detector(), "rewrite", False, "beginning to end"),
         (True, 0.0, 0.0, 0.0, detector(auc=0.7), "rewrite", False, "do not tell"),
         (True, 0.0, 0.0, 0.0, detector(negative=0.6), "rewrite", False, "do not tell"),
-        (False, 1.0, 0.0, 0.0, detector(), "route", False, "nothing to suppress"),
+        (True, 0.0, 0.0, 0.0, NOTHING, "route", False, "no feature tells"),
+        (False, 1.0, 0.0, 0.0, detector(), "reweight", False, "nothing to suppress"),
     ],
 )
 def test_the_rule_follows_from_where_the_tokens_are(seen, free, whole, gaps, told, mode, good, words):
     rule, expects, found = _choose("c", "layers.1", seen, free, whole, gaps, 0.3, True, told)
     assert (rule.mode, found) == (mode, good) and words in expects
     assert rule.rows == (0.3 if mode == "reweight" else None)
-    if mode == "reweight":
+    if mode == "reweight" and seen:
         rule, expects, found = _choose("c", "layers.1", seen, free, whole, gaps, 0.0, False, told)
         assert (rule.mode, rule.rows, found) == ("reweight", 0.0, False) and "do not part" in expects
         rule, expects, found = _choose("c", "layers.1", seen, free, whole, gaps, None, False, told)  # rows cannot be told
