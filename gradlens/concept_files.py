@@ -137,7 +137,7 @@ class Concept(BaseModel):
         {}, description="Hookpoint -> share of the tokens around a token at which the features must be active for a route rule to gate it."
     )
     detectors: dict[str, Detector] = Field(
-        {}, description="Hookpoint -> which tokens express the concept, for rules of mode rewrite; fitted where it is needed."
+        {}, description="Hookpoint -> which tokens express the concept, and which rows show it; fitted for rules that need it."
     )
     checker: CheckerSpec | None = Field(None, description="How answers are judged; null: a word classifier fitted on the examples.")
     detection: dict[str, Detection] = Field({}, description="Hookpoint -> held-out scores of the features.")

@@ -71,7 +71,7 @@ class Lens:
         `projector`: makes who computes the readings (default: this process). `tokenizer`, `reference`, `checkers`: see `Learning`.
         `steps`: how long the run is, where that is known: its last step reads everything. `scaler`: the `torch.amp.GradScaler` that scales
         the loss, if any (accelerate's wrapper of an optimizer brings its own): readings are of the loss without it. `detectors`: concept ->
-        hookpoint -> which tokens express it, for rules of mode `rewrite`. `exemplars(concept)`: batches that show it, for `constrain`.
+        hookpoint -> which tokens express it, which rows show it. `exemplars(concept)`: batches that show it, for `constrain`.
         `contrasts(concept)`: which features no random control should draw (`Lookup`).
         Raises `InputError` for a dictionary that does not fit the model, `ConfigError` for a rule that names what is not there, and for a
         model or an optimizer that cannot be watched (`trainable.py`).
