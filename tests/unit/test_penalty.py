@@ -5,7 +5,8 @@ import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
 from peft import LoraConfig, get_peft_model
 
-from gradlens.concept_files import Detector
+from gradlens.capture import counted_tokens
+from gradlens.concept_files import Detector, RowDetector
 from gradlens.errors import ConfigError, RunError
 from gradlens.hookpoints import find_module
 from gradlens.lens import Lens
@@ -114,13 +115,23 @@ def test_a_penalty_that_cannot_be_is_refused():
             model(input_ids=batch["input_ids"])
 
 
-@pytest.mark.parametrize("rows", [None, 0.6])
+@pytest.mark.parametrize("rows", [None, 0.0])
 @pytest.mark.parametrize("gain", [0.0, 2.0])
 def test_reweight_multiplies_the_loss_of_whole_rows(gain, rows):
     model, by_hand, quorum = lora(), lora(), 0.4
     batch, dictionary = tiny_batch(0, B=6), tiny_dictionary(3, dtype=torch.float64)
     weights_F = torch.randn(dictionary.d_sae, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    detector = Detector(features=list(range(dictionary.d_sae)), weights=weights_F.tolist(), bias=-0.1)
+    with torch.no_grad(), model.disable_adapter():  # rows are told by the model before training
+        read = {}
+        handle = find_module(model, LATER).register_forward_hook(lambda module, args, output: read.update(h=output))
+        model(**batch)
+        handle.remove()
+    acts_BSF = dictionary.encode(read["h"].flatten(0, 1)).view(6, -1, dictionary.d_sae)
+    counts = counted_tokens(batch["input_ids"], batch["attention_mask"], batch["labels"])
+    score_B = torch.stack([(f_SF[c_S] @ weights_F).mean() for f_SF, c_S in zip(acts_BSF, counts, strict=True)])
+    bias = -score_B.sort().values[3].item() + 1e-9  # half of the rows are above 0
+    row = RowDetector(features=list(range(dictionary.d_sae)), weights=weights_F.tolist(), bias=bias)
+    detector = Detector(features=[], weights=[], bias=-1.0, row=row)
     rule = {"mode": "reweight", "gain": gain, "quorum": quorum, "concept": "c", "rows": rows}
     with lens_of(model, rule, concepts={"c": FEATURES}, detectors={"c": {LATER: detector}}) as lens:
         model(**batch).loss.backward()
@@ -131,15 +142,15 @@ def test_reweight_multiplies_the_loss_of_whole_rows(gain, rows):
     logits = by_hand(**batch).logits
     handle.remove()
     f_TF = dictionary.encode(kept["h"].flatten(0, 1))
-    fires, flagged = ((f_TF[:, FEATURES[LATER]] > 0).any(-1).view(6, -1), (f_TF @ weights_F - 0.1 > 0).view(6, -1))
+    fires = (f_TF[:, FEATURES[LATER]] > 0).any(-1).view(6, -1)
     counted = batch["labels"] != -100
     share = (fires & counted).sum(1) / counted.sum(1)
     assert (share >= quorum).any() and ((share < quorum) & (share > 0)).any()
     gated = share >= quorum
-    if rows is not None:
-        told = (flagged & counted).sum(1) / counted.sum(1) >= rows
-        assert 0 < (gated & told).sum() < gated.sum()
-        gated = gated & told
+    if rows is not None:  # whole rows, whatever is active in them now
+        told = score_B + bias >= rows
+        assert told.sum() == 3 and (told != gated).any()
+        gated = told
     weights = torch.where(gated, gain, 1.0)
     targets = batch["labels"][:, 1:]
     losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), targets, ignore_index=-100, reduction="none")
