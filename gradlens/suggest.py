@@ -113,7 +113,10 @@ def settled(rule: Rule, found: Suggestion) -> Rule:
     if rule.gain > 1:
         return rule.model_copy(update={"mode": "route"})
     if found.rule.mode in GATES:
-        return rule.model_copy(update={"mode": found.rule.mode, "rows": found.rule.rows if rule.rows is None else rule.rows})
+        update = {"mode": found.rule.mode, "rows": found.rule.rows if rule.rows is None else rule.rows}
+        if rule.rows is None and found.rule.rows is not None:
+            update["hookpoints"] = None  # the score is of the detector that tells rows best, wherever that is
+        return rule.model_copy(update=update)
     hookpoints = rule.hookpoints or found.rule.hookpoints
     return rule.model_copy(update={"mode": found.rule.mode, "rows": None, "hookpoints": hookpoints})
 

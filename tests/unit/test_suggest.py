@@ -53,4 +53,7 @@ def test_auto_keeps_what_the_rule_says_and_amplifies_by_route():
     Found.rule = Rule(concept="c", mode="reweight", rows=0.3)
     assert settled(rule, Found) == Rule(concept="c", mode="reweight", rows=0.3, random_control=3, start=2)
     assert settled(rule.model_copy(update={"rows": 0.0}), Found).rows == 0.0
+    there = rule.model_copy(update={"hookpoints": ["layers.2"]})  # the score that was found is of another place's detector
+    assert settled(there, Found).hookpoints is None
+    assert settled(there.model_copy(update={"rows": 0.0}), Found).hookpoints == ["layers.2"]
     assert settled(Rule(concept="c", mode="auto", gain=2), Found).rows is None
