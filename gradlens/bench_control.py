@@ -13,6 +13,7 @@ import json
 import re
 import tempfile
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,7 @@ class Bench:
         self.pair, self.shape, self.folder, self.tell, self.release = pair, shape, folder, tell, release
         self.concept = load_concepts([pair.concept])[0]
         self.shared = Shared()
+        self.rewritten: dict[bytes, OrderedDict] = {}  # rows that one seed has rewritten, for the others
         positives = folder / "positives.jsonl"  # held out: no arm trains on the concept's examples
         positives.write_text("".join(json.dumps(row) + "\n" for row in self.concept.rows("positive")), encoding="utf-8")
         prompts = {"prompts": pair.prompts, **({"task": pair.wanted_heldout} if shape == "entangled" else {})}
@@ -134,6 +136,9 @@ class Bench:
 
         def begin(lens: Lens) -> None:
             lenses.append(lens)
+            for active in lens.control.rules:
+                if active.rewriter is not None:
+                    active.rewriter.share(self.rewritten)
             self.after.begin(lens, shared.concepts[0], shared.before["answers"])
 
         with tempfile.TemporaryDirectory() as name:

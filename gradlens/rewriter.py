@@ -6,6 +6,7 @@ concept; they go, and gaps are bridged. Rows that come again are remembered. Sha
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -62,7 +63,17 @@ class Rewriter:
     def __init__(self, model: nn.Module, dictionaries: dict[str, Dictionary], tokens: Tokens, bridged: bool, tokenizer: Any = None) -> None:
         self.model, self.dictionaries, self.tokens, self.bridged, self.tokenizer = model, dictionaries, tokens, bridged, tokenizer
         self.never = _never(model, tokenizer)
-        self._known: OrderedDict[bytes, tuple[Made, int]] = OrderedDict()
+        self.known: OrderedDict[bytes, tuple[Made, int]] = OrderedDict()
+
+    def share(self, memory: dict[bytes, OrderedDict]) -> None:
+        """Remember rows together with all rewriters that tell and bridge as this one does, of runs that begin from the same model."""
+        tokens = self.tokens
+        told = [] if tokens.instead_of_F is None else [tokens.instead_of_F]
+        parts = [
+            repr((tokens.hookpoint, tokens.bias, self.bridged)).encode(),
+            *(x.float().cpu().numpy().tobytes() for x in (tokens.weights_F, *told)),
+        ]
+        self.known = memory.setdefault(hashlib.sha256(b"|".join(parts)).digest(), self.known)
 
     def batch(self, batch: dict[str, Any], gain: float) -> Rewritten:
         """The batch to train on.
@@ -84,17 +95,17 @@ class Rewriter:
         rows = rows_of(ids_BS, mask_BS, counted_tokens(ids_BS, mask_BS, labels_BS))
         keys = [key_of(row) for row in rows]
         asked = [index for index, key in enumerate(keys) if zlib.crc32(key) / 2**32 >= gain]
-        new = [index for index in asked if keys[index] not in self._known]
+        new = [index for index in asked if keys[index] not in self.known]
         if new:
             for index, found in zip(new, self._rewritten([rows[index] for index in new]), strict=True):
-                self._known[keys[index]] = found
+                self.known[keys[index]] = found
         touched, made = 0, [(ids, counted, list(range(len(ids)))) for ids, counted in rows]
         for index in asked:
-            made[index], gone = self._known[keys[index]]
-            self._known.move_to_end(keys[index])
+            made[index], gone = self.known[keys[index]]
+            self.known.move_to_end(keys[index])
             touched += gone
-        while len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
+        while len(self.known) > REMEMBERED:
+            self.known.popitem(last=False)
         silent = sum(any(counted) and not any(left) for (_, counted), (_, left, _) in zip(rows, made, strict=True))
         return Rewritten(*self._tensors(batch, made), touched, sum(sum(counted) for _, counted in rows), silent)
 

@@ -97,6 +97,22 @@ def test_rows_that_come_again_are_remembered(parts):
     assert (first.touched, first.counted, first.silent) == (again.touched, again.counted, again.silent)
 
 
+def test_rows_are_remembered_together_by_rewriters_that_do_the_same_only(parts):
+    model, dictionary = parts
+    memory, given = {}, batch()
+    first, again, cuts = rewriter(model, dictionary), rewriter(model, dictionary), rewriter(model, dictionary, bridged=False)
+    own = weights_over(detector(dictionary), dictionary.d_sae, dtype=dictionary.work_dtype)
+    others = Rewriter(model, {HOOK: dictionary}, Tokens(HOOK, own.flip(0), -0.3), True)
+    scattered = rewriter(model, dictionary, instead_of_F=own.flip(0))
+    for one in (first, again, cuts, others, scattered):
+        one.share(memory)
+    made = first.batch(given, 0.0)
+    assert len(memory) == 4 and again.known is first.known and len(first.known) == 3
+    assert not cuts.known and not others.known and not scattered.known
+    again._rewritten = None  # would fail if it were asked
+    assert torch.equal(again.batch(given, 0.0).batch["input_ids"], made.batch["input_ids"])
+
+
 def test_a_scattered_control_takes_as_many_tokens_of_each_row(parts):
     model, dictionary = parts
     own = weights_over(detector(dictionary), dictionary.d_sae, dtype=dictionary.work_dtype)
