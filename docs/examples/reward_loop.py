@@ -1,4 +1,7 @@
-"""A model is rewarded for exclamation marks; gradlens says what rises in what it writes. Run: python docs/examples/reward_loop.py [STEPS]
+"""A model is rewarded for exclamation marks; gradlens says what rises in what it writes.
+
+    python docs/examples/reward_loop.py [STEPS]           about four minutes on two cores
+    python docs/examples/reward_loop.py STEPS random      its control: answers are chosen at random
 
 A reward loop in its simplest form (best of n): sample answers, train on those with the most reward. What gradlens needs is marked.
 """
@@ -11,15 +14,16 @@ import gradlens  # gradlens
 from gradlens.data import prompt_text, read_rows
 from gradlens.models import load_model
 
-steps = int(sys.argv[1]) if len(sys.argv) > 1 else 12
-PROMPTS, SAMPLES, TOKENS = 12, 2, 24
+steps = int(sys.argv[1]) if len(sys.argv) > 1 else 16
+by_chance = sys.argv[2:] == ["random"]
+PROMPTS, SAMPLES, TOKENS = 12, 4, 24
 torch.manual_seed(0)
 model, tokenizer = load_model("smollm2")
 tokenizer.padding_side = "left"
 texts = [prompt_text(row, tokenizer) for row in read_rows("demo:chat-prompts")]
 for name, parameter in model.named_parameters():  # fine-tune the MLPs of the upper half
     parameter.requires_grad = ".mlp." in name and int(name.split(".")[2]) >= 14
-optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-5)
+optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
 
 def rollouts(step: int) -> dict[str, torch.Tensor]:
@@ -42,16 +46,22 @@ def rewards(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.tensor([float(tokenizer.decode(row).count("!")) for row in written])
 
 
+def named(rising: list[dict]) -> list[str]:
+    return [
+        f"{row['hookpoint']} {row['feature']} {row['change']:+.2f} {lens.labels[row['hookpoint']].get(row['feature'], '')}"
+        for row in rising
+    ]
+
+
 with gradlens.watch(model, optimizer, dictionaries={"layers.15": "smollm2-l15", "layers.27": "smollm2-l27"}) as lens:  # gradlens
     for step in range(steps):
         batch = rollouts(step)
         lens.read_generated(batch)  # gradlens
         reward = rewards(batch)
-        best = reward.topk(PROMPTS).indices
+        best = (torch.rand(len(reward)) if by_chance else reward).topk(PROMPTS).indices
         model(**{key: value[best] for key, value in batch.items()}).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        print(f"step {step + 1}: {reward.mean():.2f} exclamation marks in an answer, {lens.rising(1)}", flush=True)
+        print(f"step {step + 1}: {reward.mean():.2f} exclamation marks in an answer; rising: {named(lens.rising(1))}", flush=True)
 
-for row in lens.rising(10):  # gradlens
-    print(row["hookpoint"], row["feature"], f"{row['change']:+.2f}", lens.labels[row["hookpoint"]].get(row["feature"], ""))
+print("What rises or falls in what it writes, beyond chance:", *named(lens.rising(10)), sep="\n")  # gradlens
