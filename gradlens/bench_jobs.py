@@ -23,7 +23,7 @@ from gradlens.rank import Rank, Shared
 from gradlens.reading import pad_id_of
 from gradlens.recorder import NullRecorder
 from gradlens.rules import Rule, load_rules
-from gradlens.run_inputs import reference_batches, run_concepts, run_examples
+from gradlens.run_inputs import reference_batches, run_concepts, run_examples, run_policy
 from gradlens.train import to_train
 
 Progress = Callable[..., None]
@@ -58,6 +58,7 @@ def config_job(config: RunConfig, device: torch.device, name: str, progress: Pro
         dictionaries = {canonical(hook): load_dictionary(source, device=device) for hook, source in config.dictionaries.items()}
         concepts = run_concepts(rank, model, tokenizer, dictionaries)
         sources, probe = run_examples(rank, tokenizer)
+        policy, concepts = run_policy(rank, model, tokenizer, dictionaries, concepts, sources)
     reference = reference_batches(config.observe, tokenizer, config.data.max_length, device)
     mixture, pad = Mixture(sources, config.data.weights, config.train.batch_size, config.train.seed), pad_id_of(tokenizer)
 
@@ -72,9 +73,10 @@ def config_job(config: RunConfig, device: torch.device, name: str, progress: Pro
         "concepts": {concept.name: concept.features for concept in concepts},
         "thresholds": {concept.name: concept.thresholds for concept in concepts},
         "quorums": {concept.name: concept.quorum for concept in concepts},
+        "detectors": {concept.name: concept.detectors for concept in concepts},
     }  # fmt: skip
     return Job(
-        name, to_train(config, model, device).train(), dictionaries, batch, config.observe, load_rules(list(config.rules)), lens,
+        name, to_train(config, model, device).train(), dictionaries, batch, config.observe, policy.rules, lens,
         config.train.lr, config.train.max_grad_norm,
     )  # fmt: skip
 

@@ -79,6 +79,18 @@ def test_overhead_compares_arms_on_the_same_steps(tmp_path, monkeypatch):
     assert isinstance(error, ConfigError) and "gradlens-lab[bergson]" in str(error)
 
 
+def test_overhead_measures_what_auto_becomes(tmp_path):
+    inputs = write_inputs(tmp_path)
+    low, high = inputs["data"]["train"]
+    (tmp_path / "high.yaml").write_text(yaml.safe_dump({"name": "high", "positive": high, "negative": low, "checker": {"pattern": ["w5"]}}))
+    job = inputs | {"concepts": [str(tmp_path / "high.yaml")], "rules": [{"concept": "high", "mode": "auto"}]}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    command = ["bench", "overhead", str(tmp_path / "job.yaml"), "--arms", "rules", "--steps", "2", "--out", str(tmp_path / "o.jsonl")]
+    done = CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False)
+    rows = {row["arm"]: row for row in json.loads(done.stdout)["rows"]}
+    assert not rows["rules"]["same_losses"] and rows["rules"]["seconds"] > 0  # rows that show the concept taught nothing
+
+
 def test_overhead_in_the_shape_of_a_known_model(tmp_path):
     out = tmp_path / "overhead.jsonl"
     command = ["bench", "overhead", "--shape", "smollm2-135m-18k", "--tokens", "256", "--arms", "taught,naive", "--steps", "1"]
