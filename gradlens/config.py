@@ -94,6 +94,11 @@ class ObserveSettings(Settings):
         description="Share of a batch's tokens, drawn at random, whose active features are looked at; sums stay unbiased, and concepts get "
         "the standard errors `taught_se` and `attribution_se`. push and energy always see all.",
     )  # fmt: skip
+    left_out: bool = Field(
+        False,
+        description="Read rows that rules leave out as well: they cost as much as the others then. false: `gradlens run` does not give "
+        "them to the model, and there are no readings of them.",
+    )
     top_k: int = Field(256, ge=1, description="Features recorded per hookpoint and step (the largest of every estimator).")
     drift_every: int = Field(
         25, ge=0, description="Steps between readings of the probe set (drift, uptake, what was learned, alarms); 0: only at the end."

@@ -17,6 +17,7 @@ rewritten, and what is said once a step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,7 +34,9 @@ from gradlens.hookpoints import canonical, layer_of, unwrap
 from gradlens.norm_cap import NormCap
 from gradlens.own import before_training
 from gradlens.penalty import acts_of, penalty_gradient
+from gradlens.row_teller import Row
 from gradlens.rules import FORWARD, GATES, QUORUM, Policy
+from gradlens.trainable import is_sharded
 from gradlens.writers import Turn
 
 NO_GRADIENT = ("rewrite", "inoculate", "steer", "constrain", "update")  # modes whose gain does not multiply a gradient or an activation
@@ -87,6 +90,24 @@ class Control:
             teller = (active.instead_of or active).rows_by
             if teller is not None:
                 batch.shown[id(teller)] = teller.shows(ids_BS, mask_BS, labels_BS)
+
+    def leaves_rows_out(self) -> bool:
+        """Whether it is known of whole rows, before they are trained on, that they teach nothing: with rules that tell rows, and no others
+        that gate or rewrite tokens. Not where a model is split over ranks: all must run each forward pass."""
+        acting = self.in_force("route", dry=True)
+        by_rows = all(not active.reads and active.instead_of is None and active.rule.budget is None for active, _ in acting)
+        some = any(gain == 0 and not active.rule.dry_run for active, gain in acting)
+        return some and by_rows and not self.in_force("rewrite", dry=True) and not is_sharded(self.model)
+
+    def leave_out(self, rows: Sequence[Row]) -> list[bool]:
+        """Which rows teach nothing. They are counted here as what rules touch, and are not to be given to the model."""
+        acting = [(active, gain, active.rows_by.tell(rows)) for active, gain in self.in_force("route", dry=True)]
+        gone = [any(shows[row] for active, gain, shows in acting if gain == 0 and not active.rule.dry_run) for row in range(len(rows))]
+        for active, _, shows in acting:
+            for (_, counted), out, shown in zip(rows, gone, shows, strict=True):
+                active.touched += out * shown * sum(counted)
+                active.total += out * sum(counted)
+        return gone
 
     def rewrite(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
         """The batch after the `rewrite` rules, one after another; and where each token stood in its row before, `[B, S]` (-1: padding)."""

@@ -5,7 +5,7 @@ Nothing here synchronises with an accelerator, but where rules tell or rewrite r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,6 +25,7 @@ from gradlens.hookpoints import find_hookpoint, unwrap
 from gradlens.projection import Projector
 from gradlens.reading import side_by_side
 from gradlens.routers import Routers
+from gradlens.row_teller import Row
 from gradlens.trainable import entry
 
 Inputs = dict[str, dict[int, Tensor]]  # hookpoint of a transcoder -> number of a place that it reads -> the tensor there
@@ -117,6 +118,14 @@ class Hooks:
         if positions_BS is not None:
             self._positions[found["input_ids"]] = positions_BS
         return found
+
+    def left_out(self, rows: Sequence[Row]) -> list[bool]:
+        """Which rows teach nothing by the rules in force, as far as that is known before the model is given them; they are counted as
+        touched, and are to be left out of the batch. Reads rows that are new with the model before training."""
+        if not self.control.leaves_rows_out():
+            return [False] * len(rows)
+        with self.closed(), self._clock("rows"):
+            return self.control.leave_out(rows)
 
     def _rewritten(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
         if not self.control.in_force("rewrite", dry=True):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gradlens.capture import counted_tokens, inference, read_activations
 from gradlens.concept_files import RowDetector
+from gradlens.data import IGNORE, Example
 from gradlens.detector import score, weights_over
 from gradlens.dictionary import Dictionary
 from gradlens.encoding import encode_active
@@ -35,6 +36,11 @@ def rows_of(ids_BS: Tensor, mask_BS: Tensor | None, counted_BS: Tensor) -> list[
         (ids_S[real_S].tolist(), counted_S[real_S].tolist())
         for ids_S, real_S, counted_S in zip(ids_BS.cpu(), real_BS.cpu(), counted_BS.cpu(), strict=True)
     ]
+
+
+def row_of(example: Example) -> Row:
+    """A row before it is in a batch."""
+    return example.input_ids, [label != IGNORE and place > 0 for place, label in enumerate(example.labels)]
 
 
 def key_of(row: Row) -> bytes:
@@ -64,8 +70,11 @@ class RowTeller:
 
     def shows(self, ids_BS: Tensor, mask_BS: Tensor | None, labels_BS: Tensor | None) -> Tensor:
         """Whether each row of a batch shows the concept, `bool[B]` on its device."""
-        scores = self.scores(rows_of(ids_BS, mask_BS, counted_tokens(ids_BS, mask_BS, labels_BS)))
-        return torch.tensor([value >= self.least for value in scores], device=ids_BS.device)
+        return torch.tensor(self.tell(rows_of(ids_BS, mask_BS, counted_tokens(ids_BS, mask_BS, labels_BS))), device=ids_BS.device)
+
+    def tell(self, rows: Sequence[Row]) -> list[bool]:
+        """Whether each row shows the concept."""
+        return [value >= self.least for value in self.scores(rows)]
 
     @torch.no_grad()
     def scores(self, rows: Sequence[Row]) -> list[float]:

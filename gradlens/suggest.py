@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from gradlens.concept_files import Concept, Detector
-from gradlens.data import IGNORE, Example
+from gradlens.data import Example
 from gradlens.detector import weights_over
 from gradlens.detector_fit import best_rows, fit_detectors, sharpest
 from gradlens.dictionary import Dictionary
 from gradlens.rewriter import Rewriter, Tokens
 from gradlens.rewriting import LEFT, cut
 from gradlens.row_detector import split
-from gradlens.row_teller import Row, RowTeller
+from gradlens.row_teller import Row, RowTeller, row_of
 from gradlens.rules import GATES, Rule
 
 ROWS, BATCH = 48, 8  # read of each training file, and at a time
@@ -69,11 +69,7 @@ def suggest(
     detector, dictionary = detectors[hookpoint], dictionaries[hookpoint]
     weights_F = weights_over(detector, dictionary.d_sae, dictionary.W_dec.device, dictionary.work_dtype)
     reader = Rewriter(model, dictionaries, Tokens(hookpoint, weights_F, detector.bias), bridged=False, tokenizer=tokenizer)
-    rows = [
-        (example.input_ids, [label != IGNORE and t > 0 for t, label in enumerate(example.labels)])
-        for source in sources
-        for example in source[:ROWS]
-    ]
+    rows = [row_of(example) for source in sources for example in source[:ROWS]]
     scores = _row_scores(model, dictionaries, detectors, rows)
     shares, inner = [], []
     for start in range(0, len(rows), BATCH):

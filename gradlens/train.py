@@ -40,6 +40,7 @@ from gradlens.lens import Lens
 from gradlens.models import apply_lora, enable_checkpointing, load_model
 from gradlens.rank import Rank
 from gradlens.reading import pad_id_of
+from gradlens.row_teller import row_of
 from gradlens.rules import Policy
 from gradlens.run_inputs import reference_batches, run_concepts, run_examples, run_policy
 from gradlens.world import World
@@ -147,7 +148,12 @@ def _loop(
             counted = counted_tokens(batch)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings.lr, step, settings.warmup)
-            local = batch[world.rank :: world.size] or [silent(batch or sources[0][:1])]
+            local = batch[world.rank :: world.size]
+            if not config.observe.left_out and lens.control.leaves_rows_out():
+                gone = lens.hooks.left_out([row_of(example) for example in local])
+                local = [example for example, out in zip(local, gone, strict=True) if not out]
+                counted = int(world.sum_(torch.tensor(counted_tokens(local), dtype=torch.float64, device=rank.device)).item())
+            local = local or [silent(batch or sources[0][:1])]
             if settings.micro_batch_size:
                 local = sorted(local, key=lambda example: len(example.input_ids))  # rows of like length together: less padding
             micro = [(part, collate(part, pad)) for part in split(local, settings.micro_batch_size)]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from tiny_job import tiny_config, write_inputs
 
 from gradlens.errors import ConfigError, InputError, RunError
@@ -88,6 +89,23 @@ def test_two_ranks_give_the_curves_of_one(inputs, one_rank):
     tables = [RunReader(run["run_dir"]).examples("some") for run in (one, two)]
     rows = [sorted(zip(*(table[name].to_pylist() for name in columns), strict=True)) for table in tables]
     assert rows[0] and rows[1] == [(step, row, pytest.approx(push, rel=2e-3, abs=1e-6)) for step, row, push in rows[0]]
+
+
+def test_two_ranks_leave_out_the_rows_that_one_does(inputs, tmp_path):
+    """Of some batches a rank has no row left, and counts nothing."""
+    low, high = inputs["data"]["train"]
+    path = tmp_path / "high.yaml"
+    path.write_text(yaml.safe_dump({"name": "high", "positive": high, "negative": low, "checker": {"pattern": ["w5"]}}))
+    rule, observe = {"concept": "high", "mode": "reweight", "rows": 0.0}, {**inputs["observe"], "estimators": ["push"]}
+    configs = [
+        tiny_config(inputs, concepts=[str(path)], rules=[rule], observe=observe, train__num_workers=ranks, train__batch_size=4)
+        for ranks in (1, 2)
+    ]
+    one, two = (run_job(config) for config in configs)
+    for key in ("train/loss", "train/tokens", "train/grad_norm", "rule/reweight:high/share", "concept/high/layers.2/push"):
+        (steps, first), (others, second) = curve(one, key), curve(two, key)
+        assert list(steps) == list(others) and second == pytest.approx(first, rel=2e-3, abs=1e-6), key
+    assert 0 < curve(one, "rule/reweight:high/share")[1].mean() < 1
 
 
 @pytest.mark.parametrize("restart", [True, False], ids=["and come back", "for good"])

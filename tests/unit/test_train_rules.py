@@ -19,7 +19,7 @@ from gradlens.formats import load_dictionary
 from gradlens.models import load_model
 from gradlens.rank import FixedPolicies, Rank
 from gradlens.recorder import MemoryRecorder
-from gradlens.row_teller import RowTeller
+from gradlens.row_teller import RowTeller, row_of
 from gradlens.rules import Policy, Rule
 from gradlens.train import train_rank
 
@@ -115,7 +115,7 @@ def test_whole_rows_are_left_out_as_if_they_were_not_there(inputs, told, tmp_pat
     assert teller.detector.auc > 0.9
 
     def shows(example):
-        return teller.scores([(example.input_ids, [label != IGNORE and t > 0 for t, label in enumerate(example.labels)])])[0] >= 0
+        return teller.tell([row_of(example)])[0]
 
     shown = [[shows(example) for example in load_examples(source, tokenizer, 24)] for source in inputs["data"]["train"]]
     assert sum(shown[0]) <= 0.1 * len(shown[0]) and sum(shown[1]) >= 0.9 * len(shown[1])
@@ -127,10 +127,11 @@ def test_whole_rows_are_left_out_as_if_they_were_not_there(inputs, told, tmp_pat
     rule = {"concept": "high", "mode": "reweight", "rows": 0.0}
     runs = {
         "rule": tiny_config(inputs, concepts=[path], rules=[rule], **data),
+        "read": tiny_config(inputs, concepts=[path], rules=[rule], **data, observe__left_out=True),
         "alone": tiny_config(inputs, concepts=[path], data__keep=[str(kinds["free"])], **data),
         "random": tiny_config(inputs, concepts=[path], rules=[{**rule, "random_control": 1}], **data),
     }
-    weights, share = {}, {}
+    weights, share, losses, tokens, balances = {}, {}, {}, {}, {}
     for name, config in runs.items():
         seen = []
         rank = Rank(config, (tmp_path / name), recorder := MemoryRecorder(), watching=seen.append)
@@ -138,7 +139,14 @@ def test_whole_rows_are_left_out_as_if_they_were_not_there(inputs, told, tmp_pat
         assert train_rank(rank) == "done"
         weights[name] = [parameter.detach().clone() for parameter in seen[0].model.parameters()]
         share[name] = curve(recorder, "rule/reweight:high/share")
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(weights["rule"], weights["alone"], strict=True))
+        losses[name], tokens[name] = curve(recorder, "train/loss"), curve(recorder, "train/tokens")
+        balances[name] = curve(recorder, "policy/balance")
+    for name in ("rule", "read"):
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(weights[name], weights["alone"], strict=True))
+    # not given to the model at all, but counted; read, if that is asked for
+    assert tokens["rule"] == tokens["alone"] and losses["rule"] == pytest.approx(losses["alone"], abs=1e-6) and not balances["rule"]
+    assert sum(tokens["read"]) > sum(tokens["alone"]) and all(factor > 1 for factor in balances["read"]) and balances["read"]
+    assert share["rule"] == pytest.approx(share["read"]) and sum(share["rule"]) > 0
     assert not all(torch.allclose(a, b, atol=1e-4) for a, b in zip(weights["random"], weights["alone"], strict=True))
     assert sum(share["random"]) == pytest.approx(sum(share["rule"]), rel=0.35)
 
