@@ -25,6 +25,7 @@ from gradlens.errors import ConfigError
 from gradlens.hookpoints import unwrap
 from gradlens.own import before_training
 from gradlens.reading import encoder_input, places
+from gradlens.restoring import restore
 from gradlens.rewriting import rewrite
 from gradlens.row_teller import Row, key_of, padded, rows_of
 
@@ -136,10 +137,13 @@ class Rewriter:
     @torch.no_grad()
     def _rewritten(self, rows: Sequence[Row]) -> list[tuple[Made, int]]:
         with before_training(self.model), inference(self.model):
-            expressed = self._taken(rows, self._flagged(rows))
-            asked = [(ids, counted, taken) for (ids, counted), taken in zip(rows, expressed, strict=True)]
-            found = rewrite(asked, self._log_probs if self.bridged else None, self.never)
-        return [(row, sum(taken)) for row, taken in zip(found, expressed, strict=True)]
+            told = [(*row, taken) for row, taken in zip(rows, self._taken(rows, self._flagged(rows)), strict=True)]
+            left = told
+            if self.tokens.instead_of_F is None:  # that control takes as many tokens as it is told
+                left = restore(told, self._words, self._spellings, self._log_probs, self._flagged, self.never)
+            backs = [[gone and not still for gone, still in zip(a[2], b[2], strict=True)] for a, b in zip(told, left, strict=True)]
+            found = rewrite(left, self._log_probs if self.bridged else None, self.never, backs)
+        return [(row, sum(taken)) for row, (_, _, taken) in zip(found, left, strict=True)]
 
     def _flagged(self, rows: Sequence[Row]) -> list[Tensor]:
         """Of every row which counted tokens the detector flags, `bool[S]`."""
@@ -180,12 +184,21 @@ class Rewriter:
     def _whole_words(self, ids: list[int], taken_S: Tensor, may_S: Tensor) -> list[bool]:
         """A word goes as a whole: its first token often does not tell what it will be."""
         taken, may = taken_S.tolist(), may_S.tolist()
-        if self.tokenizer is None:
-            return taken
-        for start, end in _words(ids, self.tokenizer):
+        for start, end in self._words(ids):
             if any(taken[start:end]):
                 taken[start:end] = may[start:end]
         return taken
+
+    def _words(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
+        return iter(()) if self.tokenizer is None else _words(ids, self.tokenizer)
+
+    def _spellings(self, token: int) -> list[int]:
+        """Tokens for the same word at the start of a text: without a space before it, with a capital or not."""
+        if self.tokenizer is None or token in self.never:
+            return []
+        word = self.tokenizer.decode([token]).strip()
+        encoded = [self.tokenizer.encode(text, add_special_tokens=False) for text in {word, word[:1].upper() + word[1:]} if text]
+        return sorted(ids[0] for ids in encoded if len(ids) == 1)
 
     def _log_probs(self, texts: list[list[int]], places: list[list[int]]) -> list[Tensor]:
         """Logits are made at the places asked for alone, and nothing is read after the last of them."""

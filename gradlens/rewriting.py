@@ -45,15 +45,19 @@ class Cut:
     done: bool = False  # no longer bridge can be better
 
 
-def cut(ids: Sequence[int], counted: Sequence[bool], expressed: Sequence[bool], longest: int = LONGEST) -> Piece:
-    """The row without its expressed tokens, and where they were."""
+def cut(
+    ids: Sequence[int], counted: Sequence[bool], expressed: Sequence[bool], back: Sequence[bool] | None = None, longest: int = LONGEST
+) -> Piece:
+    """The row without its expressed tokens, and where they were. `back`: tokens that have come back (`restoring.py`): gaps beside them are
+    not bridged."""
     piece, gone = Piece([], [], []), 0
     for place, (token, counts, takes) in enumerate(zip(ids, counted, expressed, strict=True)):
         if takes:
             gone += 1
             continue
         if gone:
-            piece.cuts.append(Cut(len(piece.ids), min(gone, longest), place - gone))
+            beside = back is not None and (back[place] or (place > gone and back[place - gone - 1]))
+            piece.cuts.append(Cut(len(piece.ids), min(gone, longest), place - gone, done=beside))
             gone = 0
         piece.ids.append(token)
         piece.counted.append(counts)
@@ -136,14 +140,18 @@ def assemble(piece: Piece, which: str = "best") -> tuple[list[int], list[bool], 
 
 
 def rewrite(
-    rows: Sequence[tuple[Sequence[int], Sequence[bool], Sequence[bool]]], log_probs: LogProbs | None, never: Sequence[int] = ()
+    rows: Sequence[tuple[Sequence[int], Sequence[bool], Sequence[bool]]],
+    log_probs: LogProbs | None,
+    never: Sequence[int] = (),
+    backs: Sequence[Sequence[bool]] | None = None,
 ) -> list[tuple[list[int], list[bool], list[int]]]:
-    """Rows `(ids, counted, expressed)` rewritten: `(ids, counted, where each token stood)`. Without `log_probs` gaps stay open.
+    """Rows `(ids, counted, expressed)` rewritten: `(ids, counted, where each token stood)`. Without `log_probs` gaps stay open; `backs`: of
+    each row the tokens beside which they do (`cut`).
 
     A token right after an open gap within an answer does not count, since nothing says that it would stand there; what begins an answer
     and what ends a text (`never`) does.
     """
-    pieces = [cut(*row) for row in rows]
+    pieces = [cut(*row, back) for row, back in zip(rows, backs or [None] * len(rows), strict=True)]
     if log_probs is not None:
         bridge(pieces, log_probs, never)
     else:
