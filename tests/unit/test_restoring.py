@@ -59,8 +59,10 @@ def test_what_comes_before_the_concept_comes_back_and_a_piece_of_its_phrase_does
     # the last word of the content went with the concept's; what ends the concept's phrase is not known to the detector by itself
     ids, _, taken = restored([1, 21, 22, 23, 24, 10, FRAGMENT, 2], [False, False, False, False, True, True, True, False])
     assert taken == [False, False, False, False, False, True, True, False] and ids[1] == 21
-    ids, _, taken = restored([1, 10, FRAGMENT, 21, 22, 23, 24, 2], [False, True, True, True, False, False, False, False])
-    assert taken == [False, True, True, False, False, False, False, False]  # and what follows it does
+    ids = [1, 10, FRAGMENT, 21, 22, 23, 24, 2]
+    only, following = [False, True, True] + [False] * 5, [False, True, True, True] + [False] * 4
+    assert restored(ids, only)[2] == only
+    assert restored(ids, following)[2] == only  # and what follows it does
 
 
 def test_nothing_comes_back_that_the_detector_takes_in_the_row_without_the_rest():
