@@ -25,7 +25,7 @@ from gradlens.errors import ConfigError
 from gradlens.hookpoints import unwrap
 from gradlens.own import before_training
 from gradlens.reading import encoder_input, places
-from gradlens.restoring import restore
+from gradlens.restoring import Told, restore
 from gradlens.rewriting import rewrite
 from gradlens.row_teller import Row, key_of, padded, rows_of
 
@@ -130,20 +130,30 @@ class Rewriter:
 
     @torch.no_grad()
     def told(self, rows: Sequence[Row]) -> list[list[bool]]:
-        """Of every row `(ids, counted)` which counted tokens the rule would take out."""
+        """Of every row `(ids, counted)` which counted tokens the detector takes, and what goes with them."""
         with before_training(self.model), inference(self.model):
             return self._taken(rows, self._flagged(rows))
+
+    @torch.no_grad()
+    def goes(self, rows: Sequence[Row]) -> list[list[bool]]:
+        """Of every row which counted tokens the rule takes out: what is told, without the words that come back."""
+        with before_training(self.model), inference(self.model):
+            told = [(*row, taken) for row, taken in zip(rows, self._taken(rows, self._flagged(rows)), strict=True)]
+            return [taken for _, _, taken in self._restored(told)]
 
     @torch.no_grad()
     def _rewritten(self, rows: Sequence[Row]) -> list[tuple[Made, int]]:
         with before_training(self.model), inference(self.model):
             told = [(*row, taken) for row, taken in zip(rows, self._taken(rows, self._flagged(rows)), strict=True)]
-            left = told
-            if self.tokens.instead_of_F is None:  # that control takes as many tokens as it is told
-                left = restore(told, self._words, self._spellings, self._log_probs, self._flagged, self.never)
+            left = self._restored(told)
             backs = [[gone and not still for gone, still in zip(a[2], b[2], strict=True)] for a, b in zip(told, left, strict=True)]
             found = rewrite(left, self._log_probs if self.bridged else None, self.never, backs)
         return [(row, sum(taken)) for row, (_, _, taken) in zip(found, left, strict=True)]
+
+    def _restored(self, told: list[Told]) -> list[Told]:
+        if self.tokens.instead_of_F is not None:  # this control takes as many tokens as it is told
+            return told
+        return restore(told, self._words, self._spellings, self._log_probs, self._flagged, self.never)
 
     def _flagged(self, rows: Sequence[Row]) -> list[Tensor]:
         """Of every row which counted tokens the detector flags, `bool[S]`."""
