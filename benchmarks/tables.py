@@ -105,9 +105,10 @@ def telling() -> str:
     for row in read("telling", ("pair",)):
         rows, tokens = row.get("rows"), row.get("tokens")
         told = ["-"] * 3 if rows is None else [f"{rows['auc']:.3f}", f"{rows['unwanted']:.0%}", f"{rows['wanted']:.0%}"]
-        taken = ["-"] * 3 if tokens is None else [f"{tokens[key]:.0%}" for key in ("found", "others", "plain")]
+        taken = ["-"] * 4 if tokens is None else [f"{tokens[key]:.0%}" for key in ("found", "others", "plain", "same")]
         lines.append([row["pair"], *told, *taken])
-    heads = ["rows (AUC)", "unwanted rows left out", "wanted ones too", "its tokens found", "others of these rows", "of the plain rows"]
+    heads = ["rows (AUC)", "unwanted rows left out", "wanted ones too", "its tokens found", "others of these rows", "of the plain rows",
+             "rewritten as the plain row"]  # fmt: skip
     return grid(["pair", *heads], lines)
 
 

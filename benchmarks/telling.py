@@ -21,7 +21,7 @@ from typing import Any
 import other_pairs
 
 from gradlens.concept_files import load_concepts
-from gradlens.data import IGNORE, Example, load_examples
+from gradlens.data import IGNORE, Example, collate, load_examples
 from gradlens.detector import weights_over
 from gradlens.detector_fit import best_rows, fit_detectors, sharpest
 from gradlens.formats import load_dictionary
@@ -77,7 +77,7 @@ def told(pair: Pair, model: Any, tokenizer: Any, dictionaries: dict[str, Any]) -
 def _tokens(source: dict[str, Any], detectors: Any, model: Any, tokenizer: Any, dictionaries: dict[str, Any]) -> dict[str, Any]:
     at = sharpest(detectors)
     weights_F = weights_over(detectors[at], dictionaries[at].d_sae)
-    rewriter = Rewriter(model, dictionaries, Tokens(at, weights_F, detectors[at].bias), False, tokenizer)
+    rewriter = Rewriter(model, dictionaries, Tokens(at, weights_F, detectors[at].bias), True, tokenizer)
     taken = {
         kind: [row for first in range(0, ROWS, BATCH) for row in rewriter.told(rows_of(source[kind][first : first + BATCH]))]
         for kind in ("wanted", "entangled")
@@ -94,7 +94,18 @@ def _tokens(source: dict[str, Any], detectors: Any, model: Any, tokenizer: Any, 
         counts["plain"][0] += sum(row)
         counts["plain"][1] += sum(rows_of([plain])[0][1])
     figures = {kind: hits / max(n, 1) for kind, (hits, n) in counts.items()}
-    return {"hookpoint": at, "flagged_auc": detectors[at].flagged_auc, **figures}
+    return {"hookpoint": at, "flagged_auc": detectors[at].flagged_auc, **figures, "same": _same(source, rewriter)}
+
+
+def _same(source: dict[str, Any], rewriter: Rewriter) -> float:
+    """Share of the entangled rows that become their plain form to the last counted token, when they are rewritten."""
+    hits = 0
+    for first in range(0, ROWS, BATCH):
+        part, plain = (source[kind][first : first + BATCH] for kind in ("entangled", "wanted"))
+        made = rewriter.batch(collate(part, 0), 0.0).batch["labels"].tolist()
+        for row, wanted in zip(made, plain, strict=True):
+            hits += [token for token in row if token != IGNORE] == [token for token in wanted.labels if token != IGNORE]
+    return hits / len(source["entangled"])
 
 
 def main() -> None:
