@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 
-from gradlens.cli.console import JsonOption, out, print_json
+from gradlens.cli.console import JsonOption, err, out, print_json
 from gradlens.cli.runs import RUNS, RunArgument, RunsDirOption, SkipOption, open_run
 from gradlens.errors import ConfigError
 
@@ -76,6 +76,11 @@ def examples(
         else:
             title, wanted = _concept_of_file(reader, concept_file)
         found = teachers_of(reader, _at(wanted, hookpoint, title), limit)
+    if _leaves_rows_out(reader):
+        err.print(
+            "A rule of this run left whole rows out: they taught nothing, and were not read (observe.left_out: true reads them).",
+            style="dim",
+        )
     if json_output:
         print_json({"title": title, **found})
     else:
@@ -148,6 +153,14 @@ def _concept_of_file(reader: RunReader, file: str) -> tuple[str, Features]:
     if known and not features:
         raise ConfigError(f"{file}: features at {', '.join(concept.features)}, but the run was read at {', '.join(known)}")
     return concept.name, features or concept.features
+
+
+def _leaves_rows_out(reader: RunReader) -> bool:
+    rules = [
+        rule for event in reader.events if event.get("kind") == "policy" for rule in event.get("rules") or [] if isinstance(rule, dict)
+    ]
+    told = any(rule.get("mode") == "reweight" and rule.get("rows") is not None and rule.get("gain") == 0 for rule in rules)
+    return told and not (reader.config.get("observe") or {}).get("left_out", False)
 
 
 def _print_choices(reader: RunReader, json_output: bool) -> None:

@@ -57,6 +57,15 @@ def test_a_concept_is_shown_with_its_tokens_marked_in_the_text(run):
     assert "pirate, all hookpoints together" in call(run, "--concept", "pirate")
 
 
+@pytest.mark.parametrize("rule, said", [({"mode": "reweight", "rows": 0.5, "gain": 0.0}, True), ({"mode": "route", "gain": 0.0}, False)])
+def test_rows_that_a_rule_left_out_are_not_passed_over_in_silence(run, rule, said):
+    with RunWriter.open_existing(run) as writer:
+        writer.event("policy", rules=[rule])
+    asked = ["examples", run.name, "--concept", "pirate", "--runs-dir", str(run.parent), "--json"]
+    result = CliRunner().invoke(app, asked, env={"COLUMNS": "200"})
+    assert ("A rule of this run left whole rows out" in result.stderr) == said and json.loads(result.stdout)["rows"]
+
+
 def test_json_holds_the_rows_asked_for_or_all(run):
     assert ids(run, "--concept", "pirate", "-n", 1) == [2]
     data = json.loads(call(run, "--concept", "pirate", "--hookpoint", "2", "--json", "--all-rows", "-n", 1))
