@@ -25,12 +25,14 @@ from torch import Tensor, nn
 from gradlens.attribution import GRAM
 from gradlens.bench_bergson import Collecting
 from gradlens.bench_jobs import Job, Micro, Progress
+from gradlens.capture import counted_tokens
 from gradlens.dictionary import Dictionary
 from gradlens.hookpoints import find_hookpoint
 from gradlens.lens import Lens
 from gradlens.peak_memory import PeakMemory
 from gradlens.projection import EXPLAINED_TOKENS
 from gradlens.recorder import MemoryRecorder
+from gradlens.row_teller import rows_of
 from gradlens.rules import Policy
 from gradlens.train import LossFunction
 
@@ -197,6 +199,8 @@ def _step(
 ) -> float:  # fmt: skip
     """One optimizer step; its loss."""
     total = 0.0
+    if isinstance(watched, Lens) and watched.control.leaves_rows_out():
+        micro, counted = _without_left_out(watched, micro)
     for batch, rows in micro:
         if watched is not None:
             watched.set_rows(rows)
@@ -209,6 +213,21 @@ def _step(
     if device.type == "cuda":
         torch.cuda.synchronize()
     return float(total)
+
+
+def _without_left_out(lens: Lens, micro: Micro) -> tuple[Micro, int]:
+    """The rows that `gradlens run` would give to the model, one at least; and how many of their tokens count."""
+    parts, counted = [], 0
+    for batch, rows in micro:
+        keep_BS = counted_tokens(batch["input_ids"], batch["attention_mask"], batch["labels"])
+        left = [
+            index for index, out in enumerate(lens.hooks.left_out(rows_of(batch["input_ids"], batch["attention_mask"], keep_BS))) if not out
+        ]
+        if left:
+            parts.append(({key: value[left] for key, value in batch.items()}, [rows[index] for index in left]))
+            counted += int(keep_BS[left].sum())
+    first, rows = micro[0]
+    return (parts or [({key: value[:1] for key, value in first.items()}, rows[:1])]), max(counted, 1)
 
 
 def _copy(model: nn.Module) -> nn.Module:
