@@ -135,13 +135,6 @@ class Rewriter:
             return self._taken(rows, self._flagged(rows))
 
     @torch.no_grad()
-    def goes(self, rows: Sequence[Row]) -> list[list[bool]]:
-        """Of every row which counted tokens the rule takes out: what is told, without the words that come back."""
-        with before_training(self.model), inference(self.model):
-            told = [(*row, taken) for row, taken in zip(rows, self._taken(rows, self._flagged(rows)), strict=True)]
-            return [taken for _, _, taken in self._restored(told)]
-
-    @torch.no_grad()
     def _rewritten(self, rows: Sequence[Row]) -> list[tuple[Made, int]]:
         with before_training(self.model), inference(self.model):
             told = [(*row, taken) for row, taken in zip(rows, self._taken(rows, self._flagged(rows)), strict=True)]

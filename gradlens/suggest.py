@@ -8,7 +8,7 @@ the ends of an answer, and loses wording where they stand in its midst. Measured
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -71,31 +71,28 @@ def suggest(
     reader = Rewriter(model, dictionaries, Tokens(hookpoint, weights_F, detector.bias), bridged=False, tokenizer=tokenizer)
     rows = [row_of(example) for source in sources for example in source[:ROWS]]
     scores = _row_scores(model, dictionaries, detectors, rows)
-    shares = [sum(taken) / max(sum(counted), 1) for (_, counted), taken in zip(rows, _each(reader.told, rows), strict=True)]
+    shares, inner = [], []
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        for (ids, counted), taken in zip(
+            part, reader.told(part), strict=True
+        ):  # words that will come back count: pirate's `be` is among them
+            shares.append(sum(taken) / max(sum(counted), 1))
+            inner.append(_inner_gaps(ids, counted, taken, reader.never))
     least = None if scores is None else split(scores)
     if scores is None:
         shows = [index for index, share in enumerate(shares) if share >= SHOWS]
     else:
         shows = [index for index, score in enumerate(scores) if score >= (0.0 if least is None else least)]
     free = 1 - len(shows) / max(len(shares), 1)
-    gaps = 0.0
-    if shows and free < FREE:  # these rows would be rewritten
-        mine = [rows[index] for index in shows]
-        gone = _each(reader.goes, mine)
-        for index, taken in zip(shows, gone, strict=True):
-            shares[index] = sum(taken) / max(sum(rows[index][1]), 1)
-        gaps = sum(_inner_gaps(*row, taken, reader.never) for row, taken in zip(mine, gone, strict=True)) / len(mine)
     whole = sum(shares[index] > 1 - LEFT for index in shows) / max(len(shows), 1)
+    gaps = sum(inner[index] for index in shows) / max(len(shows), 1)
     parted, least = least is not None, 0.0 if least is None and scores is not None else least  # else as the examples say
     rule, expects, good = _choose(concept.name, hookpoint, bool(shows), free, whole, gaps, least, parted, detector)
     expressed = sum(shares[index] for index in shows) / max(len(shows), 1)
     best = best_rows(detectors)
     about = (None if best is None else detectors[best].row.auc, hookpoint, detector.flagged_own, detector.flagged_common)
     return Suggestion(rule, expects, good, len(rows), free, whole, expressed, gaps, *about), concept
-
-
-def _each(read: Callable[[Sequence[Row]], list[list[bool]]], rows: Sequence[Row]) -> list[list[bool]]:
-    return [found for start in range(0, len(rows), BATCH) for found in read(rows[start : start + BATCH])]
 
 
 def _row_scores(
