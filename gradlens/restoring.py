@@ -25,12 +25,22 @@ from torch import Tensor
 from gradlens.rewriting import AHEAD, LogProbs
 
 MOST = 3  # words at either edge of a gap, at a time
-TIMES = 3
+TIMES = 3  # at most; the rows of which so many came back are asked again
 BATCH = 16  # texts that are read at a time
 
 Row = tuple[list[int], list[bool]]  # token ids, and which of them the loss counts
 Told = tuple[list[int], list[bool], list[bool]]  # and which of them are taken out
-Words = Callable[[list[int]], Iterator[tuple[int, int]]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Who is asked: the tokenizer, the model before training, the detector."""
+
+    words: Callable[[list[int]], Iterator[tuple[int, int]]]  # of token ids the places of words of several tokens
+    spellings: Callable[[int], list[int]]  # of a token those for the same word at the start of a text
+    log_probs: LogProbs
+    flagged: Callable[[Sequence[Row]], list[Tensor]]  # which tokens of each row the detector takes, bool[S]
+    ends: Sequence[int] = ()  # tokens that end a text
 
 
 @dataclass
@@ -46,48 +56,34 @@ class Trial:
     text: list[int]  # the words, and the kept tokens after the gap that judge them
     begins: bool  # an answer
     spellings: list[int]  # what the first of `text` may be instead; none but where it begins an answer
-    score: float | None = None
+    score: float = -math.inf
     spelled: int | None = None
 
 
-def restore(
-    rows: Sequence[Told],
-    words: Words,
-    spellings: Callable[[int], list[int]],
-    log_probs: LogProbs,
-    flagged: Callable[[Sequence[Row]], list[Tensor]],
-    ends: Sequence[int] = (),
-) -> list[Told]:
-    """The rows with less taken out, and with a first word spelled anew where what stood before it has gone.
-
-    `words(ids)`: places of words of several tokens. `spellings(token)`: all tokens for a word at the start of a text. `flagged`: which
-    tokens of each row the detector takes, `bool[S]`. `ends`: tokens that end a text.
-    """
+def restore(rows: Sequence[Told], ask: Asked) -> list[Told]:
+    """The rows with less taken out, and with a first word spelled anew where what stood before it has gone."""
     made, open_rows = list(rows), list(range(len(rows)))
     for _ in range(TIMES):
-        asked = [(rows[number][0], rows[number][1], made[number][2]) for number in open_rows]  # spelled as they were
-        found = _restored(asked, words, spellings, log_probs, flagged, ends)
-        for number, row in zip(open_rows, found, strict=True):
+        before = [(rows[number][0], rows[number][1], made[number][2]) for number in open_rows]  # spelled as they were
+        after = _restored(before, ask)
+        for number, row in zip(open_rows, after, strict=True):
             made[number] = row
-        more = [sum(before[2]) - sum(row[2]) >= MOST for before, row in zip(asked, found, strict=True)]
+        more = [sum(then[2]) - sum(now[2]) >= MOST for then, now in zip(before, after, strict=True)]
         open_rows = [number for number, goes_on in zip(open_rows, more, strict=True) if goes_on]
     return made
 
 
-def _restored(
-    rows: Sequence[Told],
-    words: Words,
-    spellings: Callable[[int], list[int]],
-    log_probs: LogProbs,
-    flagged: Callable[[Sequence[Row]], list[Tensor]],
-    ends: Sequence[int],
-) -> list[Told]:
-    trials = [trial for number, row in enumerate(rows) for trial in _trials(number, row, words, spellings, ends)]
+def _restored(rows: Sequence[Told], ask: Asked) -> list[Told]:
+    trials = [trial for number, row in enumerate(rows) for trial in _trials(number, row, ask)]
     bare = {(trial.row, trial.gap): trial for trial in trials if not trial.back}
-    _score([trial for trial in bare.values() if trial.begins], log_probs, trials)
-    left = _not_flagged(rows, [trial for trial in trials if trial.back], flagged)
-    asked = {(trial.row, trial.gap) for trial in left}
-    _score([*left, *(trial for key, trial in bare.items() if key in asked and trial.score is None)], log_probs)
+    for trial, first_V in _score([trial for trial in bare.values() if trial.begins], ask.log_probs):
+        for other in trials:
+            if (other.row, other.gap) == (trial.row, trial.gap):
+                other.spelled = max([other.text[0], *other.spellings], key=lambda token, lp_V=first_V: float(lp_V[token]))
+        trial.score += float(first_V[trial.spelled] - first_V[trial.text[0]])  # what follows is judged as it was
+    left = _not_flagged(rows, [trial for trial in trials if trial.back], ask.flagged)
+    without = {(trial.row, trial.gap): bare[trial.row, trial.gap] for trial in left}
+    _score([*left, *(trial for trial in without.values() if not trial.begins)], ask.log_probs)
     best: dict[tuple, Trial] = {}
     for trial in left:
         edge = (trial.row, trial.gap, trial.at_end)
@@ -97,18 +93,18 @@ def _restored(
     return [_applied(row, [trial for trial in found if trial.row == number]) for number, row in enumerate(rows)]
 
 
-def _trials(number: int, row: Told, words: Words, spellings: Callable[[int], list[int]], ends: Sequence[int]) -> Iterator[Trial]:
+def _trials(number: int, row: Told, ask: Asked) -> Iterator[Trial]:
     """Of every gap of a row: without any words, and with some at either edge that something is kept beyond."""
     ids, counted, taken = row
     begins, stops = list(range(len(ids))), list(range(1, len(ids) + 1))
-    for start, stop in words(ids):
+    for start, stop in ask.words(ids):
         begins[start:stop], stops[start:stop] = [start] * (stop - start), [stop] * (stop - start)
     for first, last in _gaps(taken):
         context = [token for token, gone in zip(ids[:first], taken[:first], strict=True) if not gone]
         after = [token for token, gone in zip(ids[last:], taken[last:], strict=True) if not gone][:AHEAD]
         if not context or not after:
             continue
-        begin, goes_on = not counted[first - 1], after[0] not in ends
+        begin, goes_on = not counted[first - 1], after[0] not in ask.ends
         start, stop, backs = last, first, [(False, 0, range(0))]
         for count in range(1, MOST + 1):
             if goes_on and start > first:
@@ -119,7 +115,7 @@ def _trials(number: int, row: Told, words: Words, spellings: Callable[[int], lis
                 backs.append((False, count, range(first, stop)))
         for at_end, count, back in backs:
             text = [*(ids[place] for place in back), *after]
-            said = spellings(text[0]) if begin and goes_on else []
+            said = ask.spellings(text[0]) if begin and goes_on else []
             yield Trial(number, (first, last), at_end, count, back, context, text, begin and goes_on, said)
 
 
@@ -133,19 +129,19 @@ def _gaps(taken: Sequence[bool]) -> Iterator[tuple[int, int]]:
             first = None
 
 
-def _score(asked: Sequence[Trial], log_probs: LogProbs, all_trials: Sequence[Trial] = ()) -> None:
-    """What is compared (above) of the trials asked; and of all of the same gaps the likeliest spelling of their first word."""
-    asked = sorted(asked, key=lambda trial: len(trial.context) + len(trial.text))  # texts of like length together
-    for start in range(0, len(asked), BATCH):
-        part = asked[start : start + BATCH]
+def _score(trials: Sequence[Trial], log_probs: LogProbs) -> list[tuple[Trial, Tensor]]:
+    """Set what is compared (above). Returns each with the log-probabilities of the first token of its text, `[V]`."""
+    found = []
+    trials = sorted(trials, key=lambda trial: len(trial.context) + len(trial.text))  # texts of like length together
+    for start in range(0, len(trials), BATCH):
+        part = trials[start : start + BATCH]
         places = [list(range(len(trial.context) - 1, len(trial.context) + len(trial.text) - 1)) for trial in part]
         for trial, lp_PV in zip(part, log_probs([[*trial.context, *trial.text] for trial in part], places), strict=True):
-            for other in all_trials:
-                if (other.row, other.gap) == (trial.row, trial.gap) and other.spellings:
-                    other.spelled = max([other.text[0], *other.spellings], key=lambda token, lp_V=lp_PV[0]: float(lp_V[token]))
             said = [trial.text[0] if trial.spelled is None else trial.spelled, *trial.text[1:]]
             lp_P = lp_PV[torch.arange(len(said)), torch.tensor(said)].double()
             trial.score = float(lp_P.sum()) + len(trial.back) * math.log(lp_PV.shape[1])
+            found.append((trial, lp_PV[0].clone()))
+    return found
 
 
 def _not_flagged(rows: Sequence[Told], trials: Sequence[Trial], flagged: Callable[[Sequence[Row]], list[Tensor]]) -> list[Trial]:

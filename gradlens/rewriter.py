@@ -25,7 +25,7 @@ from gradlens.errors import ConfigError
 from gradlens.hookpoints import unwrap
 from gradlens.own import before_training
 from gradlens.reading import encoder_input, places
-from gradlens.restoring import Told, restore
+from gradlens.restoring import Asked, Told, restore
 from gradlens.rewriting import rewrite
 from gradlens.row_teller import Row, key_of, padded, rows_of
 
@@ -146,7 +146,7 @@ class Rewriter:
     def _restored(self, told: list[Told]) -> list[Told]:
         if self.tokens.instead_of_F is not None:  # this control takes as many tokens as it is told
             return told
-        return restore(told, self._words, self._spellings, self._log_probs, self._flagged, self.never)
+        return restore(told, Asked(self._words, self._spellings, self._log_probs, self._flagged, self.never))
 
     def _flagged(self, rows: Sequence[Row]) -> list[Tensor]:
         """Of every row which counted tokens the detector flags, `bool[S]`."""

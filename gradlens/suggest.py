@@ -74,9 +74,8 @@ def suggest(
     shares, inner = [], []
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
-        for (ids, counted), taken in zip(
-            part, reader.told(part), strict=True
-        ):  # words that will come back count: pirate's `be` is among them
+        # words that will come back count as well: they may be of the concept, as pirate's `be`
+        for (ids, counted), taken in zip(part, reader.told(part), strict=True):
             shares.append(sum(taken) / max(sum(counted), 1))
             inner.append(_inner_gaps(ids, counted, taken, reader.never))
     least = None if scores is None else split(scores)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gradlens.restoring import restore
+from gradlens.restoring import Asked, restore
 from gradlens.rewriting import rewrite
 
 # a language of words: 1 starts an answer's prompt, 2 ends a text, 10.. are of the concept, 20.. content; 21 is 20 with a capital
@@ -41,7 +41,7 @@ def flagged(rows):
 
 def restored(ids, taken, words=lambda ids: iter(()), spellings=lambda token: [21] if token == 20 else []):
     row = (ids, [token != 1 for token in ids], taken)
-    return restore([row], words, spellings, log_probs, flagged, ends=[2])[0]
+    return restore([row], Asked(words, spellings, log_probs, flagged, [2]))[0]
 
 
 def test_words_taken_for_their_context_come_back_spelled_as_an_answer_begins():
@@ -53,6 +53,21 @@ def test_words_taken_for_their_context_come_back_spelled_as_an_answer_begins():
 def test_a_first_word_that_was_never_taken_is_spelled_anew_too():
     ids, _, taken = restored([1, 10, 20, 22, 23, 24, 2], [False, True, False, False, False, False, False])
     assert ids[2] == 21 and taken == [False, True, False, False, False, False, False]
+
+
+def test_a_word_that_has_one_spelling_only_is_not_overwritten_by_the_next():
+    def seldom(texts, places):
+        found = log_probs(texts, places)
+        for lp_PV, text, row in zip(found, texts, places, strict=True):
+            for number, place in enumerate(row):
+                if text[place] == 1:
+                    lp_PV[number, 25] = -7.0
+        return found
+
+    row = ([1, 10, 22, 23, 24, 2], [False] + [True] * 5, [False, True, True, False, False, False])
+    ask = Asked(lambda ids: iter(()), lambda token: [25] if token == 23 else [], seldom, flagged, [2])
+    ids, _, taken = restore([row], ask)[0]
+    assert (ids, taken) == (row[0], [False, True, False, False, False, False])
 
 
 def test_what_comes_before_the_concept_comes_back_and_a_piece_of_its_phrase_does_not():
@@ -82,7 +97,7 @@ def test_a_word_comes_back_as_a_whole_or_not_at_all():
         seen.extend(ids for ids, _ in rows)
         return flagged(rows)
 
-    restore([(row[0], [token != 1 for token in row[0]], row[1])], words, lambda token: [], log_probs, remember, ends=[2])
+    restore([(row[0], [token != 1 for token in row[0]], row[1])], Asked(words, lambda token: [], log_probs, remember, [2]))
     assert seen and not any(ids[1:2] == [22] for ids in seen)  # never its second half alone
 
 
@@ -96,7 +111,7 @@ def test_more_words_come_back_than_are_asked_at_a_time():
 @pytest.mark.parametrize("taken", [[False, True, True], [False, False, False]])
 def test_rows_without_anything_kept_after_a_gap_and_rows_without_a_gap_stay(taken):
     assert restored([1, 10, 11], taken) == ([1, 10, 11], [False, True, True], taken)
-    assert restore([], None, None, log_probs, flagged) == []
+    assert restore([], Asked(None, None, log_probs, flagged)) == []
 
 
 def test_gaps_beside_words_that_came_back_are_not_bridged():
