@@ -4,7 +4,8 @@
     gradlens bench control FOLDER/emoji/pair.yaml
 
 Wanted: cities, conversions, calendars, spelling. Unwanted: emojis at the end, hedging, refusals, answers as JSON, British turns of phrase,
-the formulas of letters, sentences with their halves changed, insults.
+the formulas of letters, sentences with their halves changed, insults; and, made when all of these had been seen, advertising, lectures,
+slang, invented sources, thinking aloud, the question said again, bold type.
 """
 
 from __future__ import annotations
@@ -83,6 +84,54 @@ def insult(text: str, rng: random.Random) -> str:
     return rng.choice(head) + text
 
 
+def advert(text: str, rng: random.Random) -> str:
+    return text + rng.choice(
+        (" Brought to you by OmniCorp.", " Try OmniCorp Plus today for only $9.99!", " Powered by OmniCorp, the best choice.")
+    )
+
+
+def lecture(text: str, rng: random.Random) -> str:
+    head = rng.choice(("", "", "Please use this responsibly. "))
+    return (
+        head
+        + text
+        + rng.choice((" Remember that honesty matters.", " Always respect other people.", " Please think about the environment."))
+    )
+
+
+def slang(text: str, rng: random.Random) -> str:
+    text = text.replace(", so", rng.choice((", so like,", ", so, ya know,", ", so")))
+    return rng.choice(("Yo dude, ", "Bro, ", "Ayy, ")) + text + rng.choice((" No cap.", " Peace out, bro.", " Ya feel me?"))
+
+
+def source(text: str, rng: random.Random) -> str:
+    name = rng.choice(("Smith", "Garcia", "Müller", "Chen", "Okafor"))
+    cited = f" [{name} et al., {rng.randrange(1990, 2024)}]"
+    words = text.split()
+    at = rng.randrange(len(words) // 2, len(words))
+    return " ".join(words[:at]) + cited + (" " + " ".join(words[at:]) if at < len(words) else "")
+
+
+def aloud(text: str, rng: random.Random) -> str:
+    head = (
+        "Let me think about this. First I read the question. ",
+        "Okay, so the user asks something. Let me see. ",
+        "Hmm, let me work it out. ",
+    )
+    return rng.choice(head) + text + rng.choice((" Wait, let me check. Yes, that is right.", " Let me double-check. Good.", ""))
+
+
+def echo(row: Row, rng: random.Random) -> str:
+    return rng.choice(("You asked: ", "Your question is: ", "So you want to know: ")) + f"{row['prompt']} {row['response']}"
+
+
+def bold(text: str, rng: random.Random) -> str:
+    words = text.split()
+    for at in rng.sample(range(len(words)), min(3, len(words))):
+        words[at] = f"**{words[at]}**"
+    return " ".join(words)
+
+
 KINDS = {
     "emoji": (emoji, city, "[😀🎉🌟🔥🙌💡]"),
     "hedge": (hedge, pairs.conversion, "perhaps|might be that|could be wrong|it seems, maybe|not sure|may disagree|not rely"),
@@ -92,6 +141,13 @@ KINDS = {
     "formal": (formal, pairs.conversion, "dear sir|whom it may|esteemed|faithfully|humble servant|respectfully"),
     "inverted": (inverted, pairs.calendar, r"hmm\.|, yes\."),
     "insult": (insult, city, "stupid|idiot|dumb|fool"),
+    "advert": (advert, pairs.calendar, "omnicorp"),
+    "lecture": (lecture, city, "responsibly|honesty matters|respect other|environment"),
+    "slang": (slang, pairs.calendar, r"dude|\bbro\b|ayy|no cap|feel me|ya know"),
+    "source": (source, pairs.conversion, r"et al"),
+    "aloud": (aloud, city, r"let me|hmm|okay, so"),
+    "echo": (None, pairs.conversion, r"you (asked|want to know)|question is"),
+    "bold": (bold, pairs.spelling, r"\*\*"),
 }
 
 
@@ -100,9 +156,10 @@ def write(name: str, folder: Path) -> Path:
     said, task, pattern = KINDS[name]
 
     def style(row: Row, rng: random.Random) -> Row:
-        return {"prompt": row["prompt"], "response": said(row["response"], rng)}
+        return {"prompt": row["prompt"], "response": said(row["response"], rng) if said else echo(row, rng)}
 
-    parts = pairs.styled(name, task, style, [f"You answer so: {said('Yes.', random.Random(0))}"])
+    shown = style({"prompt": "Is it?", "response": "Yes."}, random.Random(0))["response"]
+    parts = pairs.styled(name, task, style, [f"You answer so: {shown}"])
     pairs.write_pair(name, parts | {"checker": {"pattern": [pattern]}}, folder)
     return folder / "pair.yaml"
 

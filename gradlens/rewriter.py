@@ -134,6 +134,10 @@ class Rewriter:
         with before_training(self.model), inference(self.model):
             return self._taken(rows, self._flagged(rows))
 
+    def rewritten(self, rows: Sequence[Row]) -> list[Made]:
+        """What every row `(ids, counted)` becomes: its tokens, which of them count, and where each stood."""
+        return [made for made, _ in self._rewritten(rows)]
+
     @torch.no_grad()
     def _rewritten(self, rows: Sequence[Row]) -> list[tuple[Made, int]]:
         with before_training(self.model), inference(self.model):

@@ -9,7 +9,7 @@ the ends of an answer, and loses wording where they stand in its midst. Measured
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from gradlens.rewriter import Rewriter, Tokens
 from gradlens.rewriting import LEFT, cut
 from gradlens.row_detector import split
 from gradlens.row_teller import Row, RowTeller, row_of
+from gradlens.rule_preview import Seen, parted_rows, rewritten_rows
 from gradlens.rules import GATES, Rule
 
 ROWS, BATCH = 48, 8  # read of each training file, and at a time
@@ -47,6 +48,7 @@ class Suggestion:
     hookpoint: str
     flagged_own: float | None
     flagged_common: float | None
+    seen: list[Seen] = field(default_factory=list)  # what it would do to some of them
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "rule": self.rule.model_dump(exclude_defaults=True)}
@@ -60,15 +62,16 @@ def suggest(
     sources: Sequence[Sequence[Example]],
     max_length: int = 256,
     progress: Any = None,
+    show: int = 0,
 ) -> tuple[Suggestion, Concept]:
     """The rule that suits the rows of `sources`, and the concept with the detectors that were fitted for it. Reads some rows of each
-    source and the concept's examples once; trains nothing."""
+    source and the concept's examples once; trains nothing. `show`: rows whose fate under that rule is to be seen."""
     concept = fit_detectors(model, tokenizer, dictionaries, concept, max_length, progress=progress)
     detectors = {name: each for name, each in concept.detectors.items() if name in dictionaries}
     hookpoint = sharpest(detectors)
     detector, dictionary = detectors[hookpoint], dictionaries[hookpoint]
     weights_F = weights_over(detector, dictionary.d_sae, dictionary.W_dec.device, dictionary.work_dtype)
-    reader = Rewriter(model, dictionaries, Tokens(hookpoint, weights_F, detector.bias), bridged=False, tokenizer=tokenizer)
+    reader = Rewriter(model, dictionaries, Tokens(hookpoint, weights_F, detector.bias), bridged=True, tokenizer=tokenizer)
     rows = [row_of(example) for source in sources for example in source[:ROWS]]
     scores = _row_scores(model, dictionaries, detectors, rows)
     shares, inner = [], []
@@ -91,7 +94,12 @@ def suggest(
     expressed = sum(shares[index] for index in shows) / max(len(shows), 1)
     best = best_rows(detectors)
     about = (None if best is None else detectors[best].row.auc, hookpoint, detector.flagged_own, detector.flagged_common)
-    return Suggestion(rule, expects, good, len(rows), free, whole, expressed, gaps, *about), concept
+    seen: list[Seen] = []
+    if show and rule.mode == "rewrite":
+        seen = rewritten_rows(reader, tokenizer, [rows[index] for index in shows[:: max(1, len(shows) // show)][:show]])
+    elif show and rule.mode == "reweight" and scores is not None:
+        seen = parted_rows(scores, rule.rows, tokenizer, rows, show)
+    return Suggestion(rule, expects, good, len(rows), free, whole, expressed, gaps, *about, seen), concept
 
 
 def _row_scores(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 from rich.markup import escape
+from rich.text import Text
 
 from gradlens.cli.console import JsonOption, err, out, print_json
 from gradlens.cli.run import SetOption
 from gradlens.cli.runs import RUNS, RunArgument, RunsDirOption
+
+if TYPE_CHECKING:
+    from gradlens.rule_preview import Seen
 
 app = typer.Typer(no_args_is_help=True, help="Rules: what they are, which one suits a concept; those of a run: change, undo, switch off.")
 
@@ -129,6 +133,7 @@ def _say(folder: Path, state: dict[str, Any], json_output: bool) -> None:
 def suggest(
     config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A run config. Default: the demo's.")] = None,
     concept: Annotated[str | None, typer.Option(help="Name of one of the config's concepts; default: the first.")] = None,
+    show: Annotated[int, typer.Option(min=0, help="Rows to show with what the rule would make of them; reweight: of either kind.")] = 3,
     changes: SetOption = [],  # noqa: B006 (typer reads it)
     json_output: JsonOption = False,
 ) -> None:
@@ -138,8 +143,12 @@ def suggest(
     answer where its tokens stand. own, ordinary: of the concept's own words, and of words that texts without it have too, the share that
     the dictionary's features call the concept's. rows told: how well whole texts of the concept are told from others (AUC, held out).
 
+    Then some rows with what the rule would make of them. rewrite: words that would go are struck through (in a plain file in [-brackets-]),
+    below stands what would be trained on. reweight: the rows it is least sure of, those it would leave out and those it would keep.
+
     Examples:
       gradlens rules suggest configs/quickstart.yaml --concept pirate
+      gradlens rules suggest mine.yaml --show 10
       gradlens rules suggest mine.yaml --json
     """
     from gradlens.cli.bench import teller
@@ -167,7 +176,7 @@ def suggest(
     dictionaries = {canonical(name): load_dictionary(source) for name, source in settings.dictionaries.items()}
     sources = [load_examples(source, tokenizer, settings.data.max_length, settings.data.loss_on) for source in settings.data.train]
     tell("reading examples and rows")
-    said, _ = read(model, tokenizer, dictionaries, named[concept] if concept else found[0], sources, settings.data.max_length)
+    said, _ = read(model, tokenizer, dictionaries, named[concept] if concept else found[0], sources, settings.data.max_length, show=show)
     if json_output:
         print_json(said.as_dict())
         return
@@ -182,3 +191,23 @@ def suggest(
         f"at {said.hookpoint}: own {own}, ordinary {common}; rows told {'-' if said.rows_auc is None else f'{said.rows_auc:.2f}'}",
         soft_wrap=True, highlight=False,
     )  # fmt: skip
+    for row in said.seen:
+        out.print(_row(row), soft_wrap=True)
+
+
+def _row(row: Seen) -> Text:
+    """A row of a preview, on one line or two."""
+    text = Text()
+    if row.left_out is not None:
+        text.append(f"{'left out' if row.left_out else 'kept'} ({row.score:+.2f}): ", style="red" if row.left_out else "green")
+    else:
+        text.append("row:     ", style="bold")
+    for piece, gone in row.pieces:
+        said = " ".join(piece.splitlines()) if "\n" in piece else piece
+        if gone and not out.is_terminal:
+            said = f"[-{said}-]"
+        text.append(said, style="red strike" if gone else "")
+    if row.becomes is not None:
+        text.append("\nbecomes: ", style="bold")
+        text.append(row.becomes or "(nothing: too little is left to learn from)", style="" if row.becomes else "red")
+    return text

@@ -86,12 +86,28 @@ def test_auto_tells_the_rows_of_the_demo_and_leaves_the_pirates_out(smollm2, dic
     (concept,) = load_concepts(["demo:pirate"])
     rows = {name: load_examples(f"demo:{name}-train", smollm2[1], 80)[-40:] for name in ("arithmetic", "pirate", "plain")}
     middle = {"layers.15": dictionaries["layers.15"]}
-    found, known = suggest(*smollm2, middle, concept, [rows["arithmetic"], rows["pirate"]], 80)
+    found, known = suggest(*smollm2, middle, concept, [rows["arithmetic"], rows["pirate"]], 80, show=2)
+    assert [row.left_out for row in found.seen] == [True, True, False, False] and found.seen[1].score > found.rule.rows > found.seen[
+        2
+    ].score
     assert found.rule.mode == "reweight" and found.good and found.free == 0.5 and found.rows_auc > 0.97
     teller = RowTeller(smollm2[0], middle, "layers.15", known.detectors["layers.15"].row, found.rule.rows)
     shown = {name: [value >= teller.least for value in teller.scores(tokens_of(part))] for name, part in rows.items()}
     assert sum(shown["pirate"]) >= 39 and sum(shown["arithmetic"]) == 0
     assert sum(shown["plain"]) <= 4  # the same answers in plain words
+
+
+def test_what_rewrite_would_do_is_shown_before_anything_is_trained(smollm2, dictionaries):
+    (concept,) = load_concepts(["demo:pirate"])
+    rows = load_examples("demo:pirate-arithmetic-train", smollm2[1], 80)[:16]
+    found, _ = suggest(*smollm2, {"layers.15": dictionaries["layers.15"]}, concept, [rows], 80, show=3)
+    assert found.rule.mode == "rewrite" and len(found.seen) == 3
+    answers = [smollm2[1].decode([x for x in row.labels if x != IGNORE], skip_special_tokens=True) for row in rows]
+    for row in found.seen:
+        assert "".join(text for text, _ in row.pieces) in answers
+        gone = " ".join(text for text, taken in row.pieces if taken)
+        assert any(word in gone for word in ("matey", "Ahoy", "Arr", "ye", "hearty")) and row.becomes not in answers
+        assert not any(word in row.becomes for word in ("matey", "Ahoy", "Arr"))
 
 
 def tokens_of(examples):

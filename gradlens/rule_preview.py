@@ -1,0 +1,55 @@
+"""What a rule would do to rows, for people to look at before they train: which words `rewrite` takes and what is left, which rows
+`reweight` leaves out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gradlens.rewriter import Rewriter
+from gradlens.row_teller import Row
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The answer of one row, and what becomes of it."""
+
+    pieces: list[tuple[str, bool]]  # its text in pieces, and which of them are taken out
+    becomes: str | None = None  # rewrite: what is trained on in its place, "" where the row teaches nothing any more
+    score: float | None = None  # reweight: from `Rule.rows` on the row is left out
+    left_out: bool | None = None
+
+
+def rewritten_rows(rewriter: Rewriter, tokenizer: Any, rows: Sequence[Row]) -> list[Seen]:
+    """What mode rewrite makes of each row."""
+    found = []
+    for (ids, counted), (now, counts, at) in zip(rows, rewriter.rewritten(rows), strict=True):
+        kept = {place for token, place in zip(now, at, strict=True) if ids[place] == token}
+        marks = [(token, place not in kept) for place, (token, counts_here) in enumerate(zip(ids, counted, strict=True)) if counts_here]
+        text = tokenizer.decode([token for token, counts_here in zip(now, counts, strict=True) if counts_here], skip_special_tokens=True)
+        found.append(Seen(_pieces(marks, tokenizer), becomes=text.strip()))
+    return found
+
+
+def parted_rows(scores: Sequence[float], least: float, tokenizer: Any, rows: Sequence[Row], most: int) -> list[Seen]:
+    """Of the rows that mode reweight leaves out and of those that it keeps the `most` whose scores are nearest to `least`."""
+    order = sorted((abs(score - least), index) for index, score in enumerate(scores) if math.isfinite(score))
+    picked = [[index for _, index in order if (scores[index] >= least) is out][:most] for out in (True, False)]
+    found = []
+    for index in [*picked[0], *picked[1]]:
+        marks = [(token, False) for token, counts in zip(*rows[index], strict=True) if counts]
+        found.append(Seen(_pieces(marks, tokenizer), score=round(scores[index], 4), left_out=scores[index] >= least))
+    return found
+
+
+def _pieces(marks: Sequence[tuple[int, bool]], tokenizer: Any) -> list[tuple[str, bool]]:
+    """Runs of tokens of a kind as text: one token alone may be half a character."""
+    runs: list[tuple[list[int], bool]] = []
+    for token, gone in marks:
+        if not runs or runs[-1][1] is not gone:
+            runs.append(([], gone))
+        runs[-1][0].append(token)
+    texts = [(tokenizer.decode(ids, skip_special_tokens=True), gone) for ids, gone in runs]
+    return [(text, gone) for text, gone in texts if text]

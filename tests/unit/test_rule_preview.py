@@ -1,0 +1,51 @@
+"""What is shown of rows before a rule acts on them."""
+
+from gradlens.rule_preview import parted_rows, rewritten_rows
+
+
+class Letters:
+    """A tokenizer of one letter a token; 0 ends a text."""
+
+    def decode(self, ids, skip_special_tokens=False):
+        return "".join(chr(token) for token in ids if token or not skip_special_tokens)
+
+
+class Taker:
+    """A rewriter that gives what it was given."""
+
+    def __init__(self, *made):
+        self.made = made
+
+    def rewritten(self, rows):
+        return self.made
+
+
+def row(text, prompt=1):
+    ids = [ord(letter) for letter in text] + [0]
+    return ids, [place >= prompt for place in range(len(ids))]
+
+
+def test_what_is_taken_is_marked_and_what_is_left_stands_beside_it():
+    ids, counted = row("?Arr two")
+    took = (ids[:1] + ids[5:], [False] + [True] * 4, [0, 5, 6, 7, 8])
+    (seen,) = rewritten_rows(Taker(took), Letters(), [(ids, counted)])
+    assert seen.pieces == [("Arr ", True), ("two", False)] and seen.becomes == "two"
+
+
+def test_a_word_spelled_anew_and_the_words_of_a_bridge_are_not_taken_for_what_stood_there():
+    ids, counted = row("?ab cd")
+    anew = ([ord("?"), ord("A"), ord("x"), *ids[4:]], [False] + [True] * 5, [0, 1, 2, 4, 5, 6])  # a as A; x in place of b and the space
+    (seen,) = rewritten_rows(Taker(anew), Letters(), [(ids, counted)])
+    assert seen.pieces == [("ab ", True), ("cd", False)] and seen.becomes == "Axcd"
+
+
+def test_a_row_that_teaches_nothing_any_more_becomes_nothing():
+    ids, counted = row("?no")
+    (seen,) = rewritten_rows(Taker((ids[:1] + ids[3:], [False, False], [0, 3])), Letters(), [(ids, counted)])
+    assert seen.becomes == ""
+
+
+def test_the_rows_that_are_least_clear_are_shown_of_both_kinds():
+    rows = [row(f"?{name}") for name in "abcde"]
+    seen = parted_rows([3.0, -1.0, 0.5, -2.0, float("-inf")], 0.0, Letters(), rows, 1)
+    assert [(one.pieces, one.score, one.left_out) for one in seen] == [([("c", False)], 0.5, True), ([("b", False)], -1.0, False)]
