@@ -139,6 +139,12 @@ class Rewriter:
         return [made for made, _ in self._rewritten(rows)]
 
     @torch.no_grad()
+    def log_probs(self, texts: list[list[int]], places: list[list[int]]) -> list[Tensor]:
+        """By the model before training, of every text the log-probabilities of the next token after each of its places, `[places, V]`."""
+        with before_training(self.model), inference(self.model):
+            return self._log_probs(texts, places)
+
+    @torch.no_grad()
     def _rewritten(self, rows: Sequence[Row]) -> list[tuple[Made, int]]:
         with before_training(self.model), inference(self.model):
             told = [(*row, taken) for row, taken in zip(rows, self._taken(rows, self._flagged(rows)), strict=True)]

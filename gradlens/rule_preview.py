@@ -33,6 +33,29 @@ def rewritten_rows(rewriter: Rewriter, tokenizer: Any, rows: Sequence[Row]) -> l
     return found
 
 
+def clean_rows(rewriter: Rewriter, rows: Sequence[Row]) -> list[bool]:
+    """Whether mode rewrite leaves each row in words of its own: the model puts none into its midst, and finds none out of place beside what
+    went or among what came back. V: tokens of its vocabulary; out of place is a token that is V times less likely than the likeliest."""
+    taken, made = rewriter.told(rows), rewriter.rewritten(rows)
+    texts = [now for now, _, _ in made]
+    found = []
+    for (ids, _), gone, (now, counts, at), lp_PV in zip(
+        rows, taken, made, rewriter.log_probs(texts, [list(range(len(now) - 1)) for now in texts]), strict=True
+    ):
+        if not any(counts):
+            found.append(False)
+            continue
+        clean, first = True, counts.index(True)
+        for place in range(first + 1, len(now)):
+            if now[place] != ids[at[place]]:
+                clean &= place + 1 < len(now) and now[place + 1] in rewriter.never  # but what ends the answer
+            elif gone[at[place]] or gone[at[place] - 1]:
+                lp_V = lp_PV[place - 1]
+                clean &= float(lp_V.max() - lp_V[now[place]]) <= math.log(len(lp_V))
+        found.append(clean)
+    return found
+
+
 def parted_rows(scores: Sequence[float], least: float, tokenizer: Any, rows: Sequence[Row], most: int) -> list[Seen]:
     """Of the rows that mode reweight leaves out and of those that it keeps the `most` whose scores are nearest to `least`."""
     order = sorted((abs(score - least), index) for index, score in enumerate(scores) if math.isfinite(score))

@@ -23,12 +23,14 @@ from gradlens.rewriter import Rewriter, Tokens
 from gradlens.rewriting import LEFT, cut
 from gradlens.row_detector import split
 from gradlens.row_teller import Row, RowTeller, row_of
-from gradlens.rule_preview import Seen, parted_rows, rewritten_rows
+from gradlens.rule_preview import Seen, clean_rows, parted_rows, rewritten_rows
 from gradlens.rules import GATES, Rule
 
 ROWS, BATCH = 48, 8  # read of each training file, and at a time
+TRIED = 16  # rows that are rewritten where the concept's tokens stand in the midst of answers
 SHOWS = 0.05  # where rows cannot be told: a row shows the concept from this share of its counted tokens on
 FREE = 0.2  # share of rows without the concept from which on the wanted is taken to be in these
+INNER = 0.5  # gaps in the midst of an answer, in each row, from which on wording is lost
 TOLD = 0.9  # AUC on held-out texts from which on a detector is to be trusted: of rows by their score, of tokens by the share it flags
 
 
@@ -48,6 +50,7 @@ class Suggestion:
     hookpoint: str
     flagged_own: float | None
     flagged_common: float | None
+    clean: float | None = None  # share of some rows that keep to their own words when they are rewritten; None where that was not tried
     seen: list[Seen] = field(default_factory=list)  # what it would do to some of them
 
     def as_dict(self) -> dict[str, Any]:
@@ -91,15 +94,25 @@ def suggest(
     gaps = sum(inner[index] for index in shows) / max(len(shows), 1)
     parted, least = least is not None, 0.0 if least is None and scores is not None else least  # else as the examples say
     rule, expects, good = _choose(concept.name, hookpoint, bool(shows), free, whole, gaps, least, parted, detector)
+    clean = None
+    if rule.mode == "rewrite" and gaps > INNER:
+        tried = [rows[index] for index in _spread(shows, TRIED)]
+        clean = sum(sum(clean_rows(reader, tried[start : start + BATCH])) for start in range(0, len(tried), BATCH)) / len(tried)
+        expects += f"; of {len(tried)} rows tried {clean:.0%} keep to their own words"
     expressed = sum(shares[index] for index in shows) / max(len(shows), 1)
     best = best_rows(detectors)
     about = (None if best is None else detectors[best].row.auc, hookpoint, detector.flagged_own, detector.flagged_common)
     seen: list[Seen] = []
     if show and rule.mode == "rewrite":
-        seen = rewritten_rows(reader, tokenizer, [rows[index] for index in shows[:: max(1, len(shows) // show)][:show]])
+        seen = rewritten_rows(reader, tokenizer, [rows[index] for index in _spread(shows, show)])
     elif show and rule.mode == "reweight" and scores is not None:
         seen = parted_rows(scores, rule.rows, tokenizer, rows, show)
-    return Suggestion(rule, expects, good, len(rows), free, whole, expressed, gaps, *about, seen), concept
+    return Suggestion(rule, expects, good, len(rows), free, whole, expressed, gaps, *about, clean, seen), concept
+
+
+def _spread(indices: Sequence[int], count: int) -> list[int]:
+    """So many of them, evenly."""
+    return list(indices[:: max(1, len(indices) // count)][:count])
 
 
 def _row_scores(
@@ -163,11 +176,12 @@ def _choose(
         )
     if whole > 0.5:
         return rule, "most answers are the concept from beginning to end: nothing is left to learn from them; expect failure", False
-    if gaps > 0.5:
+    if gaps > INNER:
         return (
             rule,
             f"its tokens stand in the midst of answers ({gaps:.1f} gaps a row): they go, and the model before training says what stands "
-            "there instead, in its own words; expect the concept to be gone and less than 90% of the gain in the wanted wording",
+            "there instead, in its own words; expect the concept to be gone and, unless nearly all rows keep to their own words, less than "
+            "90% of the gain in the wanted wording",
             False,
         )
     return rule, "its tokens stand at the ends of answers: they go, and the rest is learned as it is", True
