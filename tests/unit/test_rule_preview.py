@@ -1,6 +1,9 @@
 """What is shown of rows before a rule acts on them."""
 
-from gradlens.rule_preview import parted_rows, rewritten_rows
+import pytest
+import torch
+
+from gradlens.rule_preview import clean_rows, parted_rows, rewritten_rows
 
 
 class Letters:
@@ -16,8 +19,20 @@ class Taker:
     def __init__(self, *made):
         self.made = made
 
+    never = [0]
+    gone: list = []
+    unlikely = ""  # letters that the model finds out of place
+
     def rewritten(self, rows):
         return self.made
+
+    def told(self, rows):
+        return self.gone
+
+    def log_probs(self, texts, places):
+        lp_V = torch.zeros(128)
+        lp_V[[ord(letter) for letter in self.unlikely]] = -6.0  # log 128 is 4.9
+        return [lp_V.expand(len(row), -1) for row in places]
 
 
 def row(text, prompt=1):
@@ -49,3 +64,29 @@ def test_the_rows_that_are_least_clear_are_shown_of_both_kinds():
     rows = [row(f"?{name}") for name in "abcde"]
     seen = parted_rows([3.0, -1.0, 0.5, -2.0, float("-inf")], 0.0, Letters(), rows, 1)
     assert [(one.pieces, one.score, one.left_out) for one in seen] == [([("c", False)], 0.5, True), ([("b", False)], -1.0, False)]
+
+
+@pytest.mark.parametrize(
+    ("now", "at", "unlikely", "clean"),
+    [
+        ("?one two", [0, 1, 2, 3, 4, 5, 6, 7, 8], "", True),  # the word that was asked came back
+        ("?one two", [0, 1, 2, 3, 4, 5, 6, 7, 8], "n", True),  # of what was never taken nothing is asked
+        ("?one two", [0, 1, 2, 3, 4, 5, 6, 7, 8], "t", False),  # it came back out of place
+        ("?one ", [0, 1, 2, 3, 4, 8], "", True),  # it went
+        ("?one x", [0, 1, 2, 3, 4, 5, 8], "", True),  # the model ends the answer
+        ("?one xo", [0, 1, 2, 3, 4, 5, 7, 8], "", False),  # the model's own in the midst
+        ("?one o", [0, 1, 2, 3, 4, 7, 8], "o", False),  # what follows the gap is out of place
+    ],
+)
+def test_a_row_keeps_to_its_own_words_where_nothing_is_put_in_and_nothing_is_out_of_place(now, at, unlikely, clean):
+    ids, counted = row("?one two")
+    one = Taker((row(now)[0], [False] + [True] * len(now), at))
+    one.gone, one.unlikely = [[False] * 5 + [True] * 3 + [False]], unlikely
+    assert clean_rows(one, [(ids, counted)]) == [clean]
+
+
+def test_a_row_of_which_nothing_is_left_does_not_keep_to_its_own_words():
+    ids, counted = row("?no")
+    one = Taker((ids[:1] + ids[3:], [False, False], [0, 3]))
+    one.gone = [[False, True, True, False]]
+    assert clean_rows(one, [(ids, counted)]) == [False]
