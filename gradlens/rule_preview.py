@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from gradlens.rewriter import Rewriter
 from gradlens.row_teller import Row
 
@@ -37,23 +39,20 @@ def clean_rows(rewriter: Rewriter, rows: Sequence[Row]) -> list[bool]:
     """Whether mode rewrite leaves each row in words of its own: the model puts none into its midst, and finds none out of place beside what
     went or among what came back. V: tokens of its vocabulary; out of place is a token that is V times less likely than the likeliest."""
     taken, made = rewriter.told(rows), rewriter.rewritten(rows)
-    texts = [now for now, _, _ in made]
-    found = []
-    for (ids, _), gone, (now, counts, at), lp_PV in zip(
-        rows, taken, made, rewriter.log_probs(texts, [list(range(len(now) - 1)) for now in texts]), strict=True
-    ):
-        if not any(counts):
-            found.append(False)
-            continue
-        clean, first = True, counts.index(True)
-        for place in range(first + 1, len(now)):
-            if now[place] != ids[at[place]]:
-                clean &= place + 1 < len(now) and now[place + 1] in rewriter.never  # but what ends the answer
-            elif gone[at[place]] or gone[at[place] - 1]:
-                lp_V = lp_PV[place - 1]
-                clean &= float(lp_V.max() - lp_V[now[place]]) <= math.log(len(lp_V))
-        found.append(clean)
-    return found
+    clean, beside = [], []  # of each row the places whose tokens are asked, so that of few places logits are made
+    for (ids, _), gone, (now, counts, at) in zip(rows, taken, made, strict=True):
+        first = counts.index(True) if any(counts) else len(now)
+        own = [now[place] == ids[at[place]] for place in range(len(now))]
+        last = [place + 1 < len(now) and now[place + 1] in rewriter.never for place in range(len(now))]  # the model may end the answer
+        clean.append(first < len(now) and all(own[place] or last[place] for place in range(first + 1, len(now))))
+        beside.append([place for place in range(first + 1, len(now)) if own[place] and (gone[at[place]] or gone[at[place] - 1])])
+    asked = [row for row, places in enumerate(beside) if clean[row] and places]
+    before = [[place - 1 for place in beside[row]] for row in asked]
+    for row, lp_PV in zip(asked, rewriter.log_probs([made[row][0] for row in asked], before) if asked else [], strict=True):
+        said = torch.tensor([made[row][0][place] for place in beside[row]])
+        short_P = lp_PV.max(1).values - lp_PV[torch.arange(len(said)), said]
+        clean[row] = bool((short_P <= math.log(lp_PV.shape[1])).all())
+    return clean
 
 
 def parted_rows(scores: Sequence[float], least: float, tokenizer: Any, rows: Sequence[Row], most: int) -> list[Seen]:
