@@ -3,7 +3,8 @@
 What decides is how the concept lies in the rows. Rows that are free of it beside rows that show it: what is wanted can be learned from the
 free ones, and `reweight` leaves the others out, told by the concept's row detector; where that cannot tell texts, `route` leaves the tokens
 out around which the concept's features are active. Hardly a row free of it: `rewrite` takes its tokens out, which works where they stand at
-the ends of an answer, and loses wording where they stand in its midst. Measured: docs/control.md.
+the ends of an answer, and loses wording where they stand in its midst. Some rows are rewritten to see
+(`rule_preview.clean_rows`). Measured: docs/control.md.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from gradlens.rules import GATES, Rule
 
 ROWS, BATCH = 48, 8  # read of each training file, and at a time
 TRIED = 16  # rows that are rewritten
-CLEAN = 0.75  # share of them that keep to their own words: 94% and more where the wording stayed, 56% and less where it did not
+CLEAN = 0.75  # share of them that keep to their own words: 88% and more where the wording stayed, 56% and less where it did not
 SHOWS = 0.05  # where rows cannot be told: a row shows the concept from this share of its counted tokens on
 FREE = 0.2  # share of rows without the concept from which on the wanted is taken to be in these
 INNER = 0.5  # gaps in the midst of an answer, in each row, from which on wording is lost

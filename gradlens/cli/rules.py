@@ -143,6 +143,8 @@ def suggest(
     answer where its tokens stand. own, ordinary: of the concept's own words, and of words that texts without it have too, the share that
     the dictionary's features call the concept's. rows told: how well whole texts of the concept are told from others (AUC, held out).
 
+    rows tried: rewritten to see; a row keeps to its own words where the model puts none into its midst and finds none out of place.
+
     Then some rows with what the rule would make of them. rewrite: words that would go are struck through (in a plain file in [-brackets-]),
     below stands what would be trained on. reweight: the rows it is least sure of, those it would leave out and those it would keep.
 
