@@ -53,20 +53,10 @@ RULES: dict[str, dict[str, Any]] = {
 }
 ARMS = ("none", "oracle", *RULES, *(f"{name}-random" for name in RULES if not name.startswith("steer")),
         "rewrite-scattered", "filter", "inoculate")  # fmt: skip
-DEFAULT = {
-    "mix": ("none", "oracle", "auto", "auto-random", "rewrite", "ablate", "inoculate", "filter"),
-    "entangled": (
-        "none",
-        "oracle",
-        "rewrite",
-        "rewrite-random",
-        "rewrite-scattered",
-        "route",
-        "ablate",
-        "ablate-random",
-        "steer-1",
-        "inoculate",
-    ),
+BASELINES = ("ablate", "ablate-random", "steer-1", "steer-2", "steer-4", "inoculate")
+DEFAULT = {  # what a claim needs: no rule, the goal, what gradlens would choose, its control, and the tuned alternatives
+    "mix": ("none", "oracle", "auto", "auto-random", *BASELINES, "filter"),
+    "entangled": ("none", "oracle", "auto", "auto-random", "route", *BASELINES),
 }
 SOURCES = ("mean", "probe", "pca", "gradient")  # of directions that `MODE@SOURCE` acts along, in place of the concept's features
 ALONG = ("ablate", "mean-ablate", "grad", "param", "update")
@@ -83,6 +73,9 @@ def arms_for(pair: Pair, shape: str, asked: Sequence[str] | None) -> list[str]:
     for arm in asked or DEFAULT[shape]:
         if arm == "inoculate":
             found += [f"inoculate-{number}" for number in range(1, len(pair.inoculations) + 1)]
+        elif arm.startswith("inoculate-") and not 0 < int(arm.rsplit("-", 1)[1]) <= len(pair.inoculations):
+            have = f"has {len(pair.inoculations)} (inoculate-1 is the first)" if pair.inoculations else "has none"
+            raise ConfigError(f"--arms: {arm}: the pair {pair.name} {have}; `inoculations` of its pair file lists such prompts")
         elif not (arm == "filter" and shape == "entangled"):  # there every row shows the concept: nothing would be left
             found.append(arm)
     return found

@@ -34,7 +34,7 @@ MODULES = (
 def names() -> list[str]:
     """Every `demo:` name."""
     files = [path.stem for path in FOLDER.iterdir() if path.suffix in (".jsonl", ".yaml")]
-    return sorted([*files, "sae-text", "sae-text-heldout"])
+    return sorted([*files, "documentation", "sae-text", "sae-text-heldout"])
 
 
 def path(name: str) -> Path:
@@ -55,6 +55,8 @@ def rows(name: str) -> list[Row]:
     bare = name.removeprefix("demo:")
     if bare in ("sae-text", "sae-text-heldout"):
         return sae_corpus("heldout" if bare.endswith("heldout") else "train")
+    if bare == "documentation":
+        return [{"text": text} for text in _documentation()]
     file = path(bare)
     if file.suffix != ".jsonl":
         raise InputError(f"demo:{bare} is a concept, not a data set; use it under `concepts`")

@@ -31,6 +31,9 @@ def control(
     out_file: Annotated[Path, typer.Option("--out", help="JSONL that results are appended to.")] = RESULTS / "control.jsonl",
     samples: Annotated[int, typer.Option(min=0, help="Answers drawn for each prompt (temperature: `evaluate.temperature`).")] = 3,
     release: Annotated[int, typer.Option(min=0, help="Further steps without the rule, on plain data, then measured again; 0: none.")] = 100,
+    release_data: Annotated[
+        str | None, typer.Option(help="Rows to train on after release; default: the pair's own (`demo:plain-train`).", metavar="ROWS")
+    ] = None,
     again: Annotated[bool, typer.Option(help="Run also what the results hold already.")] = False,
     complete: Annotated[bool, typer.Option(help="Run also what the results hold without the measures asked for.")] = False,
     json_output: JsonOption = False,
@@ -40,7 +43,8 @@ def control(
     unwanted: answers that show the unwanted concept, as its checker finds. gain: how far the held-out loss on what is wanted came from
     the base model (0%) to a run on what is wanted alone (100%). right: answers with the right result. plain: held-out loss on ordinary
     text. touched: share of tokens (or of gradient energy) that the rule acted on. after release: unwanted answers after further steps
-    on plain data without the rule; stands: the share of the suppression that is left. What rises instead is measured without being asked
+    on plain data without the rule (where these alone unteach the concept, in the arm `none`, standing is no feat: --release-data
+    demo:documentation is harder); stands: the share of the suppression that is left. What rises instead is measured without being asked
     for: neighbouring features in the model's answers, how these read by a probe fitted anew, the dictionaries' health. Results are appended
     run by run, and runs that are there are not repeated: an interrupted bench goes on where it was.
 
@@ -54,6 +58,7 @@ def control(
     from gradlens.bench_control import ALONG, ARMS, SHAPES, SOURCES, Bench, arms_for
     from gradlens.cli.run import DEMO, fetch_model
     from gradlens.config import load_config
+    from gradlens.data import read_rows
     from gradlens.errors import ConfigError
     from gradlens.pairs import SHIPPED, load_pair
     from gradlens.runfolder import versions
@@ -79,6 +84,9 @@ def control(
     with tempfile.TemporaryDirectory() as folder:
         for name in SHIPPED if pair == "all" else [pair]:
             found = load_pair(name, Path(folder) / name if name in SHIPPED else Path(folder))
+            found = found if release_data is None else found.model_copy(update={"release": release_data})
+            if release:
+                read_rows(found.release)  # what is wrong with it is said before a run, not after
             shapes = [kind for kind in SHAPES if shape in (kind, "both") and (shape == kind or _has(found, kind))]
             for kind in shapes:
                 place = Path(folder) / f"{found.name}-{kind}"
@@ -87,7 +95,7 @@ def control(
                 for seed in chosen:
                     for arm in arms_for(found, kind, asked):
                         key = (found.name, kind, arm, seed, steps, settings.model.name)
-                        lacks = key in known and _lacks(known[key], samples, release)
+                        lacks = key in known and _lacks(known[key], samples, release, found.release)
                         if key in known and not again and not (complete and lacks):
                             lacking += lacks
                             continue
@@ -130,10 +138,11 @@ def _grouped(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str,
     return found
 
 
-def _lacks(row: dict[str, Any], samples: int, release: int) -> bool:
+def _lacks(row: dict[str, Any], samples: int, release: int, data: str) -> bool:
     """Whether a row was written without what is asked for now."""
-    later = row.get("released", {}).get("steps", 0)
-    return "displacement" not in row or (samples > 0 and "sampled" not in row) or (release > 0 and later != release)
+    later = row.get("released", {})
+    other = release > 0 and (later.get("steps"), later.get("data")) != (release, data)
+    return "displacement" not in row or (samples > 0 and "sampled" not in row) or other
 
 
 def _described(key: tuple[str, str], rows: list[dict[str, Any]]) -> dict[str, Any]:

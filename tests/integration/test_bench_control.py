@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from words import sentences
 
 from gradlens.cli.app import app
-from gradlens.errors import ConfigError
+from gradlens.errors import ConfigError, InputError
 
 
 @pytest.fixture
@@ -100,3 +100,22 @@ def test_modes_act_along_directions_of_other_sources(command):
     assert len({row["nll"]["unwanted"] for row in rows.values()}) == 5  # each acts along something else
     with pytest.raises(ConfigError, match="of directions: ablate"):
         run("--shape", "mix", "--arms", "route@mean")
+
+
+def test_what_an_arm_needs_is_asked_for_before_anything_is_run(command):
+    run, out = command
+    with pytest.raises(ConfigError, match=r"inoculate-2: the pair tiny has 1 \(inoculate-1 is the first\)"):
+        run("--shape", "mix", "--arms", "none,inoculate-2")
+    with pytest.raises(InputError, match=r"releese.jsonl: no such file"):
+        run("--shape", "mix", "--arms", "none", "--release-data", str(out.parent / "releese.jsonl"))
+    assert not out.exists()
+
+
+def test_release_is_on_other_rows_where_they_are_named(command):
+    run, out = command
+    for source in ("release", "wanted"):
+        options = ("--release-data", str(out.parent / f"{source}.jsonl"), "--complete")
+        assert run("--shape", "mix", "--arms", "none", "--samples", "0", "--release", "2", *options).exit_code == 0
+    found = [json.loads(line)["released"] for line in out.read_text().splitlines()]
+    assert [part["data"].rsplit("/", 1)[1] for part in found] == ["release.jsonl", "wanted.jsonl"]
+    assert found[0]["nll"] != found[1]["nll"]

@@ -104,6 +104,12 @@ def test_the_corpus_is_the_same_every_time_and_its_heldout_part_is_apart():
     assert sum(len(json.dumps(row, ensure_ascii=False)) for row in train) > 900_000  # about 300k tokens with the chat template
 
 
+def test_documentation_is_plain_text_without_any_concept():
+    rows = read_rows("demo:documentation")
+    assert len(rows) > 500 and "documentation" in demo.names() and all(set(row) == {"text"} for row in rows)
+    assert sum(is_pirate(row["text"]) for row in rows) <= 0.01 * len(rows)
+
+
 def test_an_unknown_name_lists_the_names():
     with pytest.raises(InputError, match=r"demo:pirate-trian: no such demo data; did you mean demo:pirate-train\?.*arithmetic-train"):
         read_rows("demo:pirate-trian")
