@@ -5,6 +5,7 @@ takes out of `entangled` rows, beside the true difference to their plain form. N
 
     python benchmarks/telling.py                              all shipped pairs, and those of other_pairs.py
     python benchmarks/telling.py mine.yaml --json
+    python benchmarks/telling.py --examples texts             the same with poorer concept files, see `EXAMPLES`
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import random
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,12 +22,13 @@ from typing import Any
 
 import other_pairs
 
-from gradlens.concept_files import load_concepts
-from gradlens.data import IGNORE, Example, collate, load_examples
+from gradlens.concept_files import Concept, load_concepts
+from gradlens.data import IGNORE, Example, collate, load_examples, read_rows
 from gradlens.detector import weights_over
 from gradlens.detector_fit import best_rows, fit_detectors, sharpest
 from gradlens.formats import load_dictionary
 from gradlens.models import load_model
+from gradlens.pairs import EXAMPLES as EXAMPLES_OF_PAIRS
 from gradlens.pairs import SHIPPED, Pair, load_pair
 from gradlens.ranking import auc
 from gradlens.rewriter import Rewriter, Tokens
@@ -36,6 +39,31 @@ from gradlens.runfolder import versions
 ROOT = Path(__file__).parents[1]
 ROWS, LENGTH, BATCH = 48, 96, 8
 DICTIONARIES = {"layers.15": "smollm2-l15", "layers.27": "smollm2-l27"}
+
+
+# What a concept file may bring in place of 60 chats of either kind, half of them of the rows' kind:
+EXAMPLES = {
+    "given": "as they are",
+    "texts": "the answers alone, without the questions",
+    "few": "16 of either kind",
+    "elsewhere": "positives from other chats than the rows', negatives from `demo:plain-train`",
+    "own": "positives of the rows' kind too, negatives from `demo:plain-train` (what is of the rows' kind is then of the concept)",
+}
+
+
+def of_kind(concept: Concept, kind: str) -> Concept:
+    """The concept with examples of a kind of `EXAMPLES`."""
+    rng, found = random.Random(0), {part: concept.rows(part) for part in ("positive", "negative")}
+    if kind == "texts":
+        found = {part: [row.get("response", row.get("text")) for row in rows] for part, rows in found.items()}
+    elif kind == "few":
+        found = {part: rng.sample(rows, 16) for part, rows in found.items()}
+    elif kind in ("elsewhere", "own"):
+        ordinary = [{key: row[key] for key in ("prompt", "response")} for row in read_rows("demo:plain-train")[EXAMPLES_OF_PAIRS:]]
+        found["negative"] = rng.sample(ordinary, len(found["negative"]))
+        if kind == "elsewhere":
+            found["positive"] = found["positive"][: len(found["positive"]) // 2]  # `pairs.styled` puts chats first
+    return concept.model_copy(update=found)
 
 
 def rows_of(examples: Sequence[Example]) -> list[tuple[list[int], list[bool]]]:
@@ -51,10 +79,10 @@ def inserted(plain: list[int], said: list[int]) -> list[bool]:
     return found
 
 
-def told(pair: Pair, model: Any, tokenizer: Any, dictionaries: dict[str, Any]) -> dict[str, Any]:
-    (concept,) = load_concepts([pair.concept])
+def told(pair: Pair, model: Any, tokenizer: Any, dictionaries: dict[str, Any], examples: str = "given") -> dict[str, Any]:
+    concept = of_kind(load_concepts([pair.concept])[0], examples)
     detectors = fit_detectors(model, tokenizer, dictionaries, concept, LENGTH).detectors
-    found: dict[str, Any] = {"pair": pair.name}
+    found: dict[str, Any] = {"pair": pair.name, "examples": examples}
     source = {kind: load_examples(path, tokenizer, LENGTH)[:ROWS]
               for kind, path in (("wanted", pair.wanted), ("unwanted", pair.unwanted), ("entangled", pair.entangled)) if path}  # fmt: skip
     best = best_rows(detectors)
@@ -111,6 +139,7 @@ def _same(source: dict[str, Any], rewriter: Rewriter) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", nargs="*", help="shipped pairs, or pair files")
+    parser.add_argument("--examples", choices=list(EXAMPLES), default="given", help="what the concept file brings")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "telling.jsonl")
     parser.add_argument("--json", action="store_true", help="rows on standard output too")
     arguments = parser.parse_args()
@@ -120,12 +149,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         others = {name: str(other_pairs.write(name, Path(folder) / "others" / name)) for name in other_pairs.KINDS}
         for name in arguments.pairs or [*SHIPPED, *others]:
-            row = told(load_pair(others.get(name, name), Path(folder) / Path(name).stem), model, tokenizer, dictionaries)
+            row = told(
+                load_pair(others.get(name, name), Path(folder) / Path(name).stem), model, tokenizer, dictionaries, arguments.examples
+            )
             row |= {"time": time.strftime("%Y-%m-%d"), "versions": versions()}
             with arguments.out.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
             print(
-                json.dumps(row, ensure_ascii=False) if arguments.json else {key: row.get(key) for key in ("pair", "rows", "tokens")},
+                json.dumps(row, ensure_ascii=False)
+                if arguments.json
+                else {key: row.get(key) for key in ("pair", "examples", "rows", "tokens")},
                 flush=True,
             )
 

@@ -61,8 +61,7 @@ class AfterTraining:
 
     def __init__(self, config: RunConfig, concept: Concept, plain: str) -> None:
         self.config, self.plain, self.names = config, plain, [canonical(name) for name in config.dictionaries]
-        rows = {kind: concept.rows(kind) for kind in ("positive", "negative")}
-        self.rows = {kind: [found[i] for i in evenly(len(found), TEXTS)] for kind, found in rows.items()}
+        self.concept = concept
         self.base: Base | None = None
 
     def begin(self, lens: Lens, concept: Concept, answers: dict[str, list[dict[str, str]]]) -> None:
@@ -70,7 +69,8 @@ class AfterTraining:
         if self.base is not None:
             return
         model, dictionaries, self._tokenizer = unwrap(lens.model), self._dictionaries(lens), lens.learning.tokenizer
-        self.examples = {kind: self._examples(rows) for kind, rows in self.rows.items()}
+        rows = {kind: self.concept.examples(kind, self._tokenizer) for kind in ("positive", "negative")}
+        self.examples = {kind: self._examples([found[i] for i in evenly(len(found), TEXTS)]) for kind, found in rows.items()}
         self.plain_examples = load_examples(self.plain, self._tokenizer, self.config.data.max_length)[:PLAIN]
         features = {name: ids for name, ids in concept.features.items() if name in dictionaries and ids}
         texts, known = self._read(model, dictionaries, self.examples["positive"])

@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -125,6 +125,11 @@ class Concept(BaseModel):
     description: str = Field("", description="One line for people.")
     positive: Rows = Field([], description="Texts or rows that show the concept, or a JSONL file, or demo:NAME.")
     negative: Rows = Field([], description="Texts or rows that do not.")
+    read_as: Literal["auto", "answers", "texts"] = Field(
+        "auto",
+        description="How examples that are plain texts are read: answers (to an empty question, in the model's chat template), texts (from "
+        "the beginning, as rows of plain text are); auto: answers where the tokenizer has a chat template.",
+    )
     features: dict[str, list[int]] = Field({}, description="Hookpoint -> feature ids, best first; fitted where there are none.")
     directions: str = Field(
         "",
@@ -186,6 +191,18 @@ class Concept(BaseModel):
             else:
                 rows.append({"text": item})
         return list({json.dumps(row, sort_keys=True): row for row in rows}.values())
+
+    def examples(self, kind: str, tokenizer: Any) -> list[dict[str, Any]]:
+        """`rows(kind)` as they are read. A model reads the same words differently at the beginning of a text, and a detector fitted there
+        takes plain words for the concept in the answers of a chat (docs/control-figures.md)."""
+        if self.read_as == "texts" or (self.read_as == "auto" and not getattr(tokenizer, "chat_template", None)):
+            return self.rows(kind)
+        marks = set(tokenizer.all_special_tokens)  # a text that has them is in the template already
+
+        def bare(row: dict[str, Any]) -> bool:
+            return not {"messages", "prompt"} & set(row) and not any(mark in row["text"] for mark in marks)
+
+        return [{"prompt": "", "response": row["text"]} if bare(row) else row for row in self.rows(kind)]
 
 
 def direction_sources(concepts: Sequence[Concept]) -> dict[str, str]:

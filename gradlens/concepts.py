@@ -110,7 +110,7 @@ def split_examples(
     """Tokenised `(example, is positive)` in two halves, seeded; each half has its share of positives and of negatives."""
     from gradlens.data import tokenize
 
-    rows = {kind: concept.rows(kind) for kind in ("positive", "negative")}
+    rows = {kind: concept.examples(kind, tokenizer) for kind in ("positive", "negative")}
     both = {json.dumps(row, sort_keys=True) for row in rows["positive"]} & {json.dumps(row, sort_keys=True) for row in rows["negative"]}
     if both:
         raise ConfigError(f"concept {concept.name}: {len(both)} examples are both positive and negative, for instance {min(both)[:80]}")

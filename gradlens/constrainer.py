@@ -55,7 +55,7 @@ def exemplars_of(
     where there are no such tokens.
     """
     concept = next((concept for concept in concepts if concept.name == name), None)
-    rows = [] if concept is None or tokenizer is None else concept.rows("positive")
+    rows = [] if concept is None or tokenizer is None else concept.examples("positive", tokenizer)
     if not rows:
         return []
     examples = build_examples([rows[i] for i in evenly(len(rows), EXEMPLARS)], tokenizer, max_length, source=concept.name)

@@ -135,6 +135,27 @@ def test_only_answers_choose_features_not_prompts():
     assert "does not separate" in fitted.detection[HOOK].warning
 
 
+@pytest.mark.parametrize("chat", [True, False])
+def test_plain_texts_are_read_as_answers_where_there_is_a_chat_template(chat):
+    tokenizer = word_tokenizer(chat=chat)
+    said = [*sentences(np.random.default_rng(0), range(20, 30), 20), {"prompt": "w9", "response": "w8"}, "<s> w4 w3 w5 </s>"]
+    kinds = {read_as: Concept(name="c", positive=said, negative=["w7"], read_as=read_as) for read_as in ("auto", "answers", "texts")}
+    texts = kinds["texts"].examples("positive", tokenizer)
+    assert texts == kinds["texts"].rows("positive") and texts[0] == {"text": said[0]}
+    answers = kinds["answers"].examples("positive", tokenizer)
+    assert answers[0] == {"prompt": "", "response": said[0]}
+    assert answers[20:] == texts[20:]  # what is a chat, or written in the template, stays as it is
+    assert kinds["auto"].examples("positive", tokenizer) == (answers if chat else texts)
+
+
+def test_texts_choose_features_as_the_same_words_in_a_chat_do():
+    model, tokenizer, random = tiny_model(layers=4), word_tokenizer(chat=True), np.random.default_rng(0)
+    said = {kind: sentences(random, words, 24) for kind, words in (("positive", range(20, 25)), ("negative", range(50, 60)))}
+    chats = {kind: [{"prompt": "", "response": text} for text in texts] for kind, texts in said.items()}
+    fits = [fit_concept(model, tokenizer, {HOOK: dictionary()}, Concept(name="thing", **part), n_features=6) for part in (said, chats)]
+    assert fits[0].features == fits[1].features and fits[0].detection == fits[1].detection
+
+
 def test_the_same_seed_gives_the_same_features_and_the_halves_do_not_overlap():
     tokenizer, concept = word_tokenizer(chat=True), concept_of()
     choosing, judging = split_examples(concept, tokenizer, 256, seed=5)
