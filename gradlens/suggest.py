@@ -181,7 +181,12 @@ def _choose(
             False,
         )
     if whole > 0.5:
-        return rule, "most answers are the concept from beginning to end: nothing is left to learn from them; expect failure", False
+        return (
+            rule,
+            "most answers are taken for the concept from beginning to end: nothing is left to learn from them; expect failure, or, where "
+            "that is wrong, put some rows as you want them among the concept's negative examples",
+            False,
+        )
     if gaps > INNER:
         return (
             rule,
