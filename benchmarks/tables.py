@@ -112,6 +112,33 @@ def telling() -> str:
     return grid(["pair", *heads], lines)
 
 
+def examples() -> str:
+    """Entangled rows that are rewritten as the plain row, by what the concept file brings; after the stroke rows told in a mix: unwanted
+    ones left out less wanted ones."""
+    found = {(row["pair"], "given"): row for row in read("telling", ("pair",))}
+    found |= {(row["pair"], row["examples"]): row for row in read("telling_examples", ("pair", "examples"))}
+    kinds = list(dict.fromkeys(kind for _, kind in found))
+    pairs = [pair for pair in dict.fromkeys(pair for pair, _ in found) if all((pair, kind) in found for kind in kinds)]
+
+    def cell(row: Row) -> str:
+        rows = row.get("rows")
+        return f"{row['tokens']['same']:.0%} / " + ("-" if rows is None else f"{rows['unwanted'] - rows['wanted']:.0%}")
+
+    return grid(["pair", *kinds], [[pair, *(cell(found[pair, kind]) for kind in kinds)] for pair in pairs])
+
+
+def release() -> str:
+    """Unwanted answers before and after 100 steps on documentation without the rule, with a rule and in the unfiltered run."""
+    rows = read("release", ("pair", "shape", "arm", "seed"))
+    lines = []
+    for pair, shape in dict.fromkeys((row["pair"], row["shape"]) for row in rows):
+        for entry in summary([row for row in rows if (row["pair"], row["shape"]) == (pair, shape)], ARMS):
+            later = entry["released"]
+            cells = [_share(entry["rate"]), _share(later["rate"], later["rate_interval"]), _share(later["stands"])]
+            lines.append([f"{pair}, {shape}", entry["arm"], str(entry["seeds"]), *cells])
+    return grid(["pair", "arm", "seeds", "unwanted", "after release", "stands"], lines)
+
+
 def needle() -> str:
     """AUC of every ranking of rows, by concept."""
     rows = read("needle", ("concept", "seed"))
@@ -294,7 +321,7 @@ def _range(values: Sequence[float], digits: int = 2) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "attribution": attribution, "concepts": concepts, "needle": needle, "unnamed": unnamed, "overhead": overhead, "shapes": shapes,
     "scaling": scaling, "control": control, "amplify": amplify, "alarms": alarms, "displaced": displaced, "control_best": control_best,
-    "telling": telling,
+    "telling": telling, "examples": examples, "release": release,
 }  # fmt: skip
 
 

@@ -159,7 +159,8 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
 def read_activations(model: nn.Module, hookpoints: list[str], batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Activations `[B, S, D]` at hookpoints, without gradients; the forward pass ends after the last of them.
 
-    `batch` holds `input_ids` and optionally `attention_mask`, on any device. Hooks live only during the call; dropout is off.
+    `batch` holds `input_ids` and optionally `attention_mask`, on any device; `past_key_values` with `position_ids`, where it goes on from a
+    cache (`beginnings.py`). Hooks live only during the call; dropout is off.
     """
     return _read(model, hookpoints, batch, {}, stop=True)[0]
 
@@ -202,14 +203,15 @@ def _read(
 
         return look
 
-    inputs = {key: batch[key].to(device) for key in ("input_ids", "attention_mask") if batch.get(key) is not None}
+    inputs = {key: batch[key].to(device) for key in ("input_ids", "attention_mask", "position_ids") if batch.get(key) is not None}
+    cache = {"past_key_values": batch["past_key_values"]} if "past_key_values" in batch else {}
     with ExitStack() as stack:
         stack.enter_context(inference(model))
         stack.enter_context(uncompiled(model))
         for name, hookpoint in wanted.items():
             stack.callback(hookpoint.watch(reader(name)).remove)
         try:
-            output = model(**inputs, **asked, use_cache=False)
+            output = model(**inputs, **asked, **cache, use_cache=bool(cache))
         except Stop:
             pass  # every hookpoint has been read
     missed = [name for name in wanted if name not in read]

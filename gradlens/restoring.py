@@ -26,10 +26,12 @@ from gradlens.rewriting import AHEAD, LogProbs
 
 MOST = 3  # words at either edge of a gap, at a time
 TIMES = 3  # at most; the rows of which so many came back are asked again
-BATCH = 16  # texts that are read at a time
+BATCH = 32  # texts that are read at a time
 
 Row = tuple[list[int], list[bool]]  # token ids, and which of them the loss counts
 Told = tuple[list[int], list[bool], list[bool]]  # and which of them are taken out
+# which tokens of each row the detector takes, bool[S]; of those before the places given nothing is asked
+Flagged = Callable[[Sequence[Row], Sequence[int]], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Asked:
     words: Callable[[list[int]], Iterator[tuple[int, int]]]  # of token ids the places of words of several tokens
     spellings: Callable[[int], list[int]]  # of a token those for the same word at the start of a text
     log_probs: LogProbs
-    flagged: Callable[[Sequence[Row]], list[Tensor]]  # which tokens of each row the detector takes, bool[S]
+    flagged: Flagged
     ends: Sequence[int] = ()  # tokens that end a text
 
 
@@ -132,7 +134,7 @@ def _gaps(taken: Sequence[bool]) -> Iterator[tuple[int, int]]:
 def _score(trials: Sequence[Trial], log_probs: LogProbs) -> list[tuple[Trial, Tensor]]:
     """Set what is compared (above). Returns each with the log-probabilities of the first token of its text, `[V]`."""
     found = []
-    trials = sorted(trials, key=lambda trial: len(trial.context) + len(trial.text))  # texts of like length together
+    trials = sorted(trials, key=_alike)
     for start in range(0, len(trials), BATCH):
         part = trials[start : start + BATCH]
         places = [list(range(len(trial.context) - 1, len(trial.context) + len(trial.text) - 1)) for trial in part]
@@ -144,9 +146,14 @@ def _score(trials: Sequence[Trial], log_probs: LogProbs) -> list[tuple[Trial, Te
     return found
 
 
-def _not_flagged(rows: Sequence[Told], trials: Sequence[Trial], flagged: Callable[[Sequence[Row]], list[Tensor]]) -> list[Trial]:
+def _alike(trial: Trial) -> tuple[int, int, tuple[int, int]]:
+    """An order in which texts of like length, and those of one gap, which begin alike, stand together."""
+    return len(trial.context), trial.row, trial.gap
+
+
+def _not_flagged(rows: Sequence[Told], trials: Sequence[Trial], flagged: Flagged) -> list[Trial]:
     """Trials whose words the detector leaves in. What comes after them has no say: they are read up to there."""
-    trials, kept = sorted(trials, key=lambda trial: len(trial.context)), []
+    trials, kept = sorted(trials, key=_alike), []
     for start in range(0, len(trials), BATCH):
         part = trials[start : start + BATCH]
         texts = []
@@ -154,7 +161,8 @@ def _not_flagged(rows: Sequence[Told], trials: Sequence[Trial], flagged: Callabl
             ids, counted, taken = _applied(rows[trial.row], [trial])
             left = [place for place in range(trial.back.stop) if not taken[place]]
             texts.append(([ids[place] for place in left], [counted[place] for place in left]))
-        for trial, flags_S in zip(part, flagged(texts), strict=True):
+        starts = [len(ids) - len(trial.back) for trial, (ids, _) in zip(part, texts, strict=True)]
+        for trial, flags_S in zip(part, flagged(texts, starts), strict=True):
             if not flags_S[-len(trial.back) :].any():
                 kept.append(trial)
     return kept

@@ -10,12 +10,14 @@ import hashlib
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gradlens.beginnings import Beginnings
 from gradlens.capture import counted_tokens, inference, read_activations
 from gradlens.data import IGNORE
 from gradlens.detector import score
@@ -65,6 +67,7 @@ class Rewriter:
         self.model, self.dictionaries, self.tokens, self.bridged, self.tokenizer = model, dictionaries, tokens, bridged, tokenizer
         self.never = _never(model, tokenizer)
         self.known: OrderedDict[bytes, tuple[Made, int]] = OrderedDict()
+        self.beginnings: Beginnings | None = None  # while rows are rewritten
 
     def share(self, memory: dict[bytes, OrderedDict]) -> None:
         """Remember rows together with all rewriters that tell and bridge as this one does, of runs that begin from the same model."""
@@ -146,29 +149,42 @@ class Rewriter:
 
     @torch.no_grad()
     def _rewritten(self, rows: Sequence[Row]) -> list[tuple[Made, int]]:
-        with before_training(self.model), inference(self.model):
+        with before_training(self.model), inference(self.model), self._remembering():
             told = [(*row, taken) for row, taken in zip(rows, self._taken(rows, self._flagged(rows)), strict=True)]
             left = self._restored(told)
             backs = [[gone and not still for gone, still in zip(a[2], b[2], strict=True)] for a, b in zip(told, left, strict=True)]
             found = rewrite(left, self._log_probs if self.bridged else None, self.never, backs)
         return [(row, sum(taken)) for row, (_, _, taken) in zip(found, left, strict=True)]
 
+    @contextmanager
+    def _remembering(self) -> Iterator[None]:
+        """Beginnings of texts are read once; with the model as it is now."""
+        self.beginnings = Beginnings(self.model, lambda batch: self._logits(batch, [0]))
+        try:
+            yield
+        finally:
+            self.beginnings = None
+
     def _restored(self, told: list[Told]) -> list[Told]:
         if self.tokens.instead_of_F is not None:  # this control takes as many tokens as it is told
             return told
         return restore(told, Asked(self._words, self._spellings, self._log_probs, self._flagged, self.never))
 
-    def _flagged(self, rows: Sequence[Row]) -> list[Tensor]:
-        """Of every row which counted tokens the detector flags, `bool[S]`."""
+    def _flagged(self, rows: Sequence[Row], starts: Sequence[int] | None = None) -> list[Tensor]:
+        """Of every row which counted tokens the detector flags, `bool[S]`; of those before `starts` it may say nothing."""
         name, dictionary = self.tokens.hookpoint, self.dictionaries[self.tokens.hookpoint]
-        read = read_activations(self.model, places({name: dictionary}), padded([ids for ids, _ in rows], self.device))
+        texts = [ids for ids, _ in rows]
+
+        batch = None if starts is None else self._rests(texts, starts)
+        read = read_activations(self.model, places({name: dictionary}), padded(texts, self.device) if batch is None else batch)
         h_BSD = encoder_input(dictionary, name, read)
         found = []
-        for (ids, counted), h_SD in zip(rows, h_BSD, strict=True):
+        for (ids, counted), h_SD, start in zip(rows, h_BSD, [0] * len(rows) if batch is None else starts, strict=True):
             at = self._may(ids, counted).nonzero().flatten()
+            at = at[at >= start]
             flags_S = torch.zeros(len(ids), dtype=torch.bool)
             if len(at):
-                pairs = encode_active(dictionary, h_SD[: len(ids)][at.to(h_SD.device)].to(dictionary.work_dtype))
+                pairs = encode_active(dictionary, h_SD[at.to(h_SD.device) - start].to(dictionary.work_dtype))
                 flags_S[at] = self._choose(*pairs).cpu()
             found.append(flags_S)
         return found
@@ -214,21 +230,30 @@ class Rewriter:
         return sorted(ids[0] for ids in encoded if len(ids) == 1)
 
     def _log_probs(self, texts: list[list[int]], places: list[list[int]]) -> list[Tensor]:
-        """Logits are made at the places asked for alone, and nothing is read after the last of them."""
+        """Nothing is read after the last of a text's places."""
         texts = [text[: row[-1] + 1] for text, row in zip(texts, places, strict=True)]
-        batch, at_BP = padded(texts, self.device), [torch.tensor(row, dtype=torch.int64) for row in places]
-        flat_N = torch.cat([row + number * batch["input_ids"].shape[1] for number, row in enumerate(at_BP)]).to(self.device)
-        model = unwrap(self.model)
-        head = model.get_output_embeddings()
+        starts = [row[0] for row in places]
+        batch = self._rests(texts, starts)
+        if batch is None:
+            batch, starts = padded(texts, self.device), [0] * len(texts)
+        width = batch["input_ids"].shape[1]
+        flat = [number * width + place - start for number, (row, start) in enumerate(zip(places, starts, strict=True)) for place in row]
+        return list(self._logits(batch, flat).float().log_softmax(-1).cpu().split([len(row) for row in places]))
+
+    def _rests(self, texts: Sequence[Sequence[int]], starts: Sequence[int]) -> dict[str, Any] | None:
+        return None if self.beginnings is None else self.beginnings.rests(texts, starts)
+
+    def _logits(self, batch: dict[str, Any], places: list[int]) -> Tensor:
+        """`[places, V]` at some places of the flattened batch, and made at these alone, where the model has a head to do so."""
+        model, at_N = unwrap(self.model), torch.tensor(places, device=self.device)
+        cached, head = "past_key_values" in batch, model.get_output_embeddings()
         if head is None:
-            logits_NV = model(**batch, use_cache=False).logits.flatten(0, 1)[flat_N]
-        else:
-            hook = head.register_forward_pre_hook(lambda module, args: (args[0].flatten(0, 1)[flat_N][None], *args[1:]))
-            try:
-                logits_NV = model(**batch, use_cache=False).logits[0]
-            finally:
-                hook.remove()
-        return list(logits_NV.float().log_softmax(-1).cpu().split([len(row) for row in places]))
+            return model(**batch, use_cache=cached).logits.flatten(0, 1)[at_N]
+        hook = head.register_forward_pre_hook(lambda module, args: (args[0].flatten(0, 1)[at_N][None], *args[1:]))
+        try:
+            return model(**batch, use_cache=cached).logits[0]
+        finally:
+            hook.remove()
 
     @property
     def device(self) -> torch.device:

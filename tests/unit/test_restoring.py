@@ -29,7 +29,7 @@ def log_probs(texts, places):
     return found
 
 
-def flagged(rows):
+def flagged(rows, starts=()):
     """Words of the concept, but the fragment alone; and whatever follows one of them directly, for its context."""
     found = []
     for ids, counted in rows:
@@ -93,7 +93,7 @@ def test_a_word_comes_back_as_a_whole_or_not_at_all():
     assert restored(*row, words=words)[2] == [False, True, False, False, False, False, False]
     seen = []
 
-    def remember(rows):
+    def remember(rows, starts):
         seen.extend(ids for ids, _ in rows)
         return flagged(rows)
 
