@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gradlens.rewriter import Rewriter
+from gradlens.rewriter import Made, Rewriter
 from gradlens.row_teller import Row
 
 
@@ -26,19 +26,27 @@ class Seen:
 
 def rewritten_rows(rewriter: Rewriter, tokenizer: Any, rows: Sequence[Row]) -> list[Seen]:
     """What mode rewrite makes of each row."""
-    found = []
-    for (ids, counted), (now, counts, at) in zip(rows, rewriter.rewritten(rows), strict=True):
+    found, made = [], rewriter.rewritten(rows)
+    for (ids, counted), (now, _, at), text in zip(rows, made, answers(tokenizer, made), strict=True):
         kept = {place for token, place in zip(now, at, strict=True) if ids[place] == token}
         marks = [(token, place not in kept) for place, (token, counts_here) in enumerate(zip(ids, counted, strict=True)) if counts_here]
-        text = tokenizer.decode([token for token, counts_here in zip(now, counts, strict=True) if counts_here], skip_special_tokens=True)
-        found.append(Seen(_pieces(marks, tokenizer), becomes=text.strip()))
+        found.append(Seen(_pieces(marks, tokenizer), becomes=text))
     return found
 
 
-def clean_rows(rewriter: Rewriter, rows: Sequence[Row]) -> list[bool]:
+def answers(tokenizer: Any, rows: Sequence[Sequence[Any]]) -> list[str]:
+    """The counted tokens of each row `(ids, counted, ...)` as text."""
+    return [
+        tokenizer.decode([token for token, counts in zip(ids, counted, strict=True) if counts], skip_special_tokens=True).strip()
+        for ids, counted, *_ in rows
+    ]
+
+
+def clean_rows(rewriter: Rewriter, rows: Sequence[Row], made: Sequence[Made] | None = None) -> list[bool]:
     """Whether mode rewrite leaves each row in words of its own: the model puts none into its midst, and finds none out of place beside what
-    went or among what came back. V: tokens of its vocabulary; out of place is a token that is V times less likely than the likeliest."""
-    taken, made = rewriter.told(rows), rewriter.rewritten(rows)
+    went or among what came back. V: tokens of its vocabulary; out of place is a token that is V times less likely than the likeliest.
+    `made`: what it makes of the rows, where that is known."""
+    taken, made = rewriter.told(rows), rewriter.rewritten(rows) if made is None else made
     clean, beside = [], []  # of each row the places whose tokens are asked, so that of few places logits are made
     for (ids, _), gone, (now, counts, at) in zip(rows, taken, made, strict=True):
         first = counts.index(True) if any(counts) else len(now)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from gradlens.checkers import checker_for, judged
 from gradlens.concept_files import Concept, Detector
 from gradlens.data import Example
 from gradlens.detector import weights_over
@@ -24,12 +25,13 @@ from gradlens.rewriter import Rewriter, Tokens
 from gradlens.rewriting import LEFT, cut
 from gradlens.row_detector import split
 from gradlens.row_teller import Row, RowTeller, row_of
-from gradlens.rule_preview import Seen, clean_rows, parted_rows, rewritten_rows
+from gradlens.rule_preview import Seen, answers, clean_rows, parted_rows, rewritten_rows
 from gradlens.rules import GATES, Rule
 
 ROWS, BATCH = 48, 8  # read of each training file, and at a time
 TRIED = 16  # rows that are rewritten
 CLEAN = 0.75  # share of them that keep to their own words: 88% and more where the wording stayed, 56% and less where it did not
+STAYS = 0.1  # of the rows in which its checker finds the concept: the share in which it may find it still once they are rewritten
 SHOWS = 0.05  # where rows cannot be told: a row shows the concept from this share of its counted tokens on
 FREE = 0.2  # share of rows without the concept from which on the wanted is taken to be in these
 INNER = 0.5  # gaps in the midst of an answer, in each row, from which on wording is lost
@@ -53,6 +55,7 @@ class Suggestion:
     flagged_own: float | None
     flagged_common: float | None
     clean: float | None = None  # share of some rows that keep to their own words when they are rewritten; None where that was not tried
+    checked: tuple[float, float] | None = None  # share of these rows in which the concept's checker finds it, as they are and rewritten
     seen: list[Seen] = field(default_factory=list)  # what it would do to some of them
 
     def as_dict(self) -> dict[str, Any]:
@@ -96,12 +99,19 @@ def suggest(
     gaps = sum(inner[index] for index in shows) / max(len(shows), 1)
     parted, least = least is not None, 0.0 if least is None and scores is not None else least  # else as the examples say
     rule, expects, good = _choose(concept.name, hookpoint, bool(shows), free, whole, gaps, least, parted, detector)
-    clean = None
+    clean, stays = None, None
     if rule.mode == "rewrite" and (good or gaps > INNER):
         tried = [rows[index] for index in _spread(shows, TRIED)]
-        clean = sum(sum(clean_rows(reader, tried[start : start + BATCH])) for start in range(0, len(tried), BATCH)) / len(tried)
+        parts = [tried[start : start + BATCH] for start in range(0, len(tried), BATCH)]
+        made = [reader.rewritten(part) for part in parts]
+        clean = sum(sum(clean_rows(reader, *each)) for each in zip(parts, made, strict=True)) / len(tried)
         own = f"of {len(tried)} rows tried {clean:.0%} keep to their own words"
-        if good and clean < CLEAN:
+        stays = _checked(concept, answers(tokenizer, tried), answers(tokenizer, sum(made, [])))
+        if stays is not None:
+            own += f", and its checker finds the concept in {stays[0]:.0%} of them as they are, in {stays[1]:.0%} as they would be"
+        if good and stays is not None and stays[1] > STAYS * stays[0]:
+            good, expects = False, f"{own}: expect part of it to be learned"
+        elif good and clean < CLEAN:
             good, expects = False, f"{own}: expect the concept to be gone and less than 90% of the gain in the wanted wording"
         else:
             expects += f"; {own}"
@@ -113,12 +123,21 @@ def suggest(
         seen = rewritten_rows(reader, tokenizer, [rows[index] for index in _spread(shows, show)])
     elif show and rule.mode == "reweight" and scores is not None:
         seen = parted_rows(scores, rule.rows, tokenizer, rows, show)
-    return Suggestion(rule, expects, good, len(rows), free, whole, expressed, gaps, *about, clean, seen), concept
+    return Suggestion(rule, expects, good, len(rows), free, whole, expressed, gaps, *about, clean, stays, seen), concept
 
 
 def _spread(indices: Sequence[int], count: int) -> list[int]:
     """So many of them, evenly."""
     return list(indices[:: max(1, len(indices) // count)][:count])
+
+
+def _checked(concept: Concept, before: Sequence[str], after: Sequence[str]) -> tuple[float, float] | None:
+    """Share of texts in which the concept's checker finds it; None where it has none, or finds it in hardly any of them as they are."""
+    check = checker_for(concept)
+    if check is None:
+        return None
+    shares = tuple(sum(judged(check, texts)) / len(texts) for texts in (before, after))
+    return shares if shares[0] >= 0.5 else None
 
 
 def _row_scores(

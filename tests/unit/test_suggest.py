@@ -2,10 +2,10 @@
 
 import pytest
 
-from gradlens.concept_files import Detector
+from gradlens.concept_files import Concept, Detector
 from gradlens.detector_fit import NOTHING
 from gradlens.rules import Rule
-from gradlens.suggest import _choose, _inner_gaps, settled
+from gradlens.suggest import _checked, _choose, _inner_gaps, settled
 
 
 def detector(auc=0.99, negative=0.05):
@@ -57,3 +57,10 @@ def test_auto_keeps_what_the_rule_says_and_amplifies_by_route():
     assert settled(there, Found).hookpoints is None
     assert settled(there.model_copy(update={"rows": 0.0}), Found).hookpoints == ["layers.2"]
     assert settled(Rule(concept="c", mode="auto", gain=2), Found).rows is None
+
+
+def test_the_checker_says_what_stays_where_it_finds_the_concept_at_all():
+    concept = Concept(name="c", positive=["oh"], negative=["no"], checker={"pattern": ["oh"]})
+    assert _checked(concept, ["oh dear", "Oh", "well", "oh"], ["dear", "", "well", "oh"]) == (0.75, 0.25)
+    assert _checked(concept, ["dear", "well", "oh"], ["dear", "well", "oh"]) is None
+    assert _checked(Concept(name="c", positive=["oh"], negative=["no"]), ["oh"], [""]) is None  # no checker, and too few examples for one
