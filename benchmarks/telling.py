@@ -25,7 +25,7 @@ import other_pairs
 from gradlens.concept_files import Concept, load_concepts
 from gradlens.data import IGNORE, Example, collate, load_examples, read_rows
 from gradlens.detector import weights_over
-from gradlens.detector_fit import best_rows, fit_detectors, sharpest
+from gradlens.detector_fit import best_rows, fit_detectors, questions_of, sharpest
 from gradlens.formats import load_dictionary
 from gradlens.models import load_model
 from gradlens.pairs import EXAMPLES as EXAMPLES_OF_PAIRS
@@ -81,10 +81,11 @@ def inserted(plain: list[int], said: list[int]) -> list[bool]:
 
 def told(pair: Pair, model: Any, tokenizer: Any, dictionaries: dict[str, Any], examples: str = "given") -> dict[str, Any]:
     concept = of_kind(load_concepts([pair.concept])[0], examples)
-    detectors = fit_detectors(model, tokenizer, dictionaries, concept, LENGTH).detectors
     found: dict[str, Any] = {"pair": pair.name, "examples": examples}
     source = {kind: load_examples(path, tokenizer, LENGTH)[:ROWS]
               for kind, path in (("wanted", pair.wanted), ("unwanted", pair.unwanted), ("entangled", pair.entangled)) if path}  # fmt: skip
+    questions = questions_of([load_examples(path, tokenizer, LENGTH)[ROWS:] for path in (pair.unwanted, pair.entangled) if path])
+    detectors = fit_detectors(model, tokenizer, dictionaries, concept, LENGTH, questions=questions).detectors
     best = best_rows(detectors)
     if best and "unwanted" in source:
         teller = RowTeller(model, dictionaries, best, detectors[best].row)

@@ -56,8 +56,8 @@ def config_job(config: RunConfig, device: torch.device, name: str, progress: Pro
         rank.phase("loading model")
         model, tokenizer = load_model(config.model.name, config.model.dtype, str(device))
         dictionaries = {canonical(hook): load_dictionary(source, device=device) for hook, source in config.dictionaries.items()}
-        concepts = run_concepts(rank, model, tokenizer, dictionaries)
         sources, probe = run_examples(rank, tokenizer)
+        concepts = run_concepts(rank, model, tokenizer, dictionaries, sources)
         policy, concepts = run_policy(rank, model, tokenizer, dictionaries, concepts, sources)
     reference = reference_batches(config.observe, tokenizer, config.data.max_length, device)
     mixture, pad = Mixture(sources, config.data.weights, config.train.batch_size, config.train.seed), pad_id_of(tokenizer)

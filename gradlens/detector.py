@@ -52,7 +52,7 @@ def turns_of_phrase(positive: Sequence[Sequence[int]], negative: Sequence[Sequen
     """Tokens that stand in runs of `PHRASE` tokens which `TEXTS` positives have at least and no negative has, `bool[T]` over the positives
     one after another. `never`: tokens that belong to none, such as the end of a text."""
     having: Counter[tuple[int, ...]] = Counter()
-    for text in positive:
+    for text in {tuple(text) for text in positive}:
         having.update(set(_runs(text)))
     known = {run for text in negative for run in _runs(text)}
     own = {run for run, texts in having.items() if texts >= TEXTS and run not in known and not set(run) & set(never)}

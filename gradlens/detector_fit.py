@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 
 from gradlens.concept_files import Concept, Detector, RowDetector
 from gradlens.concepts import MAX_TEXTS, MIN_EXAMPLES, ChoosingHalf, counted_tokens, split_examples
+from gradlens.data import IGNORE, Example
 from gradlens.detector import fit_detector, turns_of_phrase, weights_over
 from gradlens.errors import ConfigError
 from gradlens.hookpoints import canonical, layer_of
+from gradlens.probe import evenly
 from gradlens.ranking import auc
 from gradlens.row_detector import fit_rows, judged
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 NOTHING = Detector(
     features=[], weights=[], bias=-1.0, flagged_positive=0.0, flagged_negative=0.0, flagged_own=0.0, flagged_common=0.0, flagged_auc=0.5
 )
+QUESTIONS = 64  # of rows, after which examples are read once more
 COMMON = 2  # a token that negative texts have that often is one of ordinary words
 
 
@@ -37,12 +41,16 @@ def fit_detectors(
     progress: Progress | None = None,
     max_texts: int = MAX_TEXTS,
     rows: bool = True,
+    questions: Sequence[Sequence[int]] = (),
 ) -> Concept:
     """The concept with a detector at every given hookpoint that has none; what it brings is kept. Each text is read once. `rows`: one of
     rows too, where it brings only one of tokens.
 
-    The detector is that of all examples; its figures are of one fitted on half of them, on the other half. Where no feature tells single
-    tokens it finds none (and its figures say so); rows may be told all the same. Raises `ConfigError` for a concept with too few examples.
+    `questions`: token ids of what stands before the answers of rows that the detector is for (`questions_of`). Then each example is read
+    once more, as the answer to one of them: a model reads the same words differently after another question.
+    The detector is that of all examples; its figures are of one fitted on half of them, on the other half, after their own questions. Where
+    no feature tells single tokens it finds none (and its figures say so); rows may be told all the same. Raises `ConfigError` for a concept
+    with too few examples.
     """
     missing = lacking(concept, dictionaries, rows)
     if not missing:
@@ -51,7 +59,10 @@ def fit_detectors(
         raise ConfigError(
             f"concept {concept.name}: modes rewrite, constrain and auto, and `rows`, need positive and negative examples (or `detectors`)"
         )
-    halves = [_Half(model, tokenizer, missing, part, progress) for part in split_examples(concept, tokenizer, max_length, seed, max_texts)]
+    choosing, judging = split_examples(concept, tokenizer, max_length, seed, max_texts)
+    moved = [_moved(part, questions, max_length, seed) for part in (choosing, judging)]
+    parts = [choosing + moved[0], judging, *([moved[1]] if moved[1] else [])]  # the first chooses, the second judges
+    halves = [_Half(model, tokenizer, missing, part, progress) for part in parts]
     never = getattr(tokenizer, "all_special_ids", None) or ()
     phrases = turns_of_phrase(*(halves[0].texts[kind] for kind in (True, False)), never)
     every = turns_of_phrase(*([text for half in halves for text in half.texts[kind]] for kind in (True, False)), never)
@@ -63,15 +74,45 @@ def fit_detectors(
             continue
         live = np.flatnonzero(sum(half.at[name].fired[kind] for half in halves for kind in (True, False)))
         acts = {kind: [half.at[name].activations(kind, live) for half in halves] for kind in (True, False)}
-        choosing = fit_detector(acts[True][0], acts[False][0], live, phrases)
+        first = fit_detector(acts[True][0], acts[False][0], live, phrases)
         final = fit_detector(np.concatenate(acts[True]), np.concatenate(acts[False]), live, every)
-        if choosing is None or final is None:
+        if first is None or final is None:
             found[name] = NOTHING.model_copy(update={"row": row})
             continue
-        weights_C = weights_over(choosing, dictionary.d_sae).numpy()[live]
-        flags = {kind: acts[kind][1] @ weights_C + choosing.bias > 0 for kind in (True, False)}
+        weights_C = weights_over(first, dictionary.d_sae).numpy()[live]
+        flags = {kind: acts[kind][1] @ weights_C + first.bias > 0 for kind in (True, False)}
         found[name] = final.model_copy(update={**_figures(flags, halves, tokenizer), "row": row})
     return concept.model_copy(update={"detectors": found})
+
+
+def questions_of(sources: Sequence[Sequence[Example]], most: int = QUESTIONS) -> list[list[int]]:
+    """What stands before the answers of some rows of each source, as token ids; none of plain text."""
+    found = []
+    for source in sources:
+        for i in evenly(len(source), -(-most // len(sources))):
+            first = _begins(source[i])
+            if first > 1:
+                found.append(list(source[i].input_ids[:first]))
+    return found
+
+
+def _begins(example: Example) -> int:
+    """The place of the first token that the loss counts."""
+    return next((place for place, label in enumerate(example.labels) if label != IGNORE), len(example.labels))
+
+
+def _moved(
+    examples: Sequence[tuple[Example, bool]], questions: Sequence[Sequence[int]], max_length: int, seed: int
+) -> list[tuple[Example, bool]]:
+    """Each example's answer after one of the questions."""
+    random, found = np.random.default_rng(seed), []
+    for example, kind in examples if questions else ():
+        question, first = list(questions[random.integers(len(questions))]), _begins(example)
+        ids = [*question, *example.input_ids[first:]][:max_length]
+        labels = [*[IGNORE] * len(question), *example.labels[first:]][:max_length]
+        if any(label != IGNORE for label in labels[1:]):
+            found.append((replace(example, input_ids=ids, labels=labels), kind))
+    return found
 
 
 def lacking(concept: Concept, dictionaries: dict[str, Dictionary], rows: bool = True) -> dict[str, Dictionary]:
@@ -126,7 +167,7 @@ def _begins_a_word(text: str) -> bool:
 
 
 def _figures(flags: dict[bool, np.ndarray], halves: Sequence[_Half], tokenizer: Any) -> dict[str, float | None]:
-    ordinary = Counter(token for half in halves for token in half.ids(False))
+    ordinary = Counter(token for text in {tuple(text) for half in halves for text in half.texts[False]} for token in text)
     words = {token: _begins_a_word(tokenizer.decode([token])) for token in set(halves[1].ids(True))}
     common = np.array([words[token] and ordinary[token] >= COMMON for token in halves[1].ids(True)])
     own = np.array([words[token] and ordinary[token] == 0 for token in halves[1].ids(True)])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gradlens.concepts import MAX_TEXTS, Concept, fit_concept, load_concepts, save_concept
 from gradlens.config import ObserveSettings
 from gradlens.data import Example, build_examples, collate, load_examples, read_rows, split, with_system
-from gradlens.detector_fit import fit_detectors, lacking
+from gradlens.detector_fit import fit_detectors, lacking, questions_of
 from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError
 from gradlens.hookpoints import canonical
@@ -24,7 +24,9 @@ from gradlens.rules import Policy, Rule, load_rules
 from gradlens.suggest import settled, suggest
 
 
-def run_concepts(rank: Rank, model: nn.Module, tokenizer: Any, dictionaries: dict[str, Dictionary]) -> list[Concept]:
+def run_concepts(
+    rank: Rank, model: nn.Module, tokenizer: Any, dictionaries: dict[str, Dictionary], sources: list[list[Example]]
+) -> list[Concept]:
     """The run's concepts with features at every hookpoint: those of an earlier part of the run, or fitted now on rank 0."""
     path = rank.run_dir / "concepts.yaml"
     concepts = rank.shared.concepts
@@ -39,7 +41,7 @@ def run_concepts(rank: Rank, model: nn.Module, tokenizer: Any, dictionaries: dic
                 )
         for rule in starting_rules(rank):
             if rule.tells_tokens:
-                concepts = _with_detectors(rank, model, tokenizer, dictionaries, concepts, rule)
+                concepts = _with_detectors(rank, model, tokenizer, dictionaries, concepts, rule, questions_of(sources))
         if concepts:
             save_concept(concepts, path)
     words = rank.world.broadcast([concept.model_dump(mode="json") for concept in concepts] if rank.world.rank == 0 else None)
@@ -48,7 +50,13 @@ def run_concepts(rank: Rank, model: nn.Module, tokenizer: Any, dictionaries: dic
 
 
 def _with_detectors(
-    rank: Rank, model: nn.Module, tokenizer: Any, dictionaries: dict[str, Dictionary], concepts: list[Concept], rule: Rule
+    rank: Rank,
+    model: nn.Module,
+    tokenizer: Any,
+    dictionaries: dict[str, Dictionary],
+    concepts: list[Concept],
+    rule: Rule,
+    questions: list[list[int]],
 ) -> list[Concept]:
     """The concepts, the rule's with a token detector at each of its hookpoints."""
     wanted = {canonical(name) for name in rule.hookpoints or dictionaries}
@@ -56,11 +64,12 @@ def _with_detectors(
     found = []
     for concept in concepts:
         if concept.name == rule.concept and lacking(concept, chosen, rule.rows is not None):
-            texts = sum(min(len(concept.rows(kind)), MAX_TEXTS) for kind in ("positive", "negative"))
+            texts = sum(min(len(concept.rows(kind)), MAX_TEXTS) for kind in ("positive", "negative")) * (2 if questions else 1)
             with rank.counted(f"learning to tell the tokens of {concept.name}", texts or None) as advance:
                 concept = fit_detectors(
-                    model, tokenizer, chosen, concept, rank.config.data.max_length, progress=advance, rows=rule.rows is not None
-                )
+                    model, tokenizer, chosen, concept, rank.config.data.max_length, progress=advance, rows=rule.rows is not None,
+                    questions=questions,
+                )  # fmt: skip
         found.append(concept)
     return found
 

@@ -19,7 +19,7 @@ from gradlens.checkers import checker_for, judged
 from gradlens.concept_files import Concept, Detector
 from gradlens.data import Example
 from gradlens.detector import weights_over
-from gradlens.detector_fit import best_rows, fit_detectors, sharpest
+from gradlens.detector_fit import best_rows, fit_detectors, questions_of, sharpest
 from gradlens.dictionary import Dictionary
 from gradlens.rewriter import Rewriter, Tokens
 from gradlens.rewriting import LEFT, cut
@@ -74,7 +74,7 @@ def suggest(
 ) -> tuple[Suggestion, Concept]:
     """The rule that suits the rows of `sources`, and the concept with the detectors that were fitted for it. Reads some rows of each
     source and the concept's examples once; trains nothing. `show`: rows whose fate under that rule is to be seen."""
-    concept = fit_detectors(model, tokenizer, dictionaries, concept, max_length, progress=progress)
+    concept = fit_detectors(model, tokenizer, dictionaries, concept, max_length, progress=progress, questions=questions_of(sources))
     detectors = {name: each for name, each in concept.detectors.items() if name in dictionaries}
     hookpoint = sharpest(detectors)
     detector, dictionary = detectors[hookpoint], dictionaries[hookpoint]

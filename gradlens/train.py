@@ -60,8 +60,8 @@ def train_rank(rank: Rank) -> str:
         further = {canonical(hook): places for hook, places in config.labels.items()}
         found = {name: labels_of(dictionary, name, further.get(name, ())) for name, dictionary in dictionaries.items()}
         write_json(rank.run_dir / "labels.json", {name: {i: label.label for i, label in part.items()} for name, part in found.items()})
-    concepts = run_concepts(rank, model, tokenizer, dictionaries)
     sources, probe = run_examples(rank, tokenizer)
+    concepts = run_concepts(rank, model, tokenizer, dictionaries, sources)
     policy, concepts = run_policy(rank, model, tokenizer, dictionaries, concepts, sources)
     if world.rank == 0:
         if rank.shared.before is None:
