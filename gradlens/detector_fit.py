@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 NOTHING = Detector(
     features=[], weights=[], bias=-1.0, flagged_positive=0.0, flagged_negative=0.0, flagged_own=0.0, flagged_common=0.0, flagged_auc=0.5
 )
-QUESTIONS = 64  # of rows, after which examples are read once more
+QUESTIONS, TIMES = 64, 2  # of rows, after which examples are read as well; so many each
 COMMON = 2  # a token that negative texts have that often is one of ordinary words
 
 
@@ -47,7 +47,7 @@ def fit_detectors(
     rows too, where it brings only one of tokens.
 
     `questions`: token ids of what stands before the answers of rows that the detector is for (`questions_of`). Then each example is read
-    once more, as the answer to one of them: a model reads the same words differently after another question.
+    as the answer to two of them too: a model reads the same words differently after another question.
     The detector is that of all examples; its figures are of one fitted on half of them, on the other half, after their own questions. Where
     no feature tells single tokens it finds none (and its figures say so); rows may be told all the same. Raises `ConfigError` for a concept
     with too few examples.
@@ -104,9 +104,9 @@ def _begins(example: Example) -> int:
 def _moved(
     examples: Sequence[tuple[Example, bool]], questions: Sequence[Sequence[int]], max_length: int, seed: int
 ) -> list[tuple[Example, bool]]:
-    """Each example's answer after one of the questions."""
+    """Each example's answer after some of the questions."""
     random, found = np.random.default_rng(seed), []
-    for example, kind in examples if questions else ():
+    for example, kind in [*examples] * TIMES if questions else ():
         question, first = list(questions[random.integers(len(questions))]), _begins(example)
         ids = [*question, *example.input_ids[first:]][:max_length]
         labels = [*[IGNORE] * len(question), *example.labels[first:]][:max_length]

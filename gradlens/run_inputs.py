@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gradlens.concepts import MAX_TEXTS, Concept, fit_concept, load_concepts, save_concept
 from gradlens.config import ObserveSettings
 from gradlens.data import Example, build_examples, collate, load_examples, read_rows, split, with_system
-from gradlens.detector_fit import fit_detectors, lacking, questions_of
+from gradlens.detector_fit import TIMES, fit_detectors, lacking, questions_of
 from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError
 from gradlens.hookpoints import canonical
@@ -64,7 +64,7 @@ def _with_detectors(
     found = []
     for concept in concepts:
         if concept.name == rule.concept and lacking(concept, chosen, rule.rows is not None):
-            texts = sum(min(len(concept.rows(kind)), MAX_TEXTS) for kind in ("positive", "negative")) * (2 if questions else 1)
+            texts = sum(min(len(concept.rows(kind)), MAX_TEXTS) for kind in ("positive", "negative")) * (1 + TIMES if questions else 1)
             with rank.counted(f"learning to tell the tokens of {concept.name}", texts or None) as advance:
                 concept = fit_detectors(
                     model, tokenizer, chosen, concept, rank.config.data.max_length, progress=advance, rows=rule.rows is not None,

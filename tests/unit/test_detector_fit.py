@@ -38,8 +38,8 @@ def test_examples_are_read_after_other_questions_too(concept):
     questions = [[1, 70, 71, 3], [1, 72, 3]]
     part, _ = split_examples(concept, TOKENIZER, 64)
     moved = detector_fit._moved(part, questions, 64, seed=0)
-    assert [kind for _, kind in moved] == [kind for _, kind in part]
-    for (before, _), (after, _) in zip(part, moved, strict=True):
+    assert [kind for _, kind in moved] == [kind for _, kind in part] * 2
+    for (before, _), (after, _) in zip(part * 2, moved, strict=True):
         answer = [label for label in before.labels if label != IGNORE]
         question = after.input_ids[: -len(answer)]
         assert question in questions and after.labels == [IGNORE] * len(question) + answer
@@ -64,6 +64,6 @@ def test_the_detector_is_of_both_and_its_figures_are_of_the_examples_own_questio
     assert read == [24, 24]
     # the tiny model sees one token at a time, so an answer reads alike after any question
     moved = fit_detectors(model, TOKENIZER, dictionaries, concept, 64, questions=[[1, 70, 71, 3], [1, 72, 3]]).detectors[HOOK]
-    assert read[2:] == [48, 24, 24]
+    assert read[2:] == [72, 24, 48]
     assert moved.flagged_positive == pytest.approx(plain.flagged_positive, abs=0.05) and moved.flagged_auc > 0.9
     assert moved.row is not None and moved.row.auc > 0.9
