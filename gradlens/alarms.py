@@ -1,9 +1,9 @@
 """When to tell that something is being learned: watched concepts, and what nobody has announced. Each is told once.
 
-A watched concept raises an alarm when the uptake of its features is beyond chance on the texts of the probe set that express it (Student's
-t over texts), or when a cluster of learned features is active in the same places as its own. Clusters that neither are nor hold features
-of a watched concept were not announced. What is learned only where a watched concept is shown is taken for a part of it: look at the
-clusters of what was learned, which name it all the same.
+A watched concept raises an alarm when the uptake of its features is beyond chance on the texts of the probe set that express it, as its
+checker says (Student's t over texts), or when a cluster of learned features is active in the same places as its own. Clusters that neither
+are nor hold features of a watched concept were not announced. What is learned only where a watched concept is shown is taken for a part of
+it: look at the clusters of what was learned, which name it all the same.
 Shape suffixes: T tokens of the probe set, R texts, F d_sae.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gradlens.movers import ALIKE, Cluster, likeness
-from gradlens.significance import student
+from gradlens.significance import MIN_VALUES, student
 
 if TYPE_CHECKING:
     from gradlens.learning import Learning
@@ -43,17 +43,18 @@ def new_alarms(learning: Learning, clusters: Sequence[Cluster]) -> list[dict[str
         if alarm is not None:
             told.add(concept)
             found.append(alarm)
+    seen = {concept: mine for concept, mine in watched.items() if _may_be_seen(learning, concept)}
     everything = frozenset().union(*(entry.members for entry in clusters))
     for entry in clusters:
         if entry.share < SHARE:
             continue
         words = ", ".join(entry.words[:5]) or "no words"
-        concept = _beside(learning, entry, watched)
+        concept = _beside(learning, entry, seen)
         if concept is not None and concept not in told:
             told.add(concept)
             text = f"{concept} is being learned: where its features are active, {entry.count} have been learned beyond chance: {words}"
             found.append({"about": "concept", "name": concept, "hookpoint": entry.features[0][0], "words": entry.words[:5], "text": text})
-        if concept is not None or _holds(entry, watched, everything):
+        if concept is not None or _holds(entry, seen, everything):
             continue
         features = set(entry.features)
         if not any(len(features & other) >= SAME * min(len(features), len(other)) for other in known):
@@ -67,15 +68,23 @@ def _by_uptake(learning: Learning, concept: str, mine: Members) -> dict[str, Any
     read = [(hookpoint, ids) for hookpoint, ids in mine if learning.has_uptake(hookpoint)]
     for hookpoint, ids in read:
         total_F, rows_RF, _ = learning.uptake(hookpoint)
-        chance = min(1.0, student(rows_RF[texts_that_show(learning, hookpoint, ids), :][:, ids].mean(1)) * len(read))
+        shown_R = learning.shown(concept)
+        shown_R = texts_that_show(learning, hookpoint, ids) if shown_R is None else shown_R
+        chance = min(1.0, student(rows_RF[shown_R, :][:, ids].mean(1)) * len(read))
         if chance <= CHANCE and learning.gained(hookpoint)[ids].any():
             text = f"{concept} is being learned: uptake {total_F[ids].mean().item():+.3g} at {hookpoint} (chance {chance:.2g})"
             return {"about": "concept", "name": concept, "hookpoint": hookpoint, "chance": chance, "text": text}
     return None
 
 
+def _may_be_seen(learning: Learning, concept: str) -> bool:
+    """Whether the probe set has texts of it: where it has none, what is active in the places of its features is something else."""
+    shown_R = learning.shown(concept)
+    return shown_R is None or int(shown_R.sum()) >= MIN_VALUES
+
+
 def texts_that_show(learning: Learning, hookpoint: str, ids: Tensor) -> Tensor:
-    """Texts of the probe set that express a concept, by its features before training, `bool[R]`."""
+    """Texts of the probe set that express a concept, by its features before training, `bool[R]`: where no checker says it."""
     row_T = learning.known.row_T.long()
     acts_T = torch.from_numpy(learning.activations(hookpoint, ids.tolist())).mean(0)
     tokens_R = torch.bincount(row_T)

@@ -63,6 +63,7 @@ class Learning:
         self.start: dict[str, ProbeReading] | None = None  # before training
         self.last: dict[str, ProbeReading] | None = None
         self.known: ProbeTokens | None = None  # the probe's tokens before training
+        self._shown: dict[str, Tensor] = {}  # concept -> texts of the probe set that its checker finds it in
         self.reference: dict[str, Tensor] = {}  # mean activation on ordinary text
         self.own_start: OwnReading | None = None
         self.own_last: OwnReading | None = None
@@ -334,6 +335,17 @@ class Learning:
     def _difference(self, hookpoint: str, now: ProbeReading, then: ProbeReading) -> tuple[Tensor, Tensor]:
         dictionary = self.dictionaries[hookpoint]
         return now.acts - then.acts, dictionary.along((now.mean - then.mean).to(dictionary.W_dec.device)).cpu()
+
+    def shown(self, concept: str) -> Tensor | None:
+        """Texts of the probe set that the concept's checker finds it in, `bool[R]`; None without a checker or a tokenizer."""
+        check = self.checkers.get(concept)
+        if check is None or self.tokenizer is None:
+            return None
+        if concept not in self._shown:
+            parts = self.known.ids_T.split(torch.bincount(self.known.row_T.long()).tolist())
+            texts = self.tokenizer.batch_decode([part.tolist() for part in parts], skip_special_tokens=True)
+            self._shown[concept] = torch.tensor(judged(check, texts))
+        return self._shown[concept]
 
     def _words(self, ids_T: Tensor) -> list[str]:
         if self.tokenizer is None:

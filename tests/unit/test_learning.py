@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
+from words import word_tokenizer
 
 from gradlens.alarms import texts_that_show
 from gradlens.config import ObserveSettings
@@ -122,6 +123,40 @@ def test_a_cluster_in_the_places_of_a_watched_concept_is_that_concept_s():
     assert "taught is being learned: where its features are active, 1 have been learned beyond chance: ahoy" in told[1]["text"]
     made.alarms(2, [cluster([30])], lambda kind, **fields: told.append(fields))
     assert len(told) == 2
+
+
+def test_which_texts_express_a_concept_is_for_its_checker_to_say():
+    asked = []
+
+    def check(text):
+        asked.append(text)
+        return bool({f"w{i}" for i in range(10, 25)} & set(text.split()))
+
+    made, told = learning(tokenizer=word_tokenizer(), checkers={"taught": check}), []
+    texts = [row for seed in range(4) for row in tiny_batch(seed)["input_ids"]]
+    rows = made.shown("taught")
+    assert rows.shape == (12,) and made.shown("other") is None
+    assert [bool(shown) for shown in rows] == [check(text) for text in list(asked)] and 4 <= rows.sum() < 12
+    del asked[12:]
+    assert all(set(text.split()) <= {f"w{int(i)}" for i in row} for text, row in zip(asked, texts, strict=True))
+    values = torch.zeros(12, 80)
+    values[~rows, 1] = 0.3 + 0.1 * torch.rand(int((~rows).sum()), generator=torch.Generator().manual_seed(0))  # learned in others only
+    least = 0.02 * made.start[HOOK].acts.clamp_min(1e-3)
+    made._uptake = {HOOK: (values.mean(0), values, least)}
+    made.alarms(1, [], lambda kind, **fields: told.append(fields))
+    assert told == [] and len(asked) == 12  # asked once
+    holds = cluster([1, 30])  # a feature of it is in a cluster, which is not announced where the probe shows the concept
+    made.alarms(1, [holds], lambda kind, **fields: told.append(fields))
+    assert told == []
+    made.checkers["taught"] = lambda text: False
+    made._shown.clear()
+    made.alarms(1, [holds], lambda kind, **fields: told.append(fields))
+    assert [alarm["about"] for alarm in told] == ["mover"]  # and is something else where it does not
+    told.clear()
+    made.checkers["taught"] = lambda text: not check(text)
+    made._shown.clear()
+    made.alarms(2, [], lambda kind, **fields: told.append(fields))
+    assert [alarm["name"] for alarm in told] == ["taught"]
 
 
 def test_only_texts_that_express_a_concept_are_asked_whether_it_is_learned():
