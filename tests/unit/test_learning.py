@@ -130,13 +130,13 @@ def test_which_texts_express_a_concept_is_for_its_checker_to_say():
 
     def check(text):
         asked.append(text)
-        return bool({f"w{i}" for i in range(10, 50)} & set(text.split()))
+        return bool({f"w{i}" for i in range(10, 30)} & set(text.split()))
 
     made, told = learning(tokenizer=word_tokenizer(), checkers={"taught": check}), []
     texts = [row for seed in range(4) for row in tiny_batch(seed)["input_ids"]]
     rows = made.shown("taught")
     assert rows.shape == (12,) and made.shown("other") is None
-    assert [bool(shown) for shown in rows] == [check(text) for text in list(asked)] and 4 <= rows.sum() < 12
+    assert [bool(shown) for shown in rows] == [check(text) for text in list(asked)] and 4 <= rows.sum() <= 8
     del asked[12:]
     assert all(set(text.split()) <= {f"w{int(i)}" for i in row} for text, row in zip(asked, texts, strict=True))
     values = torch.zeros(12, 80)
