@@ -84,7 +84,8 @@ def told(pair: Pair, model: Any, tokenizer: Any, dictionaries: dict[str, Any], e
     found: dict[str, Any] = {"pair": pair.name, "examples": examples}
     source = {kind: load_examples(path, tokenizer, LENGTH)[:ROWS]
               for kind, path in (("wanted", pair.wanted), ("unwanted", pair.unwanted), ("entangled", pair.entangled)) if path}  # fmt: skip
-    questions = questions_of([load_examples(path, tokenizer, LENGTH)[ROWS:] for path in (pair.unwanted, pair.entangled) if path])
+    asked = load_examples(pair.entangled or pair.wanted, tokenizer, LENGTH)[ROWS:]  # other rows than those below, with like questions
+    questions = questions_of([asked])
     detectors = fit_detectors(model, tokenizer, dictionaries, concept, LENGTH, questions=questions).detectors
     best = best_rows(detectors)
     if best and "unwanted" in source:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 NOTHING = Detector(
     features=[], weights=[], bias=-1.0, flagged_positive=0.0, flagged_negative=0.0, flagged_own=0.0, flagged_common=0.0, flagged_auc=0.5
 )
-QUESTIONS, TIMES = 64, 2  # of rows, after which examples are read as well; so many each
+QUESTIONS, TIMES = 256, 2  # of rows, after which examples are read as well; so many each
 COMMON = 2  # a token that negative texts have that often is one of ordinary words
 
 
@@ -151,12 +151,12 @@ def best_rows(detectors: dict[str, Detector]) -> str | None:
 
 
 def sharpest(detectors: dict[str, Detector]) -> str:
-    """The hookpoint whose detector finds most of the concept's own words and flags fewest tokens of negatives, which count twice: late in
-    a model the context speaks from each token, and a detector flags whole texts."""
+    """The hookpoint whose detector finds most of the concept's own words and flags fewest tokens of negatives, which count twice, and
+    ordinary words of positives: late in a model the context speaks from each token, and a detector flags whole texts."""
 
     def order(name: str) -> tuple[bool, float]:
         each = detectors[name]
-        return bool(each.features), (each.flagged_own or 0.0) - 2 * (each.flagged_negative or 0.0)
+        return bool(each.features), (each.flagged_own or 0.0) - 2 * (each.flagged_negative or 0.0) - (each.flagged_common or 0.0)
 
     return max(sorted(detectors), key=order)
 
