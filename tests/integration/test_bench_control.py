@@ -33,7 +33,8 @@ def command(tmp_path):
     for part, rows in parts.items():
         lines = [json.dumps({"prompt": question, "response": answer}) + "\n" for question, answer in rows]
         (tmp_path / f"{part}.jsonl").write_text("".join(lines))
-    concept = {"name": "high", "positive": high[40:], "negative": low[40:], "checker": {"pattern": [r"\bw[5-8]\d\b"]}}
+    # as texts: the tiny model says one word over and over, which may lie anywhere between answers of both kinds
+    concept = {"name": "high", "positive": high[40:], "negative": low[40:], "read_as": "texts", "checker": {"pattern": [r"\bw[5-8]\d\b"]}}
     (tmp_path / "high.yaml").write_text(yaml.safe_dump(concept))
     pair = {"name": "tiny", "concept": "high.yaml", **{part: f"{part}.jsonl" for part in parts}, "inoculations": ["w7 w8"]}
     (tmp_path / "pair.yaml").write_text(yaml.safe_dump(pair))
