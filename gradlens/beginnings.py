@@ -32,7 +32,8 @@ class Beginnings:
         """`run`: a forward pass through all blocks."""
         self.model, self.run = unwrap(model), run
         self.able = _goes_on_from_a_cache(model)
-        self.window = getattr(self.model.config, "sliding_window", None) if self.able else None
+        config = self.model.config.get_text_config() if self.able else None
+        self.window = min(filter(None, (getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size"))), default=None)
         self.known: dict[Beginning, Layers] = {}
 
     def rests(self, texts: Sequence[Sequence[int]], starts: Sequence[int]) -> dict[str, Any] | None:

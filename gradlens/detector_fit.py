@@ -104,13 +104,15 @@ def _begins(example: Example) -> int:
 def _moved(
     examples: Sequence[tuple[Example, bool]], questions: Sequence[Sequence[int]], max_length: int, seed: int
 ) -> list[tuple[Example, bool]]:
-    """Each example's answer after some of the questions."""
+    """Each example's answer after some of the questions, of those that leave room for it."""
     random, found = np.random.default_rng(seed), []
-    for example, kind in [*examples] * TIMES if questions else ():
-        question, first = list(questions[random.integers(len(questions))]), _begins(example)
-        ids = [*question, *example.input_ids[first:]][:max_length]
-        labels = [*[IGNORE] * len(question), *example.labels[first:]][:max_length]
-        if any(label != IGNORE for label in labels[1:]):
+    for example, kind in [*examples] * TIMES:
+        first = _begins(example)
+        room = max_length - (len(example.input_ids) - first)  # an answer that is cut off may have lost what it is an example of
+        fitting = [question for question in questions if len(question) <= room]
+        if fitting and first < len(example.input_ids):
+            question = list(fitting[random.integers(len(fitting))])
+            ids, labels = [*question, *example.input_ids[first:]], [*[IGNORE] * len(question), *example.labels[first:]]
             found.append((replace(example, input_ids=ids, labels=labels), kind))
     return found
 

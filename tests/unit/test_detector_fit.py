@@ -45,7 +45,9 @@ def test_examples_are_read_after_other_questions_too(concept):
         assert question in questions and after.labels == [IGNORE] * len(question) + answer
         assert after.input_ids[-len(answer) :] == answer
     assert {len(after.input_ids) for after, _ in moved} == {12, 13}
-    assert detector_fit._moved(part, [[1, *[70] * 62, 3]], 64, seed=0) == []  # a question that leaves no room
+    long = [1, *[70] * 54, 3]  # 56 tokens, and nine of the answer: one too many
+    assert detector_fit._moved(part, [long], 64, seed=0) == [] and len(detector_fit._moved(part, [long], 65, seed=0)) == len(moved)
+    assert detector_fit._moved(part, [long, *questions], 64, seed=0) == moved  # others are taken
     assert detector_fit._moved(part, [], 64, seed=0) == []
 
 
