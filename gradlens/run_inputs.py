@@ -104,7 +104,9 @@ def run_policy(
             rank.policies.settle(policy)
         said = [policy.model_dump(mode="json"), [concept.model_dump(mode="json") for concept in named.values()] if settles else None]
     said = rank.world.broadcast(said)
-    return Policy.model_validate(said[0]), concepts if said[1] is None else [Concept.model_validate(word) for word in said[1]]
+    if said[1] is not None:
+        concepts = rank.shared.concepts = [Concept.model_validate(word) for word in said[1]]  # a study's next arms fit nothing again
+    return Policy.model_validate(said[0]), concepts
 
 
 def run_examples(rank: Rank, tokenizer: Any) -> tuple[list[list[Example]], list[dict[str, Tensor]]]:

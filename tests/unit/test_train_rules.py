@@ -9,6 +9,7 @@ import yaml
 from test_train import curve, trained
 from tiny_job import tiny_config, write_inputs
 
+from gradlens import detector_fit
 from gradlens.concept_files import load_concepts, save_concept
 from gradlens.constrainer import exemplars_of
 from gradlens.contrasts import contrasts_of
@@ -17,7 +18,7 @@ from gradlens.detector_fit import fit_detectors
 from gradlens.files import read_lines
 from gradlens.formats import load_dictionary
 from gradlens.models import load_model
-from gradlens.rank import FixedPolicies, Rank
+from gradlens.rank import FixedPolicies, Rank, Shared
 from gradlens.recorder import MemoryRecorder
 from gradlens.row_teller import RowTeller, row_of
 from gradlens.rules import Policy, Rule
@@ -184,6 +185,20 @@ def test_auto_in_the_policy_that_a_run_is_given_is_settled_and_told(inputs, tmp_
     rank = Rank(tiny_config(inputs), tmp_path, recorder, policies=Told(), initial_policy=given)
     assert train_rank(rank) == "done" and curve(recorder, "rule/reweight:high/share")
     assert [(policy.version, [rule.mode for rule in policy.rules]) for policy in Told.settled] == [(4, ["reweight"])]
+
+
+def test_the_arms_of_a_study_settle_auto_alike_and_fit_detectors_once(inputs, tmp_path, monkeypatch):
+    read, shared, modes, one = [], Shared(), [], detector_fit._Half.__init__
+    monkeypatch.setattr(detector_fit._Half, "__init__", lambda self, *given: (read.append(1), one(self, *given))[1])
+    reads = []
+    for name, rule in {"own": {}, "random": {"random_control": 3}}.items():
+        (tmp_path / name).mkdir()
+        config, recorder = tiny_config(inputs, rules=[{"concept": "high", "mode": "auto", **rule}]), MemoryRecorder()
+        assert train_rank(Rank(config, tmp_path / name, recorder, shared=shared)) == "done"
+        modes += [event["mode"] for event in recorder.events if event["kind"] == "suggested"]
+        reads.append(len(read))
+    assert modes == ["reweight", "reweight"]
+    assert reads[0] > 0 and reads[1] == reads[0]
 
 
 def test_inoculated_rows_carry_the_prompt_and_the_probe_set_does_not(inputs, tmp_path):
