@@ -102,7 +102,8 @@ class Lookup:
         """Its features, directions and thresholds; all but the constrainer. Raises `ConfigError` where it names what does not exist."""
         if rule.mode == "auto":
             raise ConfigError(
-                f"rule {rule.label}: auto is settled by `gradlens run` before the first step; name reweight, route or rewrite here"
+                f"rule {rule.label}: auto is settled before the first step, by `gradlens run`, `watch` and the callbacks; name reweight, "
+                "route or rewrite here"
             )
         if rule.mode == "rewrite":
             return self._rewriting(rule)

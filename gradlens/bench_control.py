@@ -33,7 +33,7 @@ from gradlens.rules import Rule
 from gradlens.train import train_rank
 
 SHAPES = ("mix", "entangled")
-STEER = (1.0, 2.0, 4.0)  # strengths, in units of the difference of means
+STEER = (1.0, 2.0, 4.0, 8.0)  # strengths, in units of the difference of means
 RULES: dict[str, dict[str, Any]] = {
     "auto": {"mode": "auto"},
     "route": {"mode": "route"},
@@ -53,7 +53,7 @@ RULES: dict[str, dict[str, Any]] = {
 }
 ARMS = ("none", "oracle", *RULES, *(f"{name}-random" for name in RULES if not name.startswith("steer")),
         "rewrite-scattered", "filter", "inoculate")  # fmt: skip
-BASELINES = ("ablate", "ablate-random", "steer-1", "steer-2", "steer-4", "inoculate")
+BASELINES = ("ablate", "ablate-random", *(f"steer-{strength:g}" for strength in STEER), "inoculate")
 DEFAULT = {  # what a claim needs: no rule, the goal, what gradlens would choose, its control, and the tuned alternatives
     "mix": ("none", "oracle", "auto", "auto-random", *BASELINES, "filter"),
     "entangled": ("none", "oracle", "auto", "auto-random", "route", *BASELINES),

@@ -51,7 +51,7 @@ def read_rows(source: str | Path) -> list[Row]:
     if name.startswith("demo:"):
         from gradlens import demo
 
-        return [_checked(row, f"{name} row {index}") for index, row in enumerate(demo.rows(name), 1)]
+        return [checked(row, f"{name} row {index}") for index, row in enumerate(demo.rows(name), 1)]
     path = Path(name)
     if path.suffix in (".jsonl", ".json") or path.is_file():
         rows = _read_jsonl(path)
@@ -73,7 +73,7 @@ def _read_jsonl(path: Path) -> list[Row]:
         with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    rows.append(_checked(_parse(line, f"{path}:{number}"), f"{path}:{number}"))
+                    rows.append(checked(_parse(line, f"{path}:{number}"), f"{path}:{number}"))
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); expected JSONL") from None
     except OSError as error:
@@ -88,7 +88,7 @@ def _parse(line: str, where: str) -> Any:
         raise InputError(f"{where}: not valid JSON: {error.msg} at column {error.colno}; expected one JSON object per line") from None
 
 
-def _checked(row: Any, where: str) -> Row:
+def checked(row: Any, where: str) -> Row:
     """The row, if it follows the contract; `InputError` naming the place otherwise."""
     if not isinstance(row, dict):
         raise InputError(f"{where}: found {type(row).__name__}, expected an object; {KEYS}")
@@ -131,7 +131,7 @@ def _read_hugging_face(name: str) -> list[Row]:
         if split not in found:
             raise InputError(f"{name}: no split {split!r}; it has {', '.join(found)}")
         found = found[split]
-    return [_checked({k: v for k, v in row.items() if v is not None}, f"{name} row {index}") for index, row in enumerate(found, 1)]
+    return [checked({k: v for k, v in row.items() if v is not None}, f"{name} row {index}") for index, row in enumerate(found, 1)]
 
 
 def messages_of(row: Row) -> list[dict[str, str]] | None:

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from torch import nn
+from torch.utils.data import DataLoader
 
 from gradlens.config import WandbSettings
 from gradlens.errors import ConfigError
@@ -37,7 +38,8 @@ class GradLensLightning(Callback):
     def on_train_start(self, trainer, pl_module) -> None:
         if len(trainer.optimizers) != 1:
             raise ConfigError(f"GradLensLightning: the module has {len(trainer.optimizers)} optimizers, expected one")
-        options = {"scaler": getattr(trainer.precision_plugin, "scaler", None), **self.options}
+        rows = trainer.train_dataloader if isinstance(trainer.train_dataloader, DataLoader) else None  # it may be several
+        options = {"scaler": getattr(trainer.precision_plugin, "scaler", None), "rows": rows, **self.options}
         if "wandb" not in options and any(type(logger).__name__ == "WandbLogger" for logger in trainer.loggers):
             options["wandb"] = WandbSettings(mode="online", step_key="trainer/global_step")
         self.lens = watch(_language_model(pl_module, self.model), trainer.optimizers[0], self.dictionaries, **options)

@@ -16,12 +16,11 @@ from gradlens.config import ObserveSettings
 from gradlens.data import Example, build_examples, collate, load_examples, read_rows, split, with_system
 from gradlens.detector_fit import TIMES, fit_detectors, lacking, questions_of
 from gradlens.dictionary import Dictionary
-from gradlens.errors import ConfigError
 from gradlens.hookpoints import canonical
 from gradlens.rank import Rank
 from gradlens.reading import pad_id_of
 from gradlens.rules import Policy, Rule, load_rules
-from gradlens.suggest import settled, suggest
+from gradlens.suggest import Suggestion, settle, suggest
 
 
 def run_concepts(
@@ -85,24 +84,19 @@ def run_policy(
     """The policy to start from, its rules of mode `auto` settled by reading rows, and the concepts with what that has taught of them."""
     said: list[Any] = []
     if rank.world.rank == 0:
-        rules, named = starting_rules(rank), {concept.name: concept for concept in concepts}
-        version = (1 if rules else 0) if rank.initial_policy is None else rank.initial_policy.version
-        for index, rule in enumerate(rules):
-            if rule.mode != "auto":
-                continue
-            if rule.concept not in named:
-                raise ConfigError(f"rule {rule.label}: unknown concept {rule.concept!r}; this run has {', '.join(named) or 'none'}")
-            with rank.counted(f"choosing a rule for {rule.concept}") as advance:
-                found, named[rule.concept] = suggest(
-                    model, tokenizer, dictionaries, named[rule.concept], sources, rank.config.data.max_length, advance
-                )
-            rules[index] = settled(rule, found)
-            rank.recorder.event("suggested", step=0, concept=rule.concept, mode=rules[index].mode, expects=found.expects, good=found.good)
-        policy, settles = Policy(version=version, rules=tuple(rules)), any(rule.mode == "auto" for rule in starting_rules(rank))
+
+        def ask(concept: Concept) -> tuple[Suggestion, Concept]:
+            with rank.counted(f"choosing a rule for {concept.name}") as advance:
+                return suggest(model, tokenizer, dictionaries, concept, sources, rank.config.data.max_length, advance)
+
+        given = starting_rules(rank)
+        version = (1 if given else 0) if rank.initial_policy is None else rank.initial_policy.version
+        rules, told = settle(given, concepts, ask, rank.recorder.event)
+        policy, settles = Policy(version=version, rules=tuple(rules)), any(rule.mode == "auto" for rule in given)
         if settles:
-            save_concept(list(named.values()), rank.run_dir / "concepts.yaml")
+            save_concept(told, rank.run_dir / "concepts.yaml")
             rank.policies.settle(policy)
-        said = [policy.model_dump(mode="json"), [concept.model_dump(mode="json") for concept in named.values()] if settles else None]
+        said = [policy.model_dump(mode="json"), [concept.model_dump(mode="json") for concept in told] if settles else None]
     said = rank.world.broadcast(said)
     if said[1] is not None:
         concepts = rank.shared.concepts = [Concept.model_validate(word) for word in said[1]]  # a study's next arms fit nothing again

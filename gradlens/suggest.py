@@ -9,7 +9,7 @@ the ends of an answer, and loses wording where they stand in its midst. Some row
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ from gradlens.data import Example
 from gradlens.detector import weights_over
 from gradlens.detector_fit import best_rows, fit_detectors, questions_of, sharpest
 from gradlens.dictionary import Dictionary
+from gradlens.errors import ConfigError
+from gradlens.probe import evenly
 from gradlens.rewriter import Rewriter, Tokens
 from gradlens.rewriting import LEFT, cut
 from gradlens.row_detector import split
@@ -80,7 +82,7 @@ def suggest(
     detector, dictionary = detectors[hookpoint], dictionaries[hookpoint]
     weights_F = weights_over(detector, dictionary.d_sae, dictionary.W_dec.device, dictionary.work_dtype)
     reader = Rewriter(model, dictionaries, Tokens(hookpoint, weights_F, detector.bias), bridged=True, tokenizer=tokenizer)
-    rows = [row_of(example) for source in sources for example in source[:ROWS]]
+    rows = [row_of(source[i]) for source in sources for i in evenly(len(source), ROWS)]  # a file may have its kinds one after the other
     scores = _row_scores(model, dictionaries, detectors, rows)
     shares, inner = [], []
     for start in range(0, len(rows), BATCH):
@@ -162,6 +164,28 @@ def settled(rule: Rule, found: Suggestion) -> Rule:
         return rule.model_copy(update=update)
     hookpoints = rule.hookpoints or found.rule.hookpoints
     return rule.model_copy(update={"mode": found.rule.mode, "rows": None, "hookpoints": hookpoints})
+
+
+def settle(
+    rules: Sequence[Rule],
+    concepts: Sequence[Concept],
+    ask: Callable[[Concept], tuple[Suggestion, Concept]],
+    tell: Callable[..., None],
+) -> tuple[list[Rule], list[Concept]]:
+    """Rules with those of mode `auto` as what suits the rows, and the concepts with what asking has taught of them.
+
+    `ask`: `suggest` for a concept. `tell` is given the event `suggested`. Raises `ConfigError` for a rule on a concept that is not there.
+    """
+    rules, named = list(rules), {concept.name: concept for concept in concepts}
+    for index, rule in enumerate(rules):
+        if rule.mode != "auto":
+            continue
+        if rule.concept not in named:
+            raise ConfigError(f"rule {rule.label}: unknown concept {rule.concept!r}; this run has {', '.join(named) or 'none'}")
+        found, named[rule.concept] = ask(named[rule.concept])
+        rules[index] = settled(rule, found)
+        tell("suggested", step=0, concept=rule.concept, mode=rules[index].mode, expects=found.expects, good=found.good)
+    return rules, list(named.values())
 
 
 def _inner_gaps(ids: Sequence[int], counted: Sequence[bool], taken: Sequence[bool], ends: Sequence[int]) -> int:

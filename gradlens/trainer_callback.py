@@ -21,9 +21,10 @@ _WRITES = ("GRPOConfig", "RLOOConfig")  # those that train on what the model wri
 class GradLensCallback(TrainerCallback):
     """`Trainer(..., callbacks=[GradLensCallback(dictionaries=..., rules=...)])`. Takes every keyword of `gradlens.watch`.
 
-    The tokenizer is the trainer's. Where the trainer reports to W&B, the curves go into the same W&B run, on its axis
-    `train/global_step`; `wandb="off"` leaves that. After training `callback.lens` is the closed lens: `callback.top(20)`,
-    `callback.lens.run_dir`. Under GRPO and RLOO the texts that the model writes are read as they come: `callback.lens.rising(20)`.
+    The tokenizer is the trainer's, and so are the rows that rules of mode `auto` are chosen by. Where the trainer reports to W&B, the
+    curves go into the same W&B run, on its axis `train/global_step`; `wandb="off"` leaves that. After training `callback.lens` is the
+    closed lens: `callback.top(20)`, `callback.lens.run_dir`. Under GRPO and RLOO the texts that the model writes are read as they come:
+    `callback.lens.rising(20)`.
     """
 
     def __init__(self, dictionaries: dict[str, Any], **options: Any) -> None:
@@ -34,14 +35,16 @@ class GradLensCallback(TrainerCallback):
         self._open = False
         self._mean_over_tokens = True  # the loss
 
-    def on_train_begin(self, args, state, control, model=None, optimizer=None, processing_class=None, **kwargs):
+    def on_train_begin(self, args, state, control, model=None, optimizer=None, processing_class=None, train_dataloader=None, **kwargs):
         if self._open:  # an earlier train() ended in an exception
             self._close(RuntimeError)
-        options = {"tokenizer": processing_class, "wandb": _wandb_of(args), **self.options}
+        options = {"tokenizer": processing_class, "wandb": _wandb_of(args), "rows": train_dataloader, **self.options}
         observe, kind = options.get("observe") or ObserveSettings(), _trl_kind(args)
         otherwise = kind is not None and kind not in _LIKELIHOOD
-        if otherwise and any(rule.mode == "rewrite" for rule in load_rules(list(options.get("rules", ())))):
-            raise ConfigError(f"rules of mode rewrite change rows, which the loss of {kind.removesuffix('Config')} weighs; use route")
+        if otherwise and any(rule.mode in ("rewrite", "auto") for rule in load_rules(list(options.get("rules", ())))):
+            raise ConfigError(
+                f"rules of mode rewrite (or auto) change rows, which the loss of {kind.removesuffix('Config')} weighs; use route"
+            )
         weighs_otherwise = otherwise and "taught" in observe.estimators
         if weighs_otherwise:
             options["observe"] = observe.model_copy(update={"estimators": [name for name in observe.estimators if name != "taught"]})

@@ -13,17 +13,21 @@ from gradlens.concepts import Concept, fit_concept, load_concepts
 from gradlens.config import ObserveSettings, WandbSettings
 from gradlens.constrainer import exemplars_of
 from gradlens.contrasts import contrasts_of
-from gradlens.detector_fit import fit_detectors
+from gradlens.data import Example
+from gradlens.detector_fit import fit_detectors, questions_of
 from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError
 from gradlens.formats import load_dictionary
 from gradlens.hookpoints import canonical, unwrap
 from gradlens.labels import labels_of
 from gradlens.lens import Lens
+from gradlens.own import before_training
 from gradlens.recorder import MemoryRecorder, ThreadRecorder
+from gradlens.rows_ahead import rows_ahead
 from gradlens.rules import Policy, Rule, load_rules
 from gradlens.sinks import make_sinks
 from gradlens.store import RunReader, RunWriter
+from gradlens.suggest import settle, suggest
 from gradlens.summary import build_summary
 from gradlens.trackers import check_trackers
 from gradlens.world import World, current_world
@@ -115,6 +119,7 @@ def watch(
     labels: Mapping[str, str | Sequence[str]] | None = None,
     tokenizer: Any = None,
     probe: Sequence[Any] | None = None,
+    rows: Any = None,
     observe: ObserveSettings | None = None,
     run: str | None = "watch",
     runs_dir: str | Path = "runs",
@@ -128,9 +133,11 @@ def watch(
     `dictionaries`: hookpoint -> folder, shipped name, or `Dictionary`. `rules`: rules, mappings, or files of rules; none: training is
     bit-identical to training without gradlens. `concepts`: concept files, `demo:NAME`, or name -> hookpoint -> feature ids; those without
     features are fitted on their examples, which needs the `tokenizer`. `labels`: hookpoint -> files of labels, beside the dictionary's own.
-    `probe`: rows, texts (with `tokenizer`) or collated batches on which drift is measured; default: the first micro-batch. `run`: first
-    part of the run id under `runs_dir`; None keeps records in memory only. `trackers`: where the curves go beside the run folder and W&B
-    (`trackers.TRACKERS`). `scaler`: the `torch.amp.GradScaler` of a loop that has one (accelerate's is found by itself).
+    `probe`: rows, texts (with `tokenizer`) or collated batches on which drift is measured; default: the first micro-batch. `rows`: what
+    will be trained on (the `DataLoader`, files, or rows: see `rows_ahead`); rules of mode `auto` are chosen by reading some of them, and
+    detectors are fitted beside their questions, and tell them better for it. `run`: first part of the run id under `runs_dir`; None keeps
+    records in memory only. `trackers`: where the curves go beside the run folder and W&B (`trackers.TRACKERS`). `scaler`: the
+    `torch.amp.GradScaler` of a loop that has one (accelerate's is found by itself).
     Raises `InputError` and `ConfigError` with one clear message for what does not fit.
     """
     check_trackers(trackers)
@@ -148,6 +155,7 @@ def watch(
     if any(rule.mode == "inoculate" for rule in load_rules(list(rules))):
         raise ConfigError("inoculate acts on data, which watch does not see: put the words before your rows (gradlens.data.with_system)")
     settings = WandbSettings(mode=wandb) if isinstance(wandb, str) else wandb
+    settled, known, said = _settled(load_rules(list(rules)), concepts, model, tokenizer, loaded, rows)
     config = {
         "name": run, "model": {"name": getattr(getattr(model, "config", None), "_name_or_path", type(model).__name__)},
         "dictionaries": {name: str(source if not isinstance(source, Dictionary) else "in memory") for name, source in dictionaries.items()},
@@ -155,8 +163,7 @@ def watch(
     }  # fmt: skip
     lens = Watch(
         model, optimizer, loaded,
-        policy=Policy(version=1 if rules else 0, rules=tuple(load_rules(list(rules)))),
-        **_concepts(concepts, model, tokenizer, loaded, load_rules(list(rules))), observe=observe,
+        policy=Policy(version=1 if rules else 0, rules=tuple(settled)), **known, observe=observe,
         probe=_probe(probe, tokenizer), world=world, tokenizer=tokenizer, reference=_reference(observe, tokenizer, model),
         scaler=scaler,
     )  # fmt: skip
@@ -167,6 +174,8 @@ def watch(
         sinks = make_sinks(settings, trackers, writer.run_dir, config)
         lens.recorder, lens.run_dir = ThreadRecorder(writer, sinks), Path(writer.run_dir)
         writer.write_json("labels.json", {name: {str(i): text for i, text in found.items()} for name, found in texts.items()})
+    for event in said:
+        lens.recorder.event("suggested", **event)
     return lens
 
 
@@ -175,12 +184,18 @@ def _labels(source: Any, hookpoint: str, further: Sequence[str]) -> dict[int, st
     return {i: label.label for i, label in labels_of(source, canonical(hookpoint), further, d_sae).items()}
 
 
-def _concepts(
-    concepts: Any, model: Any, tokenizer: Any, dictionaries: dict[str, Dictionary], rules: Sequence[Rule]
-) -> dict[str, dict[str, Any]]:
-    """`concepts`, `thresholds`, `quorums`, `exemplars`, `contrasts` and, for rules that need them, `detectors` of a lens."""
+def _settled(
+    rules: list[Rule], concepts: Any, model: Any, tokenizer: Any, dictionaries: dict[str, Dictionary], rows: Any
+) -> tuple[list[Rule], dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """Rules with those of mode `auto` as what suits the rows; `concepts`, `thresholds`, `quorums`, `exemplars`, `contrasts` and, for rules
+    that need them, `detectors` of a lens; what is to be said of the choice."""
+    auto, said = [rule for rule in rules if rule.mode == "auto"], []
     if isinstance(concepts, Mapping):
-        return {"concepts": {name: dict(features) for name, features in concepts.items()}}
+        if auto:
+            raise ConfigError(f"rule {auto[0].label}: auto needs a concept with examples; give concepts=[FILE], or name a mode")
+        return rules, {"concepts": {name: dict(features) for name, features in concepts.items()}}, said
+    if auto and tokenizer is None:
+        raise ConfigError(f"rule {auto[0].label}: auto reads the concept's examples; give watch(..., tokenizer=...)")
     ready: list[Concept] = []
     for concept in concepts:
         if not concept.features:
@@ -189,13 +204,19 @@ def _concepts(
                     f"concept {concept.name}: it has no features yet; give watch(..., tokenizer=...) so that they can be fitted"
                 )
             concept = fit_concept(model, tokenizer, dictionaries, concept)
-        for rule in rules:
-            if rule.tells_tokens and rule.concept == concept.name and tokenizer is not None:
-                chosen = {canonical(name) for name in rule.hookpoints or dictionaries}
-                wanted = {n: d for n, d in dictionaries.items() if canonical(n) in chosen}
-                concept = fit_detectors(model, tokenizer, wanted, concept, rows=rule.rows is not None)
         ready.append(concept)
-    return {
+    if tokenizer is not None and any(rule.mode == "auto" or rule.tells_tokens for rule in rules):
+        sources = rows_ahead(rows, tokenizer)
+        if auto and not sources:
+            raise ConfigError(
+                f"rule {auto[0].label}: auto reads some of the rows before the first step; give watch(..., rows=...), a list of them or a "
+                "DataLoader whose data set has a length, or name reweight, route or rewrite here"
+            )
+        with before_training(unwrap(model)):  # as rows will be read
+            ready = [_told(concept, rules, model, tokenizer, dictionaries, sources) for concept in ready]
+            ask = partial(suggest, unwrap(model), tokenizer, dictionaries, sources=sources)
+            rules, ready = settle(rules, ready, ask, lambda kind, **event: said.append(event))
+    known = {
         "concepts": {concept.name: concept.features for concept in ready},
         "thresholds": {concept.name: concept.thresholds for concept in ready},
         "quorums": {concept.name: concept.quorum for concept in ready},
@@ -203,6 +224,20 @@ def _concepts(
         "contrasts": contrasts_of(ready, tokenizer, 256, model, {canonical(n): d for n, d in dictionaries.items()}),
         "exemplars": partial(exemplars_of, ready, tokenizer, 256, model, {canonical(n): d for n, d in dictionaries.items()}),
     }
+    return rules, known, said
+
+
+def _told(
+    concept: Concept, rules: Sequence[Rule], model: Any, tokenizer: Any, dictionaries: dict[str, Dictionary], sources: list[list[Example]]
+) -> Concept:
+    """The concept with the detectors that rules need."""
+    for rule in rules:
+        if rule.tells_tokens and rule.concept == concept.name:
+            chosen = {canonical(name) for name in rule.hookpoints or dictionaries}
+            wanted = {name: each for name, each in dictionaries.items() if canonical(name) in chosen}
+            questions = questions_of(sources) if sources else ()
+            concept = fit_detectors(model, tokenizer, wanted, concept, rows=rule.rows is not None, questions=questions)
+    return concept
 
 
 def _reference(observe: ObserveSettings | None, tokenizer: Any, model: Any) -> list[dict[str, Any]] | None:

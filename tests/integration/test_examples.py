@@ -43,3 +43,15 @@ def test_example_teaches_something_and_leaves_a_readable_run(name, tmp_path):
 def test_example_needs_three_added_lines(name):
     marked = [line for line in (EXAMPLES / name).read_text().splitlines()[1:] if "# gradlens" in line]
     assert len(marked) == 3
+
+
+@pytest.mark.real
+def test_the_rule_of_the_trainers_example_is_chosen_by_its_rows(tmp_path):
+    printed = run_example("trainer_rules.py", tmp_path)
+    assert "chat-prompts: 0 of 16" in printed  # three steps teach no pirate speech either way
+    (folder,) = list_runs(tmp_path / "runs")
+    reader = RunReader(folder)
+    (event,) = [event for event in reader.events if event["kind"] == "suggested"]
+    assert event["mode"] == "reweight" and event["good"]
+    steps, shares = reader.curve("rule/reweight:pirate/share")
+    assert list(steps) == [1, 2, 3] and 0 < sum(shares) < 3
