@@ -1,6 +1,8 @@
 """Which examples taught: the rows of a run by `taught` (see `uptake`) over all the times they were seen, with the tokens that did it.
 
-For a concept of the run from the table `examples`; for any other features from the table `lessons`, which knows no tokens.
+For a concept of the run from the table `examples`; for any other features from the table `lessons`, which knows no tokens but every
+feature for itself: there rows are ranked by `lesson`, the mean over the features of sqrt(taught of the row / largest taught of any row).
+A plain sum is that of the one or two features with the largest activations, which other rows may teach as well.
 Shape suffixes: H hookpoints, R rows.
 """
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from gradlens.store import RunReader
 
 ALL = "all"  # hookpoints together
+SUMS = ("taught", "push")  # over the times that a row was seen
 Result = dict[str, Any]
 Tokens = Mapping[tuple[str, int], Mapping[int, float]]  # (hookpoint, row id) -> position -> taught
 
@@ -77,9 +80,9 @@ def teachers_by_concept(reader: RunReader, concepts: Collection[str], limit: int
 def teachers_of(reader: RunReader, features: Mapping[str, Collection[int]], limit: int | None = 20) -> Result:
     """The rows that taught some features most, `{hookpoint: ids}`, whether or not anybody named them before the run.
 
-    As `teachers`, with `concept` None, `features` what was asked for, no tokens, no `push` nor `activation`: of every row the features
-    that it taught most are recorded, and one that is not among them counts 0. Raises `InputError` for a hookpoint that the run has not,
-    and for a run that has recorded no lessons.
+    As `teachers`, by `lesson` (above; between 0 and 1), with `concept` None, `features` what was asked for, no tokens, no `push` nor
+    `activation`: of every row the features that it taught most are recorded, and one that is not among them counts 0. Raises
+    `InputError` for a hookpoint that the run has not, and for a run that has recorded no lessons.
     """
     known = recorded_lessons(reader)
     if not known:
@@ -95,11 +98,17 @@ def teachers_of(reader: RunReader, features: Mapping[str, Collection[int]], limi
         f"WITH mine AS (FROM lessons WHERE hookpoint IN ({_list(wanted)})), "
         "seen AS (SELECT hookpoint, row_id, count(*) AS times FROM mine GROUP BY ALL), "
         "pairs AS (SELECT hookpoint, row_id, unnest(features) AS feature, unnest(taught) AS taught FROM mine), "
-        f"sums AS (SELECT hookpoint, row_id, sum(taught) AS taught FROM pairs WHERE ({asked}) AND isfinite(taught) GROUP BY ALL) "
-        "SELECT hookpoint, row_id, times, coalesce(taught, 0) AS taught FROM seen LEFT JOIN sums USING (hookpoint, row_id)"
+        f"asked AS (FROM pairs WHERE ({asked}) AND isfinite(taught) AND taught > 0), "
+        "sums AS (SELECT hookpoint, row_id, feature, sum(taught) AS taught FROM asked GROUP BY ALL), "
+        "scaled AS (SELECT *, sqrt(taught / max(taught) OVER (PARTITION BY hookpoint, feature)) AS lesson FROM sums), "
+        "rows AS (SELECT hookpoint, row_id, sum(taught) AS taught, sum(lesson) AS lesson FROM scaled GROUP BY ALL) "
+        "SELECT hookpoint, row_id, times, coalesce(taught, 0) AS taught, coalesce(lesson, 0) AS lesson "
+        "FROM seen LEFT JOIN rows USING (hookpoint, row_id)"
     )
-    seen = _Seen.of(table, list(wanted), ("taught", "times"))
-    return _result(seen, "taught", limit, _texts(reader), {}) | {"concept": None, "features": wanted}
+    seen = _Seen.of(table, list(wanted), ("lesson", "taught", "times"))
+    for index, ids in enumerate(wanted.values()):
+        seen.columns["lesson"][index] /= len(ids)
+    return _result(seen, "lesson", limit, _texts(reader), {}) | {"concept": None, "features": wanted}
 
 
 def recorded_concepts(reader: RunReader) -> dict[str, list[str]]:
@@ -213,13 +222,13 @@ def _result(seen: _Seen, by: str, limit: int | None, texts: Mapping[int, Mapping
     order, score_R, scale_H = rank(seen.columns[by])
     whole = score_R[score_R > 0].sum()
     share_R = score_R / whole if whole > 0 else np.zeros_like(score_R)
-    together = {name: rank(seen.columns[name])[1] for name in ("taught", "push") if name in seen.columns}
+    together = {name: rank(seen.columns[name])[1] for name in ("lesson", *SUMS) if name in seen.columns}
     rows = []
     for index in order[:limit]:
         row_id = int(seen.row_R[index])
         about = texts.get(row_id, {})
         figures = {
-            name: {column: _number(seen.columns[column][h, index]) for column in ("taught", "push", "activation") if column in seen.columns}
+            name: {column: _number(seen.columns[column][h, index]) for column in ("lesson", *SUMS, "activation") if column in seen.columns}
             for h, name in enumerate(seen.hookpoints)
         }
         activations = [part["activation"] for part in figures.values() if part.get("activation") is not None]
@@ -227,7 +236,7 @@ def _result(seen: _Seen, by: str, limit: int | None, texts: Mapping[int, Mapping
             {
                 "row_id": row_id,
                 "source": about.get("source"),
-                **{name: _number(together[name][index]) if _has(seen, name, index) else None for name in ("taught", "push")},
+                **{name: _number(together[name][index]) if _has(seen, name, index) else None for name in (*SUMS, *together)},
                 "share": float(share_R[index]),
                 "activation": float(np.mean(activations)) if activations else None,
                 "times": int(np.nanmax(seen.columns["times"][:, index])),
