@@ -71,12 +71,16 @@ def _runs(text: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 def fit_detector(
-    positive_TC: np.ndarray, negative_TC: np.ndarray, features: np.ndarray, phrases_T: np.ndarray | None = None
+    positive_TC: np.ndarray,
+    negative_TC: np.ndarray | Sequence[np.ndarray],
+    features: np.ndarray,
+    phrases_T: np.ndarray | None = None,
 ) -> Detector | None:
     """From activations of some features (`features[C]`: their ids) at all counted tokens of the positives and of the negatives; None where
-    no feature tells them apart. `phrases_T`: tokens of the positives that are known to express it. Costs seconds: `ROUNDS` logistic
-    regressions."""
-    P, N = torch.from_numpy(positive_TC), torch.from_numpy(negative_TC)
+    no feature tells them apart. Negatives of several kinds may be given one by one: `FALSE` then holds of each. `phrases_T`: tokens of the
+    positives that are known to express it. Costs seconds: `ROUNDS` logistic regressions."""
+    kinds = [torch.from_numpy(part) for part in ([negative_TC] if isinstance(negative_TC, np.ndarray) else negative_TC)]
+    P, N = torch.from_numpy(positive_TC), torch.cat(kinds)
     if not len(P) or not len(N) or not len(features):
         return None
     scale_C = torch.maximum(P.amax(0), N.amax(0)).clamp_min(1e-6)
@@ -95,7 +99,8 @@ def fit_detector(
     kept_N = weights_C.abs().topk(min(SIZE, len(features))).indices
     weights_N, bias = _regress(X[:, kept_N], torch.cat([expressed_T, nothing]), weights_C[kept_N], bias)
     low, high = (float(np.log(sure / (1 - sure))) for sure in SURE)
-    least = min(max((N[:, kept_N] @ weights_N + bias).quantile(1 - FALSE).item(), low), high)
+    scores = (N[:, kept_N] @ weights_N + bias).split([len(part) for part in kinds])
+    least = min(max(low, *(score.quantile(1 - FALSE).item() for score in scores if len(score))), high)
     return Detector(
         features=features[kept_N.numpy()].tolist(),
         weights=[float(f"{weight:.4g}") for weight in (weights_N / scale_C[kept_N]).tolist()],

@@ -16,6 +16,7 @@ from gradlens.data import IGNORE, Example
 from gradlens.detector import fit_detector, turns_of_phrase, weights_over
 from gradlens.errors import ConfigError
 from gradlens.hookpoints import canonical, layer_of
+from gradlens.plain_answers import plain_answers
 from gradlens.probe import evenly
 from gradlens.ranking import auc
 from gradlens.row_detector import fit_rows, judged
@@ -47,7 +48,8 @@ def fit_detectors(
     rows too, where it brings only one of tokens.
 
     `questions`: token ids of what stands before the answers of rows that the detector is for (`questions_of`). Then each example is read
-    as the answer to two of them too: a model reads the same words differently after another question.
+    as the answer to two of them too (a model reads the same words differently after another question), and the model's own answers to some
+    are negatives beside the concept's (`plain_answers`).
     The detector is that of all examples; its figures are of one fitted on half of them, on the other half, after their own questions. Where
     no feature tells single tokens it finds none (and its figures say so); rows may be told all the same. Raises `ConfigError` for a concept
     with too few examples.
@@ -61,27 +63,36 @@ def fit_detectors(
         )
     choosing, judging = split_examples(concept, tokenizer, max_length, seed, max_texts)
     moved = [_moved(part, questions, max_length, seed) for part in (choosing, judging)]
+    own = [(answer, False) for answer in plain_answers(model, tokenizer, concept, questions, progress)]
     parts = [choosing + moved[0], judging, *([moved[1]] if moved[1] else [])]  # the first chooses, the second judges
     halves = [_Half(model, tokenizer, missing, part, progress) for part in parts]
+    plain = [_Half(model, tokenizer, missing, part, progress) for part in (own[::2], own[1::2]) if part]
     never = getattr(tokenizer, "all_special_ids", None) or ()
-    phrases = turns_of_phrase(*(halves[0].texts[kind] for kind in (True, False)), never)
-    every = turns_of_phrase(*([text for half in halves for text in half.texts[kind]] for kind in (True, False)), never)
+    phrases, every = (
+        turns_of_phrase(*([text for half in some for text in half.texts[kind]] for kind in (True, False)), never)
+        for some in ([*halves[:1], *plain[:1]], halves + plain)
+    )
     found = dict(concept.detectors)
     for name, dictionary in missing.items():
-        row = _of_rows([half.at[name] for half in halves])
+        row = _of_rows([half.at[name] for half in halves], [half.at[name] for half in plain])
         if name in found:  # brought by the concept
             found[name] = found[name].model_copy(update={"row": row})
             continue
-        live = np.flatnonzero(sum(half.at[name].fired[kind] for half in halves for kind in (True, False)))
+        live = np.flatnonzero(sum(half.at[name].fired[kind] for half in halves + plain for kind in (True, False)))
         acts = {kind: [half.at[name].activations(kind, live) for half in halves] for kind in (True, False)}
-        first = fit_detector(acts[True][0], acts[False][0], live, phrases)
-        final = fit_detector(np.concatenate(acts[True]), np.concatenate(acts[False]), live, every)
+        others = [half.at[name].activations(False, live) for half in plain]
+        first = fit_detector(acts[True][0], [acts[False][0], *others[:1]], live, phrases)
+        final = fit_detector(np.concatenate(acts[True]), [np.concatenate(part) for part in (acts[False], others) if part], live, every)
         if first is None or final is None:
             found[name] = NOTHING.model_copy(update={"row": row})
             continue
         weights_C = weights_over(first, dictionary.d_sae).numpy()[live]
         flags = {kind: acts[kind][1] @ weights_C + first.bias > 0 for kind in (True, False)}
-        found[name] = final.model_copy(update={**_figures(flags, halves, tokenizer), "row": row})
+        figures = _figures(flags, halves, tokenizer)
+        if len(others) > 1:
+            strayed = float((others[1] @ weights_C + first.bias > 0).mean())
+            figures["flagged_negative"] = round(max(figures["flagged_negative"], strayed), 4)
+        found[name] = final.model_copy(update={**figures, "row": row})
     return concept.model_copy(update={"detectors": found})
 
 
@@ -131,11 +142,13 @@ def _enough(concept: Concept) -> bool:
     return all(len(concept.rows(kind)) >= MIN_EXAMPLES for kind in ("positive", "negative"))
 
 
-def _of_rows(halves: Sequence[ChoosingHalf]) -> RowDetector | None:
-    """That of all examples, with the figures of one fitted on half of them, on the other half."""
-    live = np.flatnonzero(sum(half.fired[kind] for half in halves for kind in (True, False)))
+def _of_rows(halves: Sequence[ChoosingHalf], plain: Sequence[ChoosingHalf]) -> RowDetector | None:
+    """That of all examples, with the figures of one fitted on half of them, on the other half. `plain`: further negatives, in halves."""
+    live = np.flatnonzero(sum(half.fired[kind] for half in [*halves, *plain] for kind in (True, False)))
     means = [[torch.from_numpy(half.text_means(kind, live)) for kind in (True, False)] for half in halves]
-    choosing, final = fit_rows(*means[0]), fit_rows(*(torch.cat(pair) for pair in zip(*means, strict=True)))
+    others = [torch.from_numpy(half.text_means(False, live)) for half in plain]
+    choosing = fit_rows(means[0][0], torch.cat([means[0][1], *others[:1]]))
+    final = fit_rows(torch.cat([mean[0] for mean in means]), torch.cat([mean[1] for mean in means] + others))
     if choosing is None or final is None:
         return None
     figures = judged(choosing, *means[1])

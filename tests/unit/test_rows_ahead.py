@@ -22,7 +22,9 @@ def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     found = write_inputs(folder)
     low, high = found["data"]["train"]
-    (folder / "high.yaml").write_text(yaml.safe_dump({"name": "high", "positive": high, "negative": low}))
+    (folder / "high.yaml").write_text(
+        yaml.safe_dump({"name": "high", "positive": high, "negative": low, "checker": {"pattern": [r"w[5-8]\d"]}})
+    )
     return {**found, "concepts": [str(folder / "high.yaml")]}
 
 

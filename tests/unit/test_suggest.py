@@ -5,7 +5,7 @@ import pytest
 from gradlens.concept_files import Concept, Detector
 from gradlens.detector_fit import NOTHING
 from gradlens.rules import Rule
-from gradlens.suggest import _checked, _choose, _inner_gaps, settled
+from gradlens.suggest import _checked, _choose, _found, _inner_gaps, settled
 
 
 def detector(auc=0.99, negative=0.05):
@@ -20,8 +20,8 @@ def detector(auc=0.99, negative=0.05):
         (True, 0.0, 0.0, 0.1, detector(), "rewrite", True, "ends of answers"),
         (True, 0.0, 0.0, 2.0, detector(), "rewrite", False, "midst of answers"),
         (True, 0.0, 0.9, 0.0, detector(), "rewrite", False, "beginning to end"),
-        (True, 0.0, 0.0, 0.0, detector(auc=0.7), "rewrite", False, "do not tell"),
-        (True, 0.0, 0.0, 0.0, detector(negative=0.6), "rewrite", False, "do not tell"),
+        (True, 0.0, 0.0, 0.0, detector(auc=0.7), "rewrite", False, "not told well"),
+        (True, 0.0, 0.0, 0.0, detector(negative=0.6), "rewrite", False, "not told well"),
         (True, 0.0, 0.0, 0.0, NOTHING, "route", False, "no feature tells"),
         (False, 1.0, 0.0, 0.0, detector(), "reweight", False, "nothing to suppress"),
     ],
@@ -64,3 +64,9 @@ def test_the_checker_says_what_stays_where_it_finds_the_concept_at_all():
     assert _checked(concept, ["oh dear", "Oh", "well", "oh"], ["dear", "", "well", "oh"]) == (0.75, 0.25)
     assert _checked(concept, ["dear", "well", "oh"], ["dear", "well", "oh"]) is None
     assert _checked(Concept(name="c", positive=["oh"], negative=["no"]), ["oh"], [""]) is None  # no checker, and too few examples for one
+
+
+def test_only_a_checker_that_is_named_says_of_rows_that_they_show_the_concept():
+    examples = {"positive": [f"oh {n}" for n in range(20)], "negative": [f"no {n}" for n in range(20)]}
+    assert _found(Concept(name="c", **examples, checker={"pattern": ["oh"]}), ["oh dear", "well", "Oh"]) == [0, 2]
+    assert _found(Concept(name="c", **examples), ["oh dear", "well", "oh 3"]) == []

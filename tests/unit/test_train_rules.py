@@ -30,7 +30,7 @@ def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     found = write_inputs(folder)
     low, high = found["data"]["train"]
-    concept = {"name": "high", "positive": high, "negative": low, "checker": {"pattern": ["w5"]}}
+    concept = {"name": "high", "positive": high, "negative": low, "checker": {"pattern": [r"w[5-8]\d"]}}
     (folder / "high.yaml").write_text(yaml.safe_dump(concept))
     return {**found, "concepts": [str(folder / "high.yaml")]}
 
@@ -185,6 +185,16 @@ def test_auto_in_the_policy_that_a_run_is_given_is_settled_and_told(inputs, tmp_
     rank = Rank(tiny_config(inputs), tmp_path, recorder, policies=Told(), initial_policy=given)
     assert train_rank(rank) == "done" and curve(recorder, "rule/reweight:high/share")
     assert [(policy.version, [rule.mode for rule in policy.rules]) for policy in Told.settled] == [(4, ["reweight"])]
+
+
+def test_rows_that_only_the_checker_finds_are_told_of_in_advance(inputs, tmp_path):
+    """A checker that finds the concept in rows which the detector takes for free of it."""
+    concept = yaml.safe_load(Path(inputs["concepts"][0]).read_text()) | {"checker": {"pattern": [r"w[5-8]\d", "w12"]}}
+    path = tmp_path / "wide.yaml"
+    path.write_text(yaml.safe_dump(concept))
+    _, recorder = trained(tiny_config(inputs, concepts=[str(path)], rules=[{"concept": "high", "mode": "auto"}]), tmp_path / "run")
+    (event,) = [event for event in recorder.events if event["kind"] == "suggested"]
+    assert event["mode"] == "reweight" and not event["good"] and "rows its checker finds the concept and the detector" in event["expects"]
 
 
 def test_the_arms_of_a_study_settle_auto_alike_and_fit_detectors_once(inputs, tmp_path, monkeypatch):
