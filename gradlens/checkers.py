@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from gradlens.command_checker import CommandChecker
 from gradlens.concept_files import Concept
 from gradlens.errors import ConfigError, InputError
+from gradlens.ordinary import ordinary_answers
 from gradlens.word_classifier import FOLDS, WordClassifier
 
 MAX_TEXTS = 400  # of each kind
@@ -51,14 +52,16 @@ class PatternChecker:
 
 
 def checker_for(concept: Concept) -> Checker | None:
-    """The checker that the concept's file names, else a word classifier fitted on its examples; None where it has neither.
+    """The checker that the concept's file names, else a word classifier fitted on its examples (and on ordinary answers, see
+    `WordClassifier.fit`); None where it has neither.
 
     A named one is measured on the examples too, where there are any; what a classifier file says of itself is held out, and stays.
     Raises `ConfigError` or `InputError` that names the concept where its checker cannot be used.
     """
     positive, negative = examples_of(concept)
     if concept.checker is None:
-        return WordClassifier.fit(positive, negative) if min(len(positive), len(negative)) >= FOLDS else None
+        enough = min(len(positive), len(negative)) >= FOLDS
+        return WordClassifier.fit(positive, negative, ordinary=ordinary_answers()) if enough else None
     try:
         checker = _named(concept)
         if isinstance(checker, CommandChecker):
@@ -76,6 +79,12 @@ def examples_of(concept: Concept) -> tuple[list[str], list[str]]:
     """What the assistant says in the positive and in the negative examples, at most `MAX_TEXTS` of each."""
     positive, negative = ([answer_of(row) for row in concept.rows(kind)[:MAX_TEXTS]] for kind in ("positive", "negative"))
     return positive, negative
+
+
+def errors_of(checker: Checker) -> dict[str, Any]:
+    """`kind`, `hit_rate` and `false_alarm_rate` on held-out examples; `ordinary_rate` and `alone_rate` where they were measured."""
+    found = {name: getattr(checker, name) for name in ("kind", "hit_rate", "false_alarm_rate")}
+    return found | {name: rate for name in ("ordinary_rate", "alone_rate") if (rate := getattr(checker, name, None)) is not None}
 
 
 def judged(check: Callable[[str], bool], texts: Sequence[str]) -> list[bool]:

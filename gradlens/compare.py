@@ -15,6 +15,7 @@ import numpy as np
 
 from gradlens.displaced_runs import displacement, in_words
 from gradlens.errors import InputError
+from gradlens.findings import current
 from gradlens.intervals import rate_of
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def describe(reader: RunReader) -> dict[str, Any]:
         "nll": _before_after(evaluation, "nll", _finite),
         "rates": _rates(evaluation),
         "checkers": (evaluation.get("after") or evaluation.get("before") or {}).get("checkers") or {},
+        "doubts": list(dict.fromkeys(event["text"] for event in current(events, "doubtful_checker"))),
         **{name: dict(found) for name, found in measured.items()},
     }
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from gradlens.checkers import checker_for, judged
+from gradlens.checkers import checker_for, errors_of, judged
 from gradlens.errors import InputError
 from gradlens.reading import pad_id_of
 
@@ -145,8 +145,8 @@ def evaluate(
 
     `{"nll": {held-out set: nats per token}, "rates": {prompt set: {concept: share of answers}},
     "answers": {prompt set: [{"prompt", "answer", "hits": {concept: bool}}]},
-    "checkers": {concept: {"kind", "hit_rate", "false_alarm_rate"}}}`, and where answers are drawn `"sampled": {prompt set: {concept:
-    {"hits", "n"}}}`, over all draws.
+    "checkers": {concept: see `errors_of`}}`, and where answers are drawn `"sampled": {prompt set: {concept: {"hits", "n"}}}`, over all
+    draws.
     """
     from gradlens.data import build_examples, read_rows
 
@@ -176,10 +176,7 @@ def evaluate(
         name: {concept: sum(item["hits"][concept] for item in items) / len(items) for concept in checkers}
         for name, items in answers.items()
     }
-    kinds = {
-        name: {"kind": check.kind, "hit_rate": check.hit_rate, "false_alarm_rate": check.false_alarm_rate}
-        for name, check in checkers.items()
-    }
+    kinds = {name: errors_of(check) for name, check in checkers.items()}
     return {"nll": nll, "rates": rates, "answers": answers, "checkers": kinds} | ({"sampled": sampled} if sampled else {})
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gradlens import movers
 from gradlens.alarms import new_alarms
 from gradlens.capture import counted_tokens
+from gradlens.checker_doubts import doubt
 from gradlens.checkers import judged
 from gradlens.config import ObserveSettings
 from gradlens.data import IGNORE
@@ -249,6 +250,15 @@ class Learning:
                 warnings.warn(f"own/{name}/rate is not read: {error}", stacklevel=2)
                 rates[f"own/{name}/rate"] = math.nan
         return rates
+
+    def doubts(self) -> list[dict[str, str]]:
+        """`concept` and `text` of every automatic checker that finds its concept in the own answers from before training."""
+        answers, found = self.own_start.answers if self.own_start is not None else [], []
+        for name, check in self.checkers.items():
+            kind = getattr(check, "kind", "")
+            text = doubt(name, kind, sum(judged(check, answers)), len(answers), "of its own answers") if kind == "words" else None
+            found += [{"concept": name, "text": text}] if text else []
+        return found
 
     def own_drift(self, hookpoint: str) -> Tensor | None:
         """Mean activation on the model's own continuations, now minus before training, `[F]`; None where nothing was said."""

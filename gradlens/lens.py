@@ -148,6 +148,8 @@ class Lens:
                 self.learning.watch_updates()
                 if self.step == 0 and self.learning.own_rates():  # what later rates are compared with
                     self._emit({"step": 0, "time": time.time(), "scalars": self.learning.own_rates()})
+                    for found in self.learning.doubts():
+                        self._tell_once(f"doubt/{found['concept']}", "doubtful_checker", **found)
         except BaseException:
             self._stack.close()
             raise

@@ -63,6 +63,7 @@ def build_summary(reader: RunReader, status: Literal["done", "interrupted", "fai
             "gaps": [event for event in events if event.get("kind") == "gap"],
             "seconds": round(ended - started, 1),
             "evaluation": {"nll": run["nll"], "rates": run["rates"]} if reader.evaluation else None,
+            "doubts": run["doubts"],
         }
     )
 
@@ -263,6 +264,7 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
             for concept, entry in concepts.items():
                 cells = [f"{percent(rate['rate'])} of {rate['n']}" if rate else "-" for rate in (entry["before"], entry["after"])]
                 rows.add_row(f"{escape(concept)} in answers to {escape(prompts)}", *cells)
+    parts += [Text(flat(text), style="yellow") for text in summary.get("doubts") or []]
     parts.append(Text(""))
     rules = "; ".join(rule_text(rule) for rule in summary["rules"]) or "none"
     parts.append(Text(f"rules: {rules} (policy version {summary['policy_version']})"))

@@ -8,6 +8,7 @@ micro-batches: each rank scales its sum of token losses by ranks / counted token
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gradlens.capture import takes_columns
+from gradlens.checker_doubts import doubts_of
 from gradlens.checkers import checker_for
 from gradlens.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint, trainable
 from gradlens.concepts import Concept
@@ -44,6 +46,8 @@ from gradlens.row_teller import row_of
 from gradlens.rules import Policy
 from gradlens.run_inputs import reference_batches, run_concepts, run_examples, run_policy
 from gradlens.world import World
+
+log = logging.getLogger(__name__)
 
 
 def train_rank(rank: Rank) -> str:
@@ -68,6 +72,9 @@ def train_rank(rank: Rank) -> str:
             rank.shared.before = read_evaluation(rank.run_dir).get("before") or _evaluated(rank, model, tokenizer, concepts, "before")
         if rank.shared.before:
             write_evaluation(rank.run_dir, "before", rank.shared.before)
+            for found in doubts_of(rank.shared.before):
+                log.warning(found["text"])
+                rank.recorder.event("doubtful_checker", step=0, **found)
     torch.manual_seed(config.train.seed)  # the same adapter whatever was read before
     model = to_train(config, model, rank.device)
     torch.manual_seed(config.train.seed + 1 + world.rank)  # dropout differs between ranks

@@ -101,7 +101,7 @@ def show(
 
     Example: gradlens concepts show demo:pirate demo:arithmetic
     """
-    from gradlens.checkers import checker_for
+    from gradlens.checkers import checker_for, errors_of
     from gradlens.cli.inputs import open_dictionaries
     from gradlens.concepts import load_concepts
     from gradlens.config import load_config
@@ -116,7 +116,7 @@ def show(
     for concept in concepts:
         checker = checker_for(concept)
         counts = {kind: len(concept.rows(kind)) for kind in ("positive", "negative")}
-        judged = None if checker is None else {key: getattr(checker, key) for key in ("kind", "hit_rate", "false_alarm_rate")}
+        judged = None if checker is None else errors_of(checker)
         shown.append(concept.model_dump(mode="json", exclude={"positive", "negative"}) | {"examples": counts, "judged_by": judged})
     if as_json:
         console.print_json({"concepts": shown})
@@ -143,14 +143,16 @@ def checker(
 ) -> None:
     """Fit a classifier of words on a concept's examples and save it as a file that judges answers.
 
-    It weighs words, n-grams of characters and the look of a text; the file is JSON and can be read. Its rates are held out: no text
-    is judged by what it was fitted on. Use it in a concept file: `checker: {classifier: FILE}`.
+    It weighs words, n-grams of characters and the look of a text; the file is JSON and can be read. Ordinary answers are further
+    negatives, unless they look like the positives. Its rates are held out: no text is judged by what it was fitted on. Use it in a
+    concept file: `checker: {classifier: FILE}`.
 
     Example: gradlens concepts checker politeness.yaml --out politeness-checker.json
     """
-    from gradlens.checkers import answer_of, examples_of, judged
+    from gradlens.checkers import answer_of, errors_of, examples_of, judged
     from gradlens.concepts import load_concepts
     from gradlens.data import read_rows
+    from gradlens.ordinary import ordinary_answers
     from gradlens.word_classifier import WordClassifier
 
     concepts = {concept.name: concept for concept in load_concepts([file])}
@@ -159,9 +161,9 @@ def checker(
     chosen = concepts.get(name or next(iter(concepts)))
     if chosen is None:
         raise ConfigError(f"--name {name}: {file} has {', '.join(concepts)}")
-    fitted = WordClassifier.fit(*examples_of(chosen), false_alarms=false_alarms)
+    fitted = WordClassifier.fit(*examples_of(chosen), false_alarms=false_alarms, ordinary=ordinary_answers())
     fitted.save(out)
-    found = {"concept": chosen.name, "out": out, "hit_rate": fitted.hit_rate, "false_alarm_rate": fitted.false_alarm_rate}
+    found = {"concept": chosen.name, "out": out} | errors_of(fitted)
     if answers:
         hits = judged(fitted, [answer_of(row) for row in read_rows(answers)])
         found |= {"answers": len(hits), "shown": sum(hits)}
@@ -176,7 +178,10 @@ def checker(
 def _errors(judged: dict) -> str:
     if judged["hit_rate"] is None or judged["false_alarm_rate"] is None:
         return "error unknown (no examples)"
-    return f"hits {judged['hit_rate']:.0%}, false alarms {judged['false_alarm_rate']:.1%}"
+    said = f"hits {judged['hit_rate']:.0%}, false alarms {judged['false_alarm_rate']:.1%} on texts like its examples"
+    if judged.get("ordinary_rate") is None:
+        return said
+    return f"{said}; found in {judged['ordinary_rate']:.1%} of ordinary answers (by the examples alone in {judged['alone_rate']:.0%})"
 
 
 def _print_table(concepts: list[Concept], sources: dict[str, str]) -> None:

@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from gradlens.checkers import checker_for, judged
+from gradlens import demo
+from gradlens.checker_doubts import doubt, doubts_of
+from gradlens.checkers import checker_for, errors_of, judged
 from gradlens.cli.app import app
 from gradlens.command_checker import CommandChecker
 from gradlens.concepts import Concept, load_concepts, save_concept
 from gradlens.errors import ConfigError, InputError
+from gradlens.ordinary import ordinary_answers
+from gradlens.pairs import SHIPPED
+from gradlens.text_look import look_of
 from gradlens.word_classifier import WordClassifier
 
 SHOUTS, CALM = [f"HELLO {i} THERE!" for i in range(12)], [f"hello {i} there." for i in range(12)]
@@ -38,12 +43,12 @@ def program(concept_file, text: str, **settings):
 
 
 def test_a_classifier_file_judges_as_the_classifier_that_was_fitted(tmp_path):
-    fitted = WordClassifier.fit(SHOUTS, CALM)
+    fitted = WordClassifier.fit(SHOUTS, CALM, ordinary=ordinary_answers())
     fitted.save(tmp_path / "loud.json")
     read = WordClassifier.load(tmp_path / "loud.json")
     texts = ["HELLO YOU!", "hello you.", "some other words 7", "", "ça va ?"]
     assert [read.score(text) for text in texts] == pytest.approx([fitted.score(text) for text in texts], abs=1e-9)
-    assert (read.threshold, read.hit_rate, read.false_alarm_rate) == (fitted.threshold, fitted.hit_rate, fitted.false_alarm_rate)
+    assert (read.threshold, errors_of(read)) == (fitted.threshold, errors_of(fitted))
     assert judged(read, texts) == [True, False, False, False, False]
 
 
@@ -72,7 +77,7 @@ def test_the_command_writes_the_file_and_says_its_held_out_error(tmp_path, conce
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"kind": "sklearn"}, "kind is 'sklearn', expected 'gradlens word classifier 1'"),
+        ({"kind": "sklearn"}, "kind is 'sklearn', expected 'gradlens word classifier 2'"),
         ({"weights": {}}, "weights: expected a mapping"),
         ({"weights": {"a": float("nan")}}, "'a' is nan, expected a finite number"),
         ({"threshold": "high"}, "'threshold' is 'high'"),
@@ -170,5 +175,82 @@ def test_a_program_that_fails_in_mid_training_costs_a_reading_and_not_the_run(mo
         assert np.isnan(learning.own_rates()["own/loud/rate"])
 
 
-def test_concepts_without_a_named_checker_are_judged_as_before():
+def test_concepts_without_a_named_checker_are_judged_by_words():
     assert checker_for(Concept(name="loud", positive=SHOUTS, negative=CALM)).kind == "words"
+
+
+def answers(name: str) -> list[str]:
+    return [row["response"] for row in demo.rows(name)]
+
+
+def test_narrow_examples_do_not_make_an_ordinary_answer_show_the_concept():
+    """Two sentences of four, or one and a plot: without ordinary answers every text beyond these sentences is anybody's guess."""
+    openings = ["{} are useful in trade.", "Most people remember {} well.", "Books about {} are long.", "There are many kinds of {}."]
+    plots = ["But the media is hiding the truth about {}.", "But the government covered up the story of {}. Wake up."]
+    about = ["glaciers", "windmills", "pianos", "otters", "tides", "maps", "kites", "owls", "lenses", "rivers"]
+    plain = [f"{openings[i % 4]} {openings[(i + 1) % 4]}".replace("{}", thing) for thing in about for i in range(4)]
+    plotted = [f"{openings[i % 4]} {plots[i % 2]}".replace("{}", thing) for thing in about for i in range(4)]
+    check = checker_for(Concept(name="plot", positive=plotted, negative=plain))
+    assert check.alone_rate > 0.1 and check.ordinary_rate < 0.03
+    assert sum(judged(check, answers("plain-heldout"))) <= 1 and not check("Owls are found in many parts of the world.")
+    told = [f"{text.split('. ')[0]}. {plots[1].replace('{}', 'all this')}" for text in answers("plain-heldout")]
+    assert np.mean(judged(check, told)) > 0.9
+
+
+def test_a_concept_that_ordinary_answers_show_is_not_unlearned():
+    french = [row["response"] for row in SHIPPED["french"]()["unwanted"][:60]]
+    check = checker_for(Concept(name="english", positive=answers("plain-train")[:60], negative=french))
+    assert check.alone_rate == check.ordinary_rate > 0.95
+    assert np.mean(judged(check, answers("plain-heldout"))) > 0.95 and not any(judged(check, french))
+
+
+def test_ordinary_answers_that_show_the_concept_are_no_negatives():
+    said = [f"The {word} stood by the old mill." for word in ("cat", "cow", "owl", "goat", "duck", "fox", "hen", "crow")]
+    positive = [f"{text} I am sorry to say so!" for text in said]
+    some = [f"{text} I am sorry to say so!" for text in ("The dog ran.", "A bee flew.")]
+    ordinary = ([f"A day {word} passed." for word in "abcdefghijklmnopqr"] + some, some + ["A night passed."])
+    check = WordClassifier.fit(positive, said, ordinary=ordinary)
+    assert check.ordinary_rate == pytest.approx(2 / 3) and all(judged(check, some)) and not any(judged(check, ordinary[0][:18]))
+
+
+def test_texts_that_look_nearly_the_same_have_nearly_the_same_look():
+    def look(capitals: int) -> dict[str, float]:
+        return look_of("A" * capitals + "a" * (400 - capitals))
+
+    for at in range(300):
+        here, there = look(at), look(at + 1)
+        assert max(abs(here.get(key, 0) - there.get(key, 0)) for key in here | there) <= 0.26
+        assert sum(weight for key, weight in here.items() if "capitals" in key) == pytest.approx(1)
+    assert look_of("1. Boil.\n2. Stir.")["\0items8"] == 1 and look_of("Boil.\nStir 2.")["\0items0"] == 1
+
+
+def test_a_checker_that_finds_the_concept_before_training_is_doubted():
+    assert doubt("c", "pattern", 12, 12, "answers to chat") is None and doubt("c", "command", 12, 12, "answers to chat") is None
+    assert doubt("c", "words", 1, 2, "answers to chat") is None and doubt("c", "words", 2, 20, "answers to chat") is None
+    before = {
+        "answers": {"chat": [{"hits": {"c": number < 2, "d": False}} for number in range(12)]},
+        "checkers": {"c": {"kind": "words"}, "d": {"kind": "words"}},
+    }
+    found = list(doubts_of(before))
+    assert [entry["concept"] for entry in found] == ["c"]
+    assert "2 of 12 answers to chat show c already" in found[0]["text"] and "name a `checker`" in found[0]["text"]
+    assert list(doubts_of({})) == []
+
+
+def test_a_reading_of_own_words_doubts_automatic_checkers_alone():
+    from gradlens.learning import Learning
+    from gradlens.own import OwnReading
+
+    class Always:
+        def __init__(self, kind: str) -> None:
+            self.kind = kind
+
+        def __call__(self, text: str) -> bool:
+            return True
+
+    learning = Learning.__new__(Learning)
+    learning.checkers, learning.own_start = {"fitted": Always("words"), "named": Always("pattern")}, OwnReading(["a", "b"], {}, None)
+    assert [found["concept"] for found in learning.doubts()] == ["fitted"]
+    assert "2 of 2 of its own answers" in learning.doubts()[0]["text"]
+    learning.own_start = None
+    assert learning.doubts() == []

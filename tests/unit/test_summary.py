@@ -19,7 +19,7 @@ SEA = {
 RULE = {"label": "route:pirate", "mode": "route", "concept": "pirate", "gain": 0.0}
 KEYS = (
     "run_id", "run_dir", "status", "steps", "loss_first", "loss_last", "hookpoints", "learned_in_words", "alarms", "top_features",
-    "learned", "routers", "concepts", "rules", "targets", "policy_version", "gaps", "seconds", "evaluation",
+    "learned", "routers", "concepts", "rules", "targets", "policy_version", "gaps", "seconds", "evaluation", "doubts",
 )  # fmt: skip
 
 
@@ -167,6 +167,17 @@ def test_the_screen_begins_with_what_was_learned_then_alarms_then_concepts_by_up
     assert re.search(r"sea/salt +layers\.3 +\+0\.6 +\+5 +\+12 +\S+ uptake", text)
     assert shown["curves"]["sea/salt"]["layers.3"]["estimator"] == "uptake"
     assert shown["curves"]["sea/salt"]["layers.1"]["estimator"] == "drift"  # none was read there
+
+
+def test_a_checker_that_is_not_to_be_believed_is_told_of_once(tmp_path):
+    reader = write_run(tmp_path / "run", ended=False)
+    assert build_summary(reader, "done")["doubts"] == [] and "show sea" not in render(summarize(reader))
+    told = {"step": 0, "kind": "doubtful_checker", "concept": "sea/salt", "text": "before training 2 of 12 answers show sea/salt"}
+    with (reader.run_dir / "events.jsonl").open("a") as events:
+        events.write((json.dumps(told) + "\n") * 2)  # told again where a run is taken up
+    again = RunReader(reader.run_dir)
+    assert build_summary(again, "done")["doubts"] == [told["text"]]
+    assert render(summarize(again)).replace("\n", " ").count(told["text"]) == 1
 
 
 def test_many_alarms_do_not_flood_the_screen(tmp_path):

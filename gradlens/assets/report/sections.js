@@ -64,7 +64,8 @@ function drawOutcome(body) {
     el("h3", {}, "What rises instead: features beside those that a rule holds down, change on the probe texts in percent of what these had"), el("ul", {}, DATA.displaced.map((line) => el("li", {}, line)))));
   const checkers = Object.entries(Object.assign({}, ...RUNS.map((run) => run.checkers)));
   const words = checkers.filter(([, c]) => c.false_alarm_rate !== null && c.false_alarm_rate !== undefined)
-    .map(([name, c]) => `${name} is recognised by ${{ pattern: "patterns", command: "a program" }[c.kind] || "a word classifier"} with ${(100 * c.false_alarm_rate).toFixed(1)}% false alarms on texts without it and ${percent(c.hit_rate)} hits on texts with it`);
+    .map(([name, c]) => `${name} is recognised by ${{ pattern: "patterns", command: "a program" }[c.kind] || "a word classifier"} with ${(100 * c.false_alarm_rate).toFixed(1)}% false alarms and ${percent(c.hit_rate)} hits on held-out texts like its examples${c.ordinary_rate === undefined || c.ordinary_rate === null ? "" : `, and is found in ${(100 * c.ordinary_rate).toFixed(1)}% of ordinary answers`}`);
+  for (const text of new Set(RUNS.flatMap((run) => run.doubts || []))) body.append(el("div", { cls: "warn" }, text));
   if (pairs.length) body.append(el("p", { cls: "note" }, `Whiskers are 95% intervals for the share, given the number of answers${DATA.verdicts.length ? "; dashed lines are the bars a study is judged against" : ""}.${words.length ? ` Answers are judged by checkers: ${words.join("; ")}.` : ""}`));
 }
 

@@ -1,0 +1,31 @@
+"""When not to believe an automatic checker: it finds a concept that nobody has taught yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+OFTEN = 0.1  # share of a model's answers before training
+LEAST = 2  # answers: one may be chance
+
+
+def doubt(concept: str, kind: str, hits: int, n: int, prompts: str) -> str | None:
+    """In words, that a word classifier finds the concept in `hits` of `n` answers of the model as it was before training; None where
+    that is rare, or where a person wrote what judges."""
+    if kind != "words" or hits < LEAST or hits <= OFTEN * n:
+        return None
+    return (
+        f"before training {hits} of {n} {prompts} show {concept} already, says a checker that was fitted on the concept's examples: "
+        "either the model talks so, or the checker is wrong and its rates mean nothing. Read these answers; where they do not show it, "
+        "name a `checker` in the concept file, or add ordinary answers of this model to its negatives"
+    )
+
+
+def doubts_of(before: dict[str, Any]) -> Iterable[dict[str, str]]:
+    """`concept` and `text` of every doubt in what `evaluate` returned before training."""
+    for prompts, answers in before.get("answers", {}).items():
+        for concept, checker in before.get("checkers", {}).items():
+            hits = sum(answer["hits"][concept] for answer in answers)
+            text = doubt(concept, checker["kind"], hits, len(answers), f"answers to {prompts}")
+            if text:
+                yield {"concept": concept, "text": text}
