@@ -14,6 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+FDR = 0.05  # of `gradlens.significance`, which is not imported here for torch's sake
 LABELS = 3  # of each cluster
 RISE = 0.1  # of the share of own answers that show a concept: from here on they tell of it
 MINOR = 0.05  # a cluster with less of what was learned is one line on the screen
@@ -133,6 +134,16 @@ def told_of_answers(alarm: Mapping[str, Any]) -> str:
     return f"at step {step}" + ("" if before is None else f", not at step {before}")
 
 
+def beyond_chance(counts: Mapping[str, int]) -> str:
+    """How many features were learned at each hookpoint, with the false discovery rate that holds; "" where that is not known."""
+    if not counts:
+        return ""
+    rate = f"(false discovery rate {FDR:.0%})"
+    if not any(counts.values()):
+        return f"nothing beyond chance {rate}"
+    return f"features learned beyond chance {rate}: {', '.join(f'{count} at {hookpoint}' for hookpoint, count in counts.items())}"
+
+
 def in_words(learned: Sequence[Mapping[str, Any]], counts: Mapping[str, int], steps: int) -> list[RenderableType]:
     """What was learned, for a terminal; each line is cut to the width there is. `counts`: features beyond chance at each hookpoint."""
     from rich.text import Text
@@ -147,7 +158,7 @@ def in_words(learned: Sequence[Mapping[str, Any]], counts: Mapping[str, int], st
         late = f" (at step {learned[0]['step']})" if learned[0].get("step") not in (None, steps) else ""
         shown.append(line(("What this run learned, in words" + late, "bold"), indent=0))
     elif counts:
-        shown.append(line(("What this run learned", "bold"), ": nothing beyond chance" if not any(counts.values()) else "", indent=0))
+        shown.append(line(("What this run learned", "bold"), f": {beyond_chance(counts)}" if not any(counts.values()) else "", indent=0))
     for entry in learned:
         words = ", ".join(entry["words"]) or "(no words)"
         shown.append(line((f"{chance(entry['share']):>4} ", "bold cyan"), (words, "bold"), indent=0))

@@ -164,6 +164,8 @@ class Learning:
             if learned is not None:
                 columns["learned"] = learned
                 scalars[f"{name}/learned"] = float(learned.sum())
+            elif len(now.rows if now.rows is not None else ()) >= MIN_TEXTS:
+                scalars[f"{name}/learned"] = math.nan  # not finite: what was counted before holds no longer
             dense[name] = {key: value.float().numpy() for key, value in columns.items()}
             scalars |= {f"{name}/fvu": now.fvu, f"{name}/l0": now.l0, f"{name}/fvu_start": then.fvu}
             moved = now.mean - then.mean
@@ -266,18 +268,21 @@ class Learning:
 
     def learned(self, hookpoint: str) -> Tensor | None:
         """Features learned beyond chance at the last reading, `bool[F]` (see `significance`): those with an `uptake` above zero whose
-        tokens have become likelier by `MIN_GAIN` at least; for a model without logits those that drifted. None with too few texts.
+        tokens have become likelier by `MIN_GAIN` at least; for a model without logits those that drifted. None with too few texts, and
+        where figures are not finite: of such a reading nobody can say that nothing was learned.
 
         The least gain is there because what is beyond chance may still be nothing: trained on tokens drawn at random, the model gives
         some words of the probe set a probability of 0.0002 that had 0.0001, in every text.
         """
         if hookpoint in self._uptake:
             total, rows, raw = self._uptake[hookpoint]
-            if len(rows) < MIN_TEXTS:
+            if len(rows) < MIN_TEXTS or not rows.isfinite().all():
                 return None
             return beyond_chance(rows) & (total > 0) & self.gained(hookpoint)
         now, then = self.last[hookpoint].rows, self.start[hookpoint].rows
-        return None if now is None or then is None or len(now) < MIN_TEXTS else beyond_chance(now - then)
+        if now is None or then is None or len(now) < MIN_TEXTS or not now.isfinite().all():
+            return None
+        return beyond_chance(now - then)
 
     def gained(self, hookpoint: str) -> Tensor:
         """Features whose tokens have become likelier by `MIN_GAIN` at least, in the mean weighted by activation, `bool[F]`."""

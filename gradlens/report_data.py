@@ -16,10 +16,10 @@ import yaml
 
 from gradlens.compare import ARMS, MEASURED, check_text, compare_runs, rule_text, scalars_by_key
 from gradlens.displaced_runs import in_words
-from gradlens.findings import alarms, chance, clusters, labelled, marked, told_of_answers
+from gradlens.findings import alarms, beyond_chance, chance, clusters, labelled, marked, told_of_answers
 from gradlens.ranking import rank_correlation
 from gradlens.report_texts import MAX_EVENTS, answers, clip, event_rows, teaching_rows
-from gradlens.summary import CURVES, feature_labels
+from gradlens.summary import CURVES, feature_labels, learned_counts
 
 if TYPE_CHECKING:
     from gradlens.store import RunReader
@@ -64,6 +64,8 @@ def gather(readers: Sequence[RunReader]) -> dict[str, Any]:
                 "rule_texts": [rule_text(rule) for rule in run["rules"]],
                 "rates": run["rates"],
                 "learned_in_words": _in_words(reader, events),
+                "learned": learned_counts(found),
+                "beyond_chance": beyond_chance(learned_counts(found)),
                 "alarms": [
                     {**alarm, "name": clip(alarm["name"] or ""), "text": clip(alarm["text"] or ""), "answers": told_of_answers(alarm)}
                     for alarm in told[:MAX_ALARMS]

@@ -4,7 +4,21 @@ import numpy as np
 import pytest
 from rich.console import Console, Group
 
-from gradlens.findings import alarms, behaviour, chance, clusters, current, flat, in_words, labelled, marked, told_of_answers
+from gradlens import significance
+from gradlens.findings import (
+    FDR,
+    alarms,
+    behaviour,
+    beyond_chance,
+    chance,
+    clusters,
+    current,
+    flat,
+    in_words,
+    labelled,
+    marked,
+    told_of_answers,
+)
 
 SEA = {
     "share": 0.624, "features": [["layers.3", 2], ["layers.1", 0], ["layers.3", 5], ["layers.3", 6], ["layers.3", 7]], "count": 12,
@@ -124,8 +138,16 @@ def test_nothing_that_a_model_wrote_controls_the_terminal():
 
 
 def test_a_screen_of_a_run_that_learned_nothing_says_so():
-    assert shown([], {"layers.3": 0}, 8) == ["What this run learned: nothing beyond chance"]
+    assert shown([], {"layers.3": 0}, 8) == ["What this run learned: nothing beyond chance (false discovery rate 5%)"]
     assert shown([], {}, 8) == []
+
+
+def test_the_rate_of_false_discoveries_is_that_of_the_test():
+    assert significance.FDR == FDR and beyond_chance({}) == ""
+    assert (
+        beyond_chance({"layers.1": 0, "layers.3": 2})
+        == "features learned beyond chance (false discovery rate 5%): 0 at layers.1, 2 at layers.3"
+    )
 
 
 def test_figures_that_were_not_finite_are_shown_as_unknown():

@@ -1,5 +1,7 @@
 """Alarms, and what changes in texts that the model writes while it is trained."""
 
+import math
+
 import pytest
 import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
@@ -61,6 +63,20 @@ def test_what_is_certain_but_tiny_was_not_learned():
         raw = size * 0.02 * made.start[HOOK].acts
         made._uptake = {HOOK: (raw, gain * size, raw)}
         assert made.learned(HOOK)[active].all() == learned and not made.learned(HOOK)[~active].any()
+
+
+def test_of_figures_that_are_not_finite_nobody_says_that_nothing_was_learned():
+    made = learning()
+    rows = torch.zeros(12, 80)
+    made._uptake = {HOOK: (rows.mean(0), rows, rows.mean(0))}
+    assert made.learned(HOOK).sum() == 0
+    rows[3, 5] = float("nan")
+    assert made.learned(HOOK) is None
+    with torch.no_grad():
+        next(made.model.parameters()).fill_(float("nan"))
+    scalars = {}
+    made.read_drift(scalars)
+    assert math.isnan(scalars[f"{HOOK}/learned"]) and made.clusters() == []
 
 
 def test_what_nobody_announced_raises_one_alarm_for_each_cluster_of_some_size():

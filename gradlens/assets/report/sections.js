@@ -223,7 +223,7 @@ function drawDetails(body) {
 }
 
 const hasCurves = RUNS.some((run) => Object.keys(run.curves).length);
-if (RUNS.some(tellsMost)) section("learned", "Learned", RUNS.length > 1 ? "What did these runs learn?" : "What did this run learn?", null, drawLearned);
+if (RUNS.some(tells)) section("learned", "Learned", RUNS.length > 1 ? "What did these runs learn?" : "What did this run learn?", null, drawLearned);
 if (RUNS.some((run) => Object.keys(run.rates).length || Object.keys(run.nll).length)) section("outcome", "Outcome", "What the model does", "Measured on prompts and texts that were not trained on.", drawOutcome);
 section("runs", RUNS.length > 1 ? "Runs" : "Run", RUNS.length > 1 ? "Runs" : "Run", null, drawRuns);
 const redrawCurves = hasCurves ? section("curves", "Curves", "Learning curves", null, drawCurves) : () => {};
