@@ -284,6 +284,13 @@ class Learning:
             return None
         return beyond_chance(now - then)
 
+    def counts(self) -> dict[str, int]:
+        """How many features were learned at each hookpoint; {} before the first reading and where that cannot be told."""
+        if self.last is None or self.last is self.start:
+            return {}
+        found = {name: self.learned(name) for name in self.dictionaries}
+        return {name: int(learned.sum()) for name, learned in found.items() if learned is not None}
+
     def gained(self, hookpoint: str) -> Tensor:
         """Features whose tokens have become likelier by `MIN_GAIN` at least, in the mean weighted by activation, `bool[F]`."""
         raw = self._uptake[hookpoint][2]

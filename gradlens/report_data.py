@@ -20,6 +20,7 @@ from gradlens.findings import alarms, beyond_chance, chance, clusters, labelled,
 from gradlens.ranking import rank_correlation
 from gradlens.report_texts import MAX_EVENTS, answers, clip, event_rows, teaching_rows
 from gradlens.summary import CURVES, feature_labels, learned_counts
+from gradlens.top import nothing_taught
 
 if TYPE_CHECKING:
     from gradlens.store import RunReader
@@ -72,7 +73,10 @@ def gather(readers: Sequence[RunReader]) -> dict[str, Any]:
                 ],
                 "curves": {key: _curve(*found[key], axes, points) for key in drawn},
                 "health": {hook: _health(found, hook) for hook in hookpoints},
-                "movers": {hook: _movers(reader, hook, labels.get(hook, {}), concepts, min(rows, 150)) for hook in hookpoints},
+                "movers": {
+                    hook: _movers(reader, hook, labels.get(hook, {}), concepts, min(rows, 150), learned_counts(found))
+                    for hook in hookpoints
+                },
                 "examples": teaching_rows(reader, patterns),
                 "markers": _markers(run, events),
                 "events": _events(events),
@@ -241,8 +245,12 @@ def _health(scalars: dict[str, Any], hookpoint: str) -> dict[str, Any]:
     return found
 
 
-def _movers(reader: RunReader, hookpoint: str, labels: dict[int, str], concepts: Sequence[dict[str, Any]], rows: int) -> dict[str, Any]:
-    """The features that were taught most: `{"step", "of": features in all, "rows": [...], "by": "uptake" or "drift", ...}`.
+def _movers(
+    reader: RunReader, hookpoint: str, labels: dict[int, str], concepts: Sequence[dict[str, Any]], rows: int, learned: dict[str, int]
+) -> dict[str, Any]:
+    """The features that were taught most: `{"step", "of": features in all, "rows": [...], "by": "uptake" or "drift", "none", ...}`.
+
+    `none`: what is said where none of them was learned. `learned`: features beyond chance at each hookpoint.
 
     Rows: by uptake (without one by drift), then by push and attribution; `spark`: `by` at some snapshots.
     """
@@ -290,6 +298,7 @@ def _movers(reader: RunReader, hookpoint: str, labels: dict[int, str], concepts:
         "of": len(ids),
         "by": by,
         "rows": shown,
+        "none": nothing_taught(shown, {hook: count for hook, count in learned.items() if hook == hookpoint}),
         "concept_rank": _concept_ranks(columns, members, by),
         "faithfulness": _faithfulness(columns),
     }

@@ -13,6 +13,7 @@ from gradlens.compare import describe, percent, rule_text, scalars_by_key
 from gradlens.errors import GradlensError
 from gradlens.files import jsonable
 from gradlens.findings import alarms, beyond_chance, clusters, current, flat, in_words, labelled, routing, routing_in_words, told_of_answers
+from gradlens.top import MEASURED, has, nothing_taught, ranked_by, ranking
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -246,13 +247,18 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
                 curve = summary["curves"].get(name, {}).get(hookpoint)
                 line = f"{sparkline(curve['values'], 16)} {curve['estimator']}" if curve else ""
                 rows.add_row(escape(name), hookpoint, *(_figure(entry.get(key), "+") for key in shown), line)
-    if summary["top_features"]:
+    none = nothing_taught(summary["top_features"], learned, "attribution")
+    if none:
+        parts += [Text(""), Text.assemble(("Features that were taught most", "bold"), f": {none}")]
+    elif summary["top_features"]:
+        by = ranked_by(summary["top_features"], "attribution")
         shown = figures(summary["top_features"])
         rows = table("Features that were taught most", "hookpoint", "feature", *shown, "label")
+        parts.append(Text(ranking(summary["top_features"], "attribution"), style="dim" if by in MEASURED else "yellow"))
         for row in summary["top_features"]:
-            rows.add_row(
-                row["hookpoint"], str(row["feature"]), *(_figure(row.get(key), "+") for key in shown), escape(_clipped(row["label"]))
-            )
+            if has(row, by):
+                cells = (_figure(row.get(key), "+") for key in shown)
+                rows.add_row(row["hookpoint"], str(row["feature"]), *cells, escape(_clipped(row["label"])))
     evaluation = summary["evaluation"] or {}
     if evaluation:
         rows = table("Measured before and after", "measure", "before", "after")

@@ -112,6 +112,16 @@ def test_the_section_of_what_was_learned_says_that_it_was_nothing(tmp_path):
     assert "matey" in text and "Features learned beyond chance (false discovery rate 5%): 5 at layers.15" in text
 
 
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_the_section_of_features_says_where_none_was_learned(tmp_path):
+    text = drawn_text(tmp_path, "drawMovers", run_that_learned(tmp_path / "none", 0.0, uptake=[0.2, 0.1]))
+    assert text.startswith(
+        "Of the features at layers.1 none was learned beyond chance (false discovery rate 5%).Their figures all the same"
+    )
+    text = drawn_text(tmp_path, "drawMovers", run_that_learned(tmp_path / "some", 1.0, uptake=[0.2, 0.1]))
+    assert text.startswith("featurelabeluptake") and "none was learned" not in text
+
+
 def test_what_was_learned_is_in_the_data_with_its_marks_answers_and_labels(tmp_path):
     run = gather([RunReader(make_run(tmp_path / "a", steps=20))])["runs"][0]
     sea, sums = run["learned_in_words"]
