@@ -92,13 +92,16 @@ def _thing(learning: Learning, words: Sequence[str], features: Sequence[tuple[st
 def _by_uptake(learning: Learning, concept: str, mine: Members) -> dict[str, Any] | None:
     read = [(hookpoint, ids) for hookpoint, ids in mine if learning.has_uptake(hookpoint)]
     for hookpoint, ids in read:
-        total_F, rows_RF, _ = learning.uptake(hookpoint)
+        rows_RF = learning.uptake(hookpoint)[1]
         shown_R = learning.shown(concept)
         shown_R = texts_that_show(learning, hookpoint, ids) if shown_R is None else shown_R
-        chance = min(1.0, student(rows_RF[shown_R, :][:, ids].mean(1)) * len(read))
+        values_R = rows_RF[shown_R, :][:, ids].mean(1)
+        chance = min(1.0, student(values_R) * len(read))
         if chance <= CHANCE and learning.gained(hookpoint)[ids].any():
-            text = f"{concept} is being learned: uptake {total_F[ids].mean().item():+.3g} at {hookpoint} (chance {chance:.2g})"
-            return {"about": "concept", "name": concept, "hookpoint": hookpoint, "chance": chance, "text": text}
+            size, texts = values_R.mean().item(), len(values_R)  # of the texts that were tested: over all others it is next to nothing
+            text = f"{concept} is being learned: uptake {size:+.3g} at {hookpoint} in the {texts} probe texts that show it (chance {chance:.2g})"
+            figures = {"uptake": size, "texts": texts, "chance": chance}
+            return {"about": "concept", "name": concept, "hookpoint": hookpoint, **figures, "text": text}
     return None
 
 
