@@ -99,9 +99,9 @@ def _by_uptake(learning: Learning, concept: str, mine: Members) -> dict[str, Any
         chance = min(1.0, student(values_R) * len(read))
         if chance <= CHANCE and learning.gained(hookpoint)[ids].any():
             size, texts = values_R.mean().item(), len(values_R)  # of the texts that were tested: over all others it is next to nothing
-            text = f"{concept} is being learned: uptake {size:+.3g} at {hookpoint} in the {texts} probe texts that show it (chance {chance:.2g})"
+            shown = f"uptake {size:+.3g} at {hookpoint} in the {texts} probe texts that show it (chance {chance:.2g})"
             figures = {"uptake": size, "texts": texts, "chance": chance}
-            return {"about": "concept", "name": concept, "hookpoint": hookpoint, **figures, "text": text}
+            return {"about": "concept", "name": concept, "hookpoint": hookpoint, **figures, "text": f"{concept} is being learned: {shown}"}
     return None
 
 

@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from gradlens.excerpts import Place, around, place_of_words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -171,10 +174,32 @@ def in_words(learned: Sequence[Mapping[str, Any]], counts: Mapping[str, int], st
         if own:
             shown.append(line(f"in {own['before']} of {own['of']} of its own answers before, in {own['now']} now"))
             if own["now"] > own["before"]:
-                shown += [line((f"  {when:8}", "dim"), own["said"][when]) for when in ("before", "now")]
+                shown += [_Said(when, own["said"][when], _place(entry, when)) for when in ("before", "now")]
         if entry.get("labels"):
             shown.append(line(("labels: ", "dim"), " | ".join(entry["labels"])))
     return shown
+
+
+def _place(entry: Mapping[str, Any], when: str) -> Place:
+    """Where in what the model said a cluster is; of an older run, where its words stand."""
+    first, last = (entry["own"].get("at") or {}).get(when) or place_of_words(entry["own"]["said"][when], entry["words"])
+    return first, last
+
+
+@dataclass
+class _Said:
+    """What the model said in one line of a terminal: of a longer text the part around the place that matters."""
+
+    when: str
+    text: str
+    place: Place
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[RenderableType]:
+        from rich.text import Text
+
+        head = f"       {self.when:8}"
+        text = flat(around(self.text, self.place, max(options.max_width - len(head), 20)))
+        yield Text.assemble((head, "dim"), text, no_wrap=True, overflow="ellipsis")
 
 
 def flat(text: str) -> str:

@@ -129,6 +129,17 @@ def test_a_screen_says_it_in_words_and_within_its_width():
     assert "(at step 8)" in shown(found, {}, 12)[0]  # the run has gone on since
 
 
+def test_of_an_answer_the_screen_shows_the_part_that_was_learned():
+    answer = "There are many kinds of candles, and they differ in size, shape and age. Back in my day we had one radio for the street."
+    place = [answer.index("Back"), answer.index(" we had")]
+    own = {**SEA["own"], "said": {"before": "Candles burn. " * 12, "now": answer}, "at": {"before": [0, 7], "now": place}}
+    before, now = shown([{"step": 8, **SEA, "own": own}], {}, 8, width=80)[4:6]
+    assert before.strip().startswith("before  Candles burn.") and before.endswith("…")
+    assert "now     …" in now and "Back in my day" in now and now.endswith("…") and len(now) <= 80
+    older = {name: part for name, part in own.items() if name != "at"}  # of the texts alone: where the words stand
+    assert "one radio for the" in shown([{"step": 8, **SEA, "words": ["radio", "street"], "own": older}], {}, 8, width=80)[5]
+
+
 def test_nothing_that_a_model_wrote_controls_the_terminal():
     nasty = "a\x1b[2J\x07b\nc\x9b"
     own = {**SEA["own"], "said": {"before": nasty, "now": nasty}}
