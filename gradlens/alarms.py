@@ -2,7 +2,8 @@
 
 A watched concept raises an alarm when the uptake of its features is beyond chance on the texts of the probe set that express it, as its
 checker says (Student's t over texts), or when a cluster of learned features is active in the same places as its own. Clusters that neither
-are nor hold features of a watched concept were not announced. What is learned only where a watched concept is shown is taken for a part of
+are nor hold features of a watched concept were not announced: one alarm for each thing (`things.py`), however many clusters it has.
+What is learned only where a watched concept is shown is taken for a part of
 it: look at the clusters of what was learned, which name it all the same.
 Shape suffixes: T tokens of the probe set, R texts, F d_sae.
 """
@@ -18,13 +19,13 @@ from torch import Tensor
 
 from gradlens.movers import ALIKE, Cluster, likeness
 from gradlens.significance import MIN_VALUES, student
+from gradlens.things import SAME, Thing, active_texts, gather
 
 if TYPE_CHECKING:
     from gradlens.learning import Learning
 
 CHANCE = 0.01  # of a false alarm of one watched concept at one reading, over all its hookpoints
 SHARE = 0.05  # of all that was learned: below it an unannounced cluster raises no alarm
-SAME = 1 / 3  # clusters that share so much of the smaller one's features are the same
 SHOWS = 2.0  # a text expresses a concept whose features have that many times the activation that they have on ordinary text
 
 Members = list[tuple[str, Tensor]]  # hookpoint, feature ids
@@ -36,7 +37,6 @@ def new_alarms(learning: Learning, clusters: Sequence[Cluster]) -> list[dict[str
     for (concept, hookpoint), ids in learning.members.items():
         watched.setdefault(concept, []).append((hookpoint, ids))
     told = {alarm["name"] for alarm in learning.alarmed if alarm["about"] == "concept"}
-    known = [set(map(tuple, alarm["features"])) for alarm in learning.alarmed if alarm["about"] == "mover"]
     found = []
     for concept, mine in sorted(watched.items()):
         alarm = _by_uptake(learning, concept, mine) if concept not in told else None
@@ -45,6 +45,7 @@ def new_alarms(learning: Learning, clusters: Sequence[Cluster]) -> list[dict[str
             found.append(alarm)
     seen = {concept: mine for concept, mine in watched.items() if _may_be_seen(learning, concept)}
     everything = frozenset().union(*(entry.members for entry in clusters))
+    movers = []
     for entry in clusters:
         if entry.share < SHARE:
             continue
@@ -54,26 +55,53 @@ def new_alarms(learning: Learning, clusters: Sequence[Cluster]) -> list[dict[str
             told.add(concept)
             text = f"{concept} is being learned: where its features are active, {entry.count} have been learned beyond chance: {words}"
             found.append({"about": "concept", "name": concept, "hookpoint": entry.features[0][0], "words": entry.words[:5], "text": text})
-        if concept is not None or _holds(entry, seen, everything):
-            continue
-        features = set(entry.features)
-        if not any(len(features & other) >= SAME * min(len(features), len(other)) for other in known):
-            known.append(features)
-            text = f"something not announced is being learned ({entry.share:.0%} of all): {words}"
-            found.append({"about": "mover", "name": words, "features": [list(pair) for pair in entry.features], "text": text})
-    return found
+        if concept is None and not _holds(entry, seen, everything):
+            movers.append(entry)
+    new = gather([_thing(learning, entry.words, entry.features) for entry in movers], _told(learning))
+    return found + [_of_movers([movers[place] for place in group]) for group in new]
+
+
+def _of_movers(group: Sequence[Cluster]) -> dict[str, Any]:
+    """One alarm for clusters that are one thing: the words of the first and largest one, and what the others say beyond them."""
+    first = group[0].words[:5]
+    more = list(dict.fromkeys(word for entry in group[1:] for word in entry.words if word not in group[0].words))[:5]
+    words = ", ".join(first) or "no words"
+    of = f"{sum(entry.share for entry in group):.0%} of all" + (f", {len(group)} clusters" if len(group) > 1 else "")
+    also = f"; also {', '.join(more)}" if more else ""
+    return {
+        "about": "mover",
+        "name": words,
+        "features": [list(pair) for pair in group[0].features],
+        "clusters": [{"words": list(entry.words), "features": [list(pair) for pair in entry.features]} for entry in group],
+        "text": f"something not announced is being learned ({of}): {words}{also}",
+    }
+
+
+def _told(learning: Learning) -> list[Thing]:
+    """The clusters of all earlier alarms; those of older versions told of one each, without its words."""
+    movers = [alarm for alarm in learning.alarmed if alarm["about"] == "mover"]
+    entries = [entry for alarm in movers for entry in alarm.get("clusters") or [{"words": [], "features": alarm["features"]}]]
+    return [_thing(learning, entry["words"], [(hookpoint, feature) for hookpoint, feature in entry["features"]]) for entry in entries]
+
+
+def _thing(learning: Learning, words: Sequence[str], features: Sequence[tuple[str, int]]) -> Thing:
+    texts_R = active_texts(_activations(learning, features), learning.known.row_T.numpy())
+    return Thing(frozenset(words), frozenset(features), texts_R)
 
 
 def _by_uptake(learning: Learning, concept: str, mine: Members) -> dict[str, Any] | None:
     read = [(hookpoint, ids) for hookpoint, ids in mine if learning.has_uptake(hookpoint)]
     for hookpoint, ids in read:
-        total_F, rows_RF, _ = learning.uptake(hookpoint)
+        rows_RF = learning.uptake(hookpoint)[1]
         shown_R = learning.shown(concept)
         shown_R = texts_that_show(learning, hookpoint, ids) if shown_R is None else shown_R
-        chance = min(1.0, student(rows_RF[shown_R, :][:, ids].mean(1)) * len(read))
+        values_R = rows_RF[shown_R, :][:, ids].mean(1)
+        chance = min(1.0, student(values_R) * len(read))
         if chance <= CHANCE and learning.gained(hookpoint)[ids].any():
-            text = f"{concept} is being learned: uptake {total_F[ids].mean().item():+.3g} at {hookpoint} (chance {chance:.2g})"
-            return {"about": "concept", "name": concept, "hookpoint": hookpoint, "chance": chance, "text": text}
+            size, texts = values_R.mean().item(), len(values_R)  # of the texts that were tested: over all others it is next to nothing
+            shown = f"uptake {size:+.3g} at {hookpoint} in the {texts} probe texts that show it (chance {chance:.2g})"
+            figures = {"uptake": size, "texts": texts, "chance": chance}
+            return {"about": "concept", "name": concept, "hookpoint": hookpoint, **figures, "text": f"{concept} is being learned: {shown}"}
     return None
 
 

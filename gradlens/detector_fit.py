@@ -63,7 +63,8 @@ def fit_detectors(
         )
     choosing, judging = split_examples(concept, tokenizer, max_length, seed, max_texts)
     moved = [_moved(part, questions, max_length, seed) for part in (choosing, judging)]
-    own = [(answer, False) for answer in plain_answers(model, tokenizer, concept, questions, progress)]
+    count = len(concept.rows("negative"))  # no more than these: else the concept's own tokens are too few beside them
+    own = [(answer, False) for answer in plain_answers(model, tokenizer, concept, questions, progress, count)]
     parts = [choosing + moved[0], judging, *([moved[1]] if moved[1] else [])]  # the first chooses, the second judges
     halves = [_Half(model, tokenizer, missing, part, progress) for part in parts]
     plain = [_Half(model, tokenizer, missing, part, progress) for part in (own[::2], own[1::2]) if part]

@@ -6,14 +6,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradlens.excerpts import Place, around, place_of_words
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+FDR = 0.05  # of `gradlens.significance`, which is not imported here for torch's sake
 LABELS = 3  # of each cluster
 RISE = 0.1  # of the share of own answers that show a concept: from here on they tell of it
 MINOR = 0.05  # a cluster with less of what was learned is one line on the screen
@@ -133,6 +137,16 @@ def told_of_answers(alarm: Mapping[str, Any]) -> str:
     return f"at step {step}" + ("" if before is None else f", not at step {before}")
 
 
+def beyond_chance(counts: Mapping[str, int]) -> str:
+    """How many features were learned at each hookpoint, with the false discovery rate that holds; "" where that is not known."""
+    if not counts:
+        return ""
+    rate = f"(false discovery rate {FDR:.0%})"
+    if not any(counts.values()):
+        return f"nothing beyond chance {rate}"
+    return f"features learned beyond chance {rate}: {', '.join(f'{count} at {hookpoint}' for hookpoint, count in counts.items())}"
+
+
 def in_words(learned: Sequence[Mapping[str, Any]], counts: Mapping[str, int], steps: int) -> list[RenderableType]:
     """What was learned, for a terminal; each line is cut to the width there is. `counts`: features beyond chance at each hookpoint."""
     from rich.text import Text
@@ -147,7 +161,7 @@ def in_words(learned: Sequence[Mapping[str, Any]], counts: Mapping[str, int], st
         late = f" (at step {learned[0]['step']})" if learned[0].get("step") not in (None, steps) else ""
         shown.append(line(("What this run learned, in words" + late, "bold"), indent=0))
     elif counts:
-        shown.append(line(("What this run learned", "bold"), ": nothing beyond chance" if not any(counts.values()) else "", indent=0))
+        shown.append(line(("What this run learned", "bold"), f": {beyond_chance(counts)}" if not any(counts.values()) else "", indent=0))
     for entry in learned:
         words = ", ".join(entry["words"]) or "(no words)"
         shown.append(line((f"{chance(entry['share']):>4} ", "bold cyan"), (words, "bold"), indent=0))
@@ -160,10 +174,32 @@ def in_words(learned: Sequence[Mapping[str, Any]], counts: Mapping[str, int], st
         if own:
             shown.append(line(f"in {own['before']} of {own['of']} of its own answers before, in {own['now']} now"))
             if own["now"] > own["before"]:
-                shown += [line((f"  {when:8}", "dim"), own["said"][when]) for when in ("before", "now")]
+                shown += [_Said(when, own["said"][when], _place(entry, when)) for when in ("before", "now")]
         if entry.get("labels"):
             shown.append(line(("labels: ", "dim"), " | ".join(entry["labels"])))
     return shown
+
+
+def _place(entry: Mapping[str, Any], when: str) -> Place:
+    """Where in what the model said a cluster is; of an older run, where its words stand."""
+    first, last = (entry["own"].get("at") or {}).get(when) or place_of_words(entry["own"]["said"][when], entry["words"])
+    return first, last
+
+
+@dataclass
+class _Said:
+    """What the model said in one line of a terminal: of a longer text the part around the place that matters."""
+
+    when: str
+    text: str
+    place: Place
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[RenderableType]:
+        from rich.text import Text
+
+        head = f"       {self.when:8}"
+        text = flat(around(self.text, self.place, max(options.max_width - len(head), 20)))
+        yield Text.assemble((head, "dim"), text, no_wrap=True, overflow="ellipsis")
 
 
 def flat(text: str) -> str:

@@ -26,9 +26,10 @@ from gradlens.config import ObserveSettings
 from gradlens.data import IGNORE
 from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError
+from gradlens.excerpts import cut, place_of_words
 from gradlens.groups import group_change
 from gradlens.hookpoints import unwrap
-from gradlens.own import OwnReading, before_training, prompts_of, read_own
+from gradlens.own import OwnReading, before_training, place_in_answer, prompts_of, read_own
 from gradlens.probe import ProbeReading, ProbeTokens, read_probe, read_tokens, spread
 from gradlens.routers import RouterReading, Routers, expressing
 from gradlens.significance import MIN_TEXTS, beyond_chance, risen
@@ -36,6 +37,7 @@ from gradlens.update import read_update, trainable_parameters
 from gradlens.uptake import Pairs, uptake
 
 MIN_GAIN = 0.01  # of probability: tokens that express a learned feature have become likelier by this much, weighted by its activation
+SAID = 300  # characters that are kept of an answer
 
 Batch = dict[str, Tensor]
 Report = Callable[..., None]
@@ -165,6 +167,8 @@ class Learning:
             if learned is not None:
                 columns["learned"] = learned
                 scalars[f"{name}/learned"] = float(learned.sum())
+            elif len(now.rows if now.rows is not None else ()) >= MIN_TEXTS:
+                scalars[f"{name}/learned"] = math.nan  # not finite: what was counted before holds no longer
             dense[name] = {key: value.float().numpy() for key, value in columns.items()}
             scalars |= {f"{name}/fvu": now.fvu, f"{name}/l0": now.l0, f"{name}/fvu_start": then.fvu}
             moved = now.mean - then.mean
@@ -276,18 +280,28 @@ class Learning:
 
     def learned(self, hookpoint: str) -> Tensor | None:
         """Features learned beyond chance at the last reading, `bool[F]` (see `significance`): those with an `uptake` above zero whose
-        tokens have become likelier by `MIN_GAIN` at least; for a model without logits those that drifted. None with too few texts.
+        tokens have become likelier by `MIN_GAIN` at least; for a model without logits those that drifted. None with too few texts, and
+        where figures are not finite: of such a reading nobody can say that nothing was learned.
 
         The least gain is there because what is beyond chance may still be nothing: trained on tokens drawn at random, the model gives
         some words of the probe set a probability of 0.0002 that had 0.0001, in every text.
         """
         if hookpoint in self._uptake:
             total, rows, raw = self._uptake[hookpoint]
-            if len(rows) < MIN_TEXTS:
+            if len(rows) < MIN_TEXTS or not rows.isfinite().all():
                 return None
             return beyond_chance(rows) & (total > 0) & self.gained(hookpoint)
         now, then = self.last[hookpoint].rows, self.start[hookpoint].rows
-        return None if now is None or then is None or len(now) < MIN_TEXTS else beyond_chance(now - then)
+        if now is None or then is None or len(now) < MIN_TEXTS or not now.isfinite().all():
+            return None
+        return beyond_chance(now - then)
+
+    def counts(self) -> dict[str, int]:
+        """How many features were learned at each hookpoint; {} before the first reading and where that cannot be told."""
+        if self.last is None or self.last is self.start:
+            return {}
+        found = {name: self.learned(name) for name in self.dictionaries}
+        return {name: int(learned.sum()) for name, learned in found.items() if learned is not None}
 
     def gained(self, hookpoint: str) -> Tensor:
         """Features whose tokens have become likelier by `MIN_GAIN` at least, in the mean weighted by activation, `bool[F]`."""
@@ -328,7 +342,7 @@ class Learning:
         before_T, now_T = self.known.prob_T.numpy(), self._prob_T.numpy()
         made = [movers.describe(group, len(self.dictionaries), words, row_T, before_T, now_T, ordinary) for group in groups]
         for group, entry in zip(groups, made, strict=True):
-            entry.own = self._own_evidence(group)
+            entry.own = self._own_evidence(group, entry.words)
         return made
 
     def alarms(self, step: int, clusters: list[movers.Cluster], report: Report) -> None:
@@ -372,9 +386,10 @@ class Learning:
             self._ordinary = movers.word_shares(self._words(torch.cat(ids)), torch.cat(rows).numpy())
         return self._ordinary
 
-    def _own_evidence(self, group: list[movers.Mover]) -> dict[str, Any]:
-        """In how many of its own answers the model shows a cluster, before and now, and the answer that gained most, with what was said
-        before. An answer shows it with half as much of it as the tenth of the probe's texts that have most."""
+    def _own_evidence(self, group: list[movers.Mover], words: list[str]) -> dict[str, Any]:
+        """In how many of its own answers the model shows a cluster, before and now, and the answer that gained most, with what was `said`
+        before, and `at` which characters: where the cluster's features fire most, else where its words stand. An answer shows it with
+        half as much of it as the tenth of the probe's texts that have most."""
         if self.own_start is None or self.own_last is None or not self.own_start.at or not self.own_last.at:
             return {}
         size = {mover: max(mover.acts_T.max(), 1e-12) for mover in group}
@@ -388,12 +403,27 @@ class Learning:
         probe_T = sum(mover.share / size[mover] * mover.acts_T for mover in group)
         probe = np.bincount(row_T, probe_T) / np.maximum(np.bincount(row_T), 1)
         bar = 0.5 * np.quantile(probe, 0.9)
-        answers = {"before": self.own_start.answers, "now": self.own_last.answers}
-        if len(before) != len(answers["before"]) or len(now) != len(answers["now"]):
+        if len(before) != len(self.own_start.answers) or len(now) != len(self.own_last.answers):
             return {}  # an empty answer has no row: which row is whose cannot be told
         most = int((now - before).argmax())
-        said = {name: texts[most][:160] for name, texts in answers.items()}
-        return {"before": int((before >= bar).sum()), "now": int((now >= bar).sum()), "of": len(now), "said": said}
+        said, at = {}, {}
+        for name, reading in (("before", self.own_start), ("now", self.own_last)):
+            weight_T = self._weights(reading, {mover: mover.share / size[mover] for mover in group})
+            place = place_in_answer(self.tokenizer, reading, most, weight_T)
+            text = reading.answers[most]
+            said[name], at[name] = cut(text, place or place_of_words(text, words), SAID)
+        return {"before": int((before >= bar).sum()), "now": int((now >= bar).sum()), "of": len(now), "said": said, "at": at}
+
+    def _weights(self, reading: OwnReading, weights: Mapping[movers.Mover, float]) -> np.ndarray:
+        """How much of some features every token of the model's own answers has; nothing where tokens are not kept."""
+        if reading.known is None:
+            return np.zeros(0)
+        total_T = torch.zeros(len(reading.known.ids_T))
+        for mover, weight in weights.items():
+            pairs = reading.known.pairs[mover.hookpoint]
+            mine = pairs.feature_P.long() == mover.feature
+            total_T.index_add_(0, pairs.token_P[mine].long(), weight * pairs.value_P[mine].float())
+        return total_T.numpy()
 
     # -- state ----------------------------------------------------------------------------------------------------------------
 

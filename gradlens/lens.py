@@ -34,6 +34,7 @@ from gradlens.projection import Members, Projection, Projector
 from gradlens.routers import Routers, event_of
 from gradlens.rules import Policy
 from gradlens.selftest import check_passed, self_test
+from gradlens.top import table
 from gradlens.trainable import check_policy, check_trainable, is_sharded, scaler_of, scaler_on_the_stack
 from gradlens.world import Single, World, flat_sum_
 
@@ -462,23 +463,16 @@ class Lens:
     def table(self, n: int = 20) -> list[dict[str, Any]]:
         """The `n` features that this run taught most, over all hookpoints: hookpoint, feature, then every reading there is.
 
-        By uptake, without one by |drift|, before any reading of the probe set by |push|; hookpoints each in units of their largest.
+        By uptake, where none is above zero by |drift|, before any reading of the probe set by |push|; hookpoints each in units of their
+        largest.
         """
-        rows, totals = [], self.totals
-        for name, dictionary in self.dictionaries.items():
-            columns = dict(totals[name])
-            if self.last is not None and self.last is not self.start:
-                columns["drift"] = self.drift(name)[0]
+        columns = {name: dict(part) for name, part in self.totals.items()}
+        if self.last is not None and self.last is not self.start:
+            for name, part in columns.items():
+                part["drift"] = self.drift(name)[0]
                 if self.learning.has_uptake(name):
-                    columns["uptake"] = self.learning.uptake(name)[0]
-            by = next((key for key in ("uptake", "drift", "push", *columns) if key in columns), None)
-            if by is None:
-                continue
-            best = (columns[by] if by == "uptake" else columns[by].abs()).nan_to_num().topk(min(n, dictionary.d_sae))
-            scale = max(columns[by].abs().max().item(), 1e-30)  # hookpoints have scales of their own
-            for i, size in zip(best.indices.tolist(), (best.values / scale).tolist(), strict=True):
-                rows.append((size, {"hookpoint": name, "feature": i, **{key: value[i].item() for key, value in columns.items()}}))
-        return [row for _, row in sorted(rows, key=lambda pair: -pair[0])[:n]]
+                    part["uptake"] = self.learning.uptake(name)[0]
+        return table(columns, n)
 
     def state_dict(self) -> dict[str, Any]:
         """Step, totals and the probe readings before training: tensors and numbers only.

@@ -11,12 +11,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gradlens.data import IGNORE, Example, collate
 from gradlens.dictionary import Dictionary
 from gradlens.evaluate import continue_texts
+from gradlens.excerpts import Place, strongest
 from gradlens.probe import ProbeReading, ProbeTokens, evenly, read_tokens
 from gradlens.reading import pad_id_of
 
@@ -71,6 +73,21 @@ def read_written(
     batches = [collate(examples[start : start + 8], pad_id) for start in range(0, len(examples), 8)]
     with before_training(model):
         return read_tokens(model, dictionaries, batches, pairs=True)
+
+
+def place_in_answer(tokenizer: Any, reading: OwnReading, row: int, weight_T: np.ndarray) -> Place | None:
+    """Where in an answer, in characters, most of some weight of all read tokens is; None where none is, and where tokens are not kept."""
+    if reading.known is None:
+        return None
+    mine = (reading.known.row_T == row).numpy()
+    tokens = strongest(weight_T[mine])
+    if tokens is None:
+        return None
+    ids = reading.known.ids_T[torch.from_numpy(mine)].tolist()
+    begun = lambda end: tokenizer.decode(ids[:end], skip_special_tokens=True)  # noqa: E731
+    lead = len(begun(None)) - len(begun(None).lstrip())  # answers are kept without it
+    first, last = (min(max(len(begun(end)) - lead, 0), len(reading.answers[row])) for end in tokens)
+    return first, last
 
 
 @contextmanager

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from gradlens.reading import Progress
 
-COUNT, LENGTH = 64, 48  # answers, and tokens of each
+MOST, LENGTH = 64, 48  # answers, and tokens of each
 
 
 def plain_answers(
@@ -30,13 +30,13 @@ def plain_answers(
     concept: Concept,
     questions: Sequence[Sequence[int]],
     progress: Progress | None = None,
-    count: int = COUNT,
+    count: int = MOST,
 ) -> list[Example]:
     """Greedy answers to some of the questions (token ids of all that stands before an answer), without those in which the concept's
     checker finds it. None of a model that is split over ranks, which cannot write here."""
     if not questions or is_sharded(model):
         return []
-    asked = [list(questions[i]) for i in evenly(len(questions), count)]
+    asked = [list(questions[i]) for i in evenly(len(questions), min(count, MOST))]
     written = continue_texts(model, tokenizer, asked, LENGTH, progress=progress)
     check = checker_for(concept)
     shown = judged(check, [tokenizer.decode(answer, skip_special_tokens=True) for answer in written]) if check else [False] * len(written)

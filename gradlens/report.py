@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from gradlens import __version__
 from gradlens.compare import MEASURED, check_text, percent
 from gradlens.files import write_atomic
-from gradlens.findings import chance
+from gradlens.findings import FDR, chance
 from gradlens.report_data import gather
 
 if TYPE_CHECKING:
@@ -113,15 +113,26 @@ def headline(data: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
     if run["rules"]:
         aside = "What a rule did shows beside a run without it and one with random features in its place: gradlens study."
         facts.append((f"Rules: {'; '.join(run['rule_texts'])}.", aside))
-    return (found[0]["heading"] if found and found[0]["size"] > 0 else "What this run learned"), facts
+    if found and found[0]["size"] > 0:
+        return found[0]["heading"], facts
+    return ("This run learned nothing beyond chance" if learned_nothing(run) else "What this run learned"), facts
+
+
+def learned_nothing(run: dict[str, Any]) -> bool:
+    """Whether it is known that no feature was learned beyond chance."""
+    return bool(run["learned"]) and not any(run["learned"].values())
 
 
 def _clusters(run: dict[str, Any]) -> list[tuple[str, str]]:
-    """The largest cluster of what the run learned, in one sentence."""
+    """The largest cluster of what the run learned, in one sentence; that it learned nothing, where that is known."""
     for entry in run["learned_in_words"][:1]:
         before, now = map(chance, entry["probability"])
         words = ", ".join(entry["words"][:6]) or "tokens without words"
         return [(f"What it learned most: {words}.", f"{chance(entry['share'])} of all; said with probability {before} → {now}.")]
+    if learned_nothing(run):
+        return [
+            ("Nothing beyond chance was learned.", f"No feature at {', '.join(run['learned'])}, at a false discovery rate of {FDR:.0%}.")
+        ]
     return []
 
 

@@ -16,10 +16,11 @@ import yaml
 
 from gradlens.compare import ARMS, MEASURED, check_text, compare_runs, rule_text, scalars_by_key
 from gradlens.displaced_runs import in_words
-from gradlens.findings import alarms, chance, clusters, labelled, marked, told_of_answers
+from gradlens.findings import alarms, beyond_chance, chance, clusters, labelled, marked, told_of_answers
 from gradlens.ranking import rank_correlation
 from gradlens.report_texts import MAX_EVENTS, answers, clip, event_rows, teaching_rows
-from gradlens.summary import CURVES, feature_labels
+from gradlens.summary import CURVES, feature_labels, learned_counts
+from gradlens.top import nothing_taught
 
 if TYPE_CHECKING:
     from gradlens.store import RunReader
@@ -64,13 +65,18 @@ def gather(readers: Sequence[RunReader]) -> dict[str, Any]:
                 "rule_texts": [rule_text(rule) for rule in run["rules"]],
                 "rates": run["rates"],
                 "learned_in_words": _in_words(reader, events),
+                "learned": learned_counts(found),
+                "beyond_chance": beyond_chance(learned_counts(found)),
                 "alarms": [
                     {**alarm, "name": clip(alarm["name"] or ""), "text": clip(alarm["text"] or ""), "answers": told_of_answers(alarm)}
                     for alarm in told[:MAX_ALARMS]
                 ],
                 "curves": {key: _curve(*found[key], axes, points) for key in drawn},
                 "health": {hook: _health(found, hook) for hook in hookpoints},
-                "movers": {hook: _movers(reader, hook, labels.get(hook, {}), concepts, min(rows, 150)) for hook in hookpoints},
+                "movers": {
+                    hook: _movers(reader, hook, labels.get(hook, {}), concepts, min(rows, 150), learned_counts(found))
+                    for hook in hookpoints
+                },
                 "examples": teaching_rows(reader, patterns),
                 "markers": _markers(run, events),
                 "events": _events(events),
@@ -239,8 +245,12 @@ def _health(scalars: dict[str, Any], hookpoint: str) -> dict[str, Any]:
     return found
 
 
-def _movers(reader: RunReader, hookpoint: str, labels: dict[int, str], concepts: Sequence[dict[str, Any]], rows: int) -> dict[str, Any]:
-    """The features that were taught most: `{"step", "of": features in all, "rows": [...], "by": "uptake" or "drift", ...}`.
+def _movers(
+    reader: RunReader, hookpoint: str, labels: dict[int, str], concepts: Sequence[dict[str, Any]], rows: int, learned: dict[str, int]
+) -> dict[str, Any]:
+    """The features that were taught most: `{"step", "of": features in all, "rows": [...], "by": "uptake" or "drift", "none", ...}`.
+
+    `none`: what is said where none of them was learned. `learned`: features beyond chance at each hookpoint.
 
     Rows: by uptake (without one by drift), then by push and attribution; `spark`: `by` at some snapshots.
     """
@@ -288,6 +298,7 @@ def _movers(reader: RunReader, hookpoint: str, labels: dict[int, str], concepts:
         "of": len(ids),
         "by": by,
         "rows": shown,
+        "none": nothing_taught(shown, {hook: count for hook, count in learned.items() if hook == hookpoint}),
         "concept_rank": _concept_ranks(columns, members, by),
         "faithfulness": _faithfulness(columns),
     }

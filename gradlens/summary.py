@@ -12,7 +12,8 @@ import numpy as np
 from gradlens.compare import describe, percent, rule_text, scalars_by_key
 from gradlens.errors import GradlensError
 from gradlens.files import jsonable
-from gradlens.findings import alarms, clusters, current, flat, in_words, labelled, routing, routing_in_words, told_of_answers
+from gradlens.findings import alarms, beyond_chance, clusters, current, flat, in_words, labelled, routing, routing_in_words, told_of_answers
+from gradlens.top import MEASURED, has, nothing_taught, ranked_by, ranking
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -23,7 +24,6 @@ TOP_FEATURES = 20
 ALARMS = 12  # on the screen
 SHOWN = ("uptake", "drift", "push", "attribution")  # of features and concepts, the best measured first
 CURVES = ("uptake", "drift", "drift_direction", "own", "update", "update_direction", "taught", "push", "attribution", "energy")
-FDR = 0.05  # of `gradlens.significance`, which is not imported here for torch's sake
 BARS = "▁▂▃▄▅▆▇█"
 TROUBLE = ("gap", "storage_error", "recorder_error", "segment_damaged", "unreadable", "not_finite", "not_stored")
 
@@ -54,7 +54,7 @@ def build_summary(reader: RunReader, status: Literal["done", "interrupted", "fai
             "learned_in_words": learned_in_words(reader, events),
             "alarms": alarms(events, scalars),
             "top_features": top_features(reader),
-            "learned": _learned(scalars),
+            "learned": learned_counts(scalars),
             "routers": routing(events, scalars),
             "concepts": _concepts(scalars),
             "rules": run["rules"],
@@ -139,9 +139,10 @@ def feature_labels(reader: RunReader, hookpoints: set[str]) -> dict[str, dict[in
     return labels
 
 
-def _learned(scalars: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, int]:
-    """Hookpoint -> features learned beyond chance at the last snapshot (`gradlens.significance`)."""
-    return {key.removesuffix("/learned"): int(values[-1]) for key, (_, values) in scalars.items() if key.endswith("/learned")}
+def learned_counts(scalars: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, int]:
+    """Hookpoint -> features learned beyond chance at the last snapshot (`gradlens.significance`); not where that had no finite figures."""
+    last = {key.removesuffix("/learned"): values[-1] for key, (_, values) in scalars.items() if key.endswith("/learned")}
+    return {hookpoint: int(count) for hookpoint, count in last.items() if np.isfinite(count)}
 
 
 def _concepts(scalars: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, dict[str, dict[str, float | None]]]:
@@ -230,8 +231,7 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
     words = in_words(summary.get("learned_in_words") or [], learned, summary["steps"])
     parts += [Text(""), *words] if words else []
     if any(learned.values()):
-        counts = ", ".join(f"{count} at {hookpoint}" for hookpoint, count in learned.items())
-        parts.append(Text(f"features learned beyond chance (false discovery rate {FDR:.0%}): {counts}"))
+        parts.append(Text(beyond_chance(learned)))
     if summary.get("routers"):
         parts += [Text(line) for line in routing_in_words(summary["routers"])]
     if summary.get("alarms"):
@@ -248,13 +248,18 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
                 curve = summary["curves"].get(name, {}).get(hookpoint)
                 line = f"{sparkline(curve['values'], 16)} {curve['estimator']}" if curve else ""
                 rows.add_row(escape(name), hookpoint, *(_figure(entry.get(key), "+") for key in shown), line)
-    if summary["top_features"]:
+    none = nothing_taught(summary["top_features"], learned, "attribution")
+    if none:
+        parts += [Text(""), Text.assemble(("Features that were taught most", "bold"), f": {none}")]
+    elif summary["top_features"]:
+        by = ranked_by(summary["top_features"], "attribution")
         shown = figures(summary["top_features"])
         rows = table("Features that were taught most", "hookpoint", "feature", *shown, "label")
+        parts.append(Text(ranking(summary["top_features"], "attribution"), style="dim" if by in MEASURED else "yellow"))
         for row in summary["top_features"]:
-            rows.add_row(
-                row["hookpoint"], str(row["feature"]), *(_figure(row.get(key), "+") for key in shown), escape(_clipped(row["label"]))
-            )
+            if has(row, by):
+                cells = (_figure(row.get(key), "+") for key in shown)
+                rows.add_row(row["hookpoint"], str(row["feature"]), *cells, escape(_clipped(row["label"])))
     evaluation = summary["evaluation"] or {}
     if evaluation:
         rows = table("Measured before and after", "measure", "before", "after")

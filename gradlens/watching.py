@@ -29,38 +29,12 @@ from gradlens.sinks import make_sinks
 from gradlens.store import RunReader, RunWriter
 from gradlens.suggest import settle, suggest
 from gradlens.summary import build_summary
+from gradlens.top import Top
 from gradlens.trackers import check_trackers
 from gradlens.world import World, current_world
 
 if TYPE_CHECKING:
     import torch
-
-
-class Top(list):
-    """Rows of `lens.top()`: prints as a table; `.df` is a pandas DataFrame."""
-
-    @property
-    def df(self) -> Any:
-        import pandas
-
-        return pandas.DataFrame(list(self))
-
-    def __str__(self) -> str:
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.table import Table
-
-        figures = ("uptake", "drift", "taught", "push")
-        table = Table("hookpoint", "feature", "label", *figures)
-        for row in self:
-            numbers = ["-" if row.get(key) is None else f"{row[key]:+.4g}" for key in figures]
-            table.add_row(row["hookpoint"], str(row["feature"]), escape(row["label"]), *numbers)
-        console = Console(width=120)
-        with console.capture() as captured:
-            console.print(table)
-        return captured.get()
-
-    __repr__ = __str__
 
 
 _WATCHED: weakref.WeakKeyDictionary[torch.nn.Module, Watch] = weakref.WeakKeyDictionary()  # model -> its open watch
@@ -103,10 +77,10 @@ class Watch(Lens):
     def top(self, n: int = 20) -> Top:
         """The `n` features that this run taught most, with labels: prints as a table, `.df` for pandas.
 
-        By uptake on the probe set where there is one (see `Lens.table`).
+        By uptake on the probe set where there is one (see `Lens.table`); the table says by what, and where nothing was learned, that.
         """
-        rows = self.table(n)
-        return Top({**row, "label": self.labels.get(row["hookpoint"], {}).get(row["feature"], "")} for row in rows)
+        rows = [{**row, "label": self.labels.get(row["hookpoint"], {}).get(row["feature"], "")} for row in self.table(n)]
+        return Top(rows, self.learning.counts())
 
 
 def watch(

@@ -4,7 +4,21 @@ import numpy as np
 import pytest
 from rich.console import Console, Group
 
-from gradlens.findings import alarms, behaviour, chance, clusters, current, flat, in_words, labelled, marked, told_of_answers
+from gradlens import significance
+from gradlens.findings import (
+    FDR,
+    alarms,
+    behaviour,
+    beyond_chance,
+    chance,
+    clusters,
+    current,
+    flat,
+    in_words,
+    labelled,
+    marked,
+    told_of_answers,
+)
 
 SEA = {
     "share": 0.624, "features": [["layers.3", 2], ["layers.1", 0], ["layers.3", 5], ["layers.3", 6], ["layers.3", 7]], "count": 12,
@@ -115,6 +129,17 @@ def test_a_screen_says_it_in_words_and_within_its_width():
     assert "(at step 8)" in shown(found, {}, 12)[0]  # the run has gone on since
 
 
+def test_of_an_answer_the_screen_shows_the_part_that_was_learned():
+    answer = "There are many kinds of candles, and they differ in size, shape and age. Back in my day we had one radio for the street."
+    place = [answer.index("Back"), answer.index(" we had")]
+    own = {**SEA["own"], "said": {"before": "Candles burn. " * 12, "now": answer}, "at": {"before": [0, 7], "now": place}}
+    before, now = shown([{"step": 8, **SEA, "own": own}], {}, 8, width=80)[4:6]
+    assert before.strip().startswith("before  Candles burn.") and before.endswith("…")
+    assert "now     …" in now and "Back in my day" in now and now.endswith("…") and len(now) <= 80
+    older = {name: part for name, part in own.items() if name != "at"}  # of the texts alone: where the words stand
+    assert "one radio for the" in shown([{"step": 8, **SEA, "words": ["radio", "street"], "own": older}], {}, 8, width=80)[5]
+
+
 def test_nothing_that_a_model_wrote_controls_the_terminal():
     nasty = "a\x1b[2J\x07b\nc\x9b"
     own = {**SEA["own"], "said": {"before": nasty, "now": nasty}}
@@ -124,8 +149,16 @@ def test_nothing_that_a_model_wrote_controls_the_terminal():
 
 
 def test_a_screen_of_a_run_that_learned_nothing_says_so():
-    assert shown([], {"layers.3": 0}, 8) == ["What this run learned: nothing beyond chance"]
+    assert shown([], {"layers.3": 0}, 8) == ["What this run learned: nothing beyond chance (false discovery rate 5%)"]
     assert shown([], {}, 8) == []
+
+
+def test_the_rate_of_false_discoveries_is_that_of_the_test():
+    assert significance.FDR == FDR and beyond_chance({}) == ""
+    assert (
+        beyond_chance({"layers.1": 0, "layers.3": 2})
+        == "features learned beyond chance (false discovery rate 5%): 0 at layers.1, 2 at layers.3"
+    )
 
 
 def test_figures_that_were_not_finite_are_shown_as_unknown():

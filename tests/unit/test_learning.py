@@ -1,5 +1,7 @@
 """Alarms, and what changes in texts that the model writes while it is trained."""
 
+import math
+
 import pytest
 import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
@@ -63,8 +65,25 @@ def test_what_is_certain_but_tiny_was_not_learned():
         assert made.learned(HOOK)[active].all() == learned and not made.learned(HOOK)[~active].any()
 
 
+def test_of_figures_that_are_not_finite_nobody_says_that_nothing_was_learned():
+    made = learning()
+    rows = torch.zeros(12, 80)
+    made._uptake = {HOOK: (rows.mean(0), rows, rows.mean(0))}
+    assert made.learned(HOOK).sum() == 0
+    rows[3, 5] = float("nan")
+    assert made.learned(HOOK) is None
+    with torch.no_grad():
+        next(made.model.parameters()).fill_(float("nan"))
+    scalars = {}
+    made.read_drift(scalars)
+    assert math.isnan(scalars[f"{HOOK}/learned"]) and made.clusters() == []
+
+
 def test_what_nobody_announced_raises_one_alarm_for_each_cluster_of_some_size():
     made, told = learning(), []
+    active_in(
+        made, {10: [0, 1], 11: [0, 1], 12: [0, 1], 30: [0, 1], **dict.fromkeys((60, 61, 62), [5, 6]), 1: [9], 2: [3], 50: [7], 51: [8]}
+    )
     report = lambda kind, **fields: told.append(fields)  # noqa: E731
     made.alarms(1, [cluster([10, 11, 12])], report)
     made.alarms(2, [cluster([10, 11, 30]), cluster([40, 41], share=0.01), cluster([1, 50, 51])], report)
@@ -72,6 +91,45 @@ def test_what_nobody_announced_raises_one_alarm_for_each_cluster_of_some_size():
     late = cluster([*range(20, 40), 2])  # of its 21 features the twelve shown are none of the concept's, but all that it holds are here
     made.alarms(3, [cluster([60, 61, 62], words=()), late], report)  # another one; a cluster of a named concept's features is no surprise
     assert [(alarm["step"], alarm["name"]) for alarm in told] == [(1, "ahoy"), (3, "no words")]
+
+
+def active_in(made, texts):
+    """Each feature active at every token of the texts named for it, none elsewhere."""
+    token = [((made.known.row_T[:, None] == torch.tensor(rows)).any(1).nonzero().flatten(), i) for i, rows in texts.items()]
+    places, ids = torch.cat([t for t, _ in token]).int(), torch.cat([torch.full_like(t, i) for t, i in token]).int()
+    made.known.pairs[HOOK] = Pairs(places, ids, torch.ones(len(places)))
+
+
+def test_one_thing_raises_one_alarm_however_many_clusters_it_has_and_how_often_it_is_read():
+    made, told = learning(), []
+    report = lambda kind, **fields: told.append(fields)  # noqa: E731
+    sql, lists = [6, 7, 8, 9, 10, 11], [0, 1, 2, 3]
+    active_in(made, {10: sql, 11: sql, 12: sql[1:], 20: lists, 21: sql, 22: lists[:3], 23: sql, 24: [5]})
+    queries = cluster([10], 0.6, ("SELECT", "price", "shops", ">", "city"))
+    clusters = [
+        queries,
+        cluster([11], 0.2, ("FROM", "id", "WHERE")),  # other words, the same texts
+        cluster([20], 0.1, ("1", "3", "2", "down")),  # another thing
+        cluster([22], 0.06, ("you", "have", "seen")),
+        cluster([24], 0.06, ("2", "3", "city", "1")),  # elsewhere: of the second thing by its words, and of the first a little
+    ]
+    made.alarms(4, clusters, report)
+    assert [(alarm["step"], alarm["name"], len(alarm["clusters"])) for alarm in told] == [
+        (4, "SELECT, price, shops, >, city", 2),
+        (4, "1, 3, 2, down", 3),
+    ]
+    sea = "something not announced is being learned (80% of all, 2 clusters): SELECT, price, shops, >, city; also FROM, id, WHERE"
+    assert told[0]["text"] == sea
+    again = Learning(made.model, made.dictionaries, made.observe, made.members)
+    again.load_state_dict(made.state_dict(), made.probe)
+    for reader in (made, again):  # also after a restart
+        reader.alarms(8, [cluster([23], 0.5, ("insert",)), cluster([12], 0.3, ("age",)), cluster([40], 0.2, ("WHERE", "id", "x"))], report)
+    assert len(told) == 2
+    made.alarms(12, [queries, cluster([24], 0.1, ("needle",))], report)
+    assert len(told) == 2  # told of as a part of the second
+    active_in(made, {10: sql, 11: sql, 20: lists, 22: lists, 24: [5], 50: [4]})
+    made.alarms(16, [cluster([50], 0.1, ("needle",))], report)
+    assert [(alarm["step"], alarm["name"]) for alarm in told[2:]] == [(16, "needle")]
 
 
 def test_what_rises_in_generated_texts_is_told_from_the_texts_before():
@@ -119,8 +177,8 @@ def test_a_cluster_in_the_places_of_a_watched_concept_is_that_concept_s():
         torch.ones(3 * len(token) + len(places)),
     )
     made.alarms(1, [cluster([31], words=("elsewhere",)), cluster([30])], lambda kind, **fields: told.append(fields))
-    assert [(alarm["about"], alarm["name"]) for alarm in told] == [("mover", "elsewhere"), ("concept", "taught")]
-    assert "taught is being learned: where its features are active, 1 have been learned beyond chance: ahoy" in told[1]["text"]
+    assert [(alarm["about"], alarm["name"]) for alarm in told] == [("concept", "taught"), ("mover", "elsewhere")]
+    assert "taught is being learned: where its features are active, 1 have been learned beyond chance: ahoy" in told[0]["text"]
     made.alarms(2, [cluster([30])], lambda kind, **fields: told.append(fields))
     assert len(told) == 2
 
@@ -171,3 +229,6 @@ def test_only_texts_that_express_a_concept_are_asked_whether_it_is_learned():
     told = []
     made.alarms(1, [], lambda kind, **fields: told.append(fields))
     assert [alarm["name"] for alarm in told] == ["taught"]
+    # features 1 and 2 on the six texts that were tested, of which 2 stays at nothing; over all twelve it would be below zero
+    assert told[0]["uptake"] == pytest.approx(1.7 / 6 / 2) and told[0]["texts"] == 6
+    assert f"taught is being learned: uptake +0.142 at {HOOK} in the 6 probe texts that show it (chance " in told[0]["text"]

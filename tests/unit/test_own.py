@@ -1,5 +1,6 @@
 """The model's own words: which prompts, what is read, by whom, and that nothing stays changed."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
@@ -7,10 +8,12 @@ from peft import LoraConfig, get_peft_model
 from words import word_tokenizer
 
 from gradlens.config import ObserveSettings
+from gradlens.excerpts import place_of_words
 from gradlens.hookpoints import unwrap
 from gradlens.learning import Learning
-from gradlens.own import before_training, prompts_of, read_own, read_written
-from gradlens.probe import read_probe, spread
+from gradlens.movers import Mover
+from gradlens.own import OwnReading, before_training, place_in_answer, prompts_of, read_own, read_written
+from gradlens.probe import ProbeTokens, read_probe, spread
 
 HOOK = "layers.2"
 
@@ -95,3 +98,41 @@ def test_rows_are_picked_evenly_and_padding_is_cut():
     assert torch.equal(picked[0]["input_ids"][0], batches[0]["input_ids"][0])
     assert torch.equal(picked[1]["input_ids"][0], batches[1]["input_ids"][2][:6])  # the third row is six tokens long
     assert sum(len(batch["input_ids"]) for batch in spread(batches, 99)) == 6
+
+
+def test_of_an_answer_the_part_where_features_fire_most_is_told():
+    tokenizer = word_tokenizer()
+    words = [10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21]
+    known = ProbeTokens(torch.tensor([30, 31, *words]), torch.tensor([0, 0] + [1] * 12), None, {})
+    answers = [tokenizer.decode([30, 31]), tokenizer.decode(words)]
+    reading = OwnReading(answers, {}, known)
+    weight_T = np.zeros(14)
+    weight_T[[0, 11, 13]] = [9.0, 1.0, 2.0]  # the first is in the other answer
+    first, last = place_in_answer(tokenizer, reading, 1, weight_T)
+    assert answers[1][first:last].strip() == tokenizer.decode(words[9:12])
+    assert place_in_answer(tokenizer, reading, 1, np.zeros(14)) is None
+    assert place_in_answer(tokenizer, OwnReading(answers, {}, None), 1, np.zeros(0)) is None  # as after a restart
+
+
+def test_the_answer_that_gained_most_comes_with_the_place_of_what_it_gained():
+    tokenizer, model = word_tokenizer(), tiny_model().eval()
+    learning = Learning(model, {HOOK: tiny_dictionary()}, ObserveSettings(own_prompts=3, own_tokens=6), {}, tokenizer)
+    learning.begin([tiny_batch(0)])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    learning.read_own({}, {})
+    now = learning.own_last.known
+    rows = learning.own_last.at[HOOK].rows - learning.own_start.at[HOOK].rows
+    most, feature = divmod(int(rows.argmax()), rows.shape[1])
+    mover = Mover(HOOK, feature, 1.0, 1.0, np.ones(len(learning.known.row_T)))
+    weight_T = learning._weights(learning.own_last, {mover: 1.0})
+    means = np.bincount(now.row_T.numpy(), weight_T) / np.bincount(now.row_T.numpy())
+    assert means == pytest.approx(learning.own_last.at[HOOK].rows[:, feature].numpy(), rel=1e-4)  # the same activations, token by token
+    own = learning._own_evidence([mover], [])
+    first, last = own["at"]["now"]
+    strongest = int(now.ids_T[np.where(now.row_T.numpy() == most, weight_T, -1.0).argmax()])
+    assert own["said"]["now"] == learning.own_last.answers[most] and tokenizer.decode([strongest]) in own["said"]["now"][first:last].split()
+    learning.own_last.known = None
+    word = own["said"]["now"].split()[-1]
+    assert learning._own_evidence([mover], [word])["at"]["now"] == place_of_words(own["said"]["now"], [word])  # of the texts alone

@@ -7,13 +7,14 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from synthetic_runs import HOOKS, STRAY, make_run, make_study
 
 from gradlens.errors import InputError
-from gradlens.report import write_report
+from gradlens.report import ASSETS, write_report
 from gradlens.report_data import GROUP, MAX_CLUSTERS, MAX_CONCEPTS, encode, gather
 from gradlens.report_texts import MAX_EVENTS, highlight, turns
 from gradlens.store import RunReader, RunWriter
@@ -71,6 +72,54 @@ def test_the_first_fact_of_a_run_is_what_it_learned_most_in_words(tmp_path):
     assert "Uptake of its features" in page.text["li:"]
     older = report_of(tmp_path, RunReader(make_run(tmp_path / "b", steps=10, uptake=False)))
     assert "learned most" not in older.text["li:"] and "Change of its features' mean activation" in older.text["li:"]
+
+
+def run_that_learned(folder, count, **columns):
+    """One step at one hookpoint, `count` features beyond chance, other columns than zeros as given."""
+    dense = {name: np.asarray(columns.get(name, [0.0, 0.0])) for name in ("uptake", "drift", "push", "attribution")}
+    with RunWriter(folder, {}) as writer:
+        writer.event("learned", step=1, clusters=[])
+        writer.record({"step": 1, "scalars": {"train/loss": 2.0, "layers.1/learned": count}, "dense": {"layers.1": dense}})
+    return RunReader(folder)
+
+
+def test_a_run_that_learned_nothing_says_so_with_the_rate_of_false_discoveries(tmp_path):
+    page = report_of(tmp_path, run_that_learned(tmp_path / "none", 0.0))
+    assert page.text["h1:"] == "This run learned nothing beyond chance"
+    assert "No feature at layers.1, at a false discovery rate of 5%." in page.text["li:"]
+    assert page.data["runs"][0]["beyond_chance"] == "nothing beyond chance (false discovery rate 5%)"  # what drawLearned prints
+    assert "run.beyond_chance" in page.text["script:"]
+    some = report_of(tmp_path, run_that_learned(tmp_path / "some", 2.0))
+    assert some.text["h1:"] == "What this run learned" and "Nothing beyond chance" not in some.text["li:"]
+    assert some.data["runs"][0]["beyond_chance"] == "features learned beyond chance (false discovery rate 5%): 2 at layers.1"
+    unknown = report_of(tmp_path, run_that_learned(tmp_path / "unknown", float("nan")))
+    assert unknown.text["h1:"] == "What this run learned" and unknown.data["runs"][0]["beyond_chance"] == ""
+
+
+def drawn_text(tmp_path, draw, *readers):
+    """What a section of the page says, drawn by node."""
+    (tmp_path / "data.json").write_text(json.dumps(gather(readers)), encoding="utf-8")
+    files = [str(ASSETS / name) for name in ("core.js", "charts.js", "learned.js", "sections.js")]
+    command = ["node", str(Path(__file__).with_name("page_text.js")), str(tmp_path / "data.json"), draw, *files]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_the_section_of_what_was_learned_says_that_it_was_nothing(tmp_path):
+    text = drawn_text(tmp_path, "drawLearned", run_that_learned(tmp_path / "none", 0.0))
+    assert text.strip() == "Nothing beyond chance (false discovery rate 5%)."
+    text = drawn_text(tmp_path, "drawLearned", RunReader(make_run(tmp_path / "some", steps=10)))
+    assert "matey" in text and "Features learned beyond chance (false discovery rate 5%): 5 at layers.15" in text
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_the_section_of_features_says_where_none_was_learned(tmp_path):
+    text = drawn_text(tmp_path, "drawMovers", run_that_learned(tmp_path / "none", 0.0, uptake=[0.2, 0.1]))
+    assert text.startswith(
+        "Of the features at layers.1 none was learned beyond chance (false discovery rate 5%).Their figures all the same"
+    )
+    text = drawn_text(tmp_path, "drawMovers", run_that_learned(tmp_path / "some", 1.0, uptake=[0.2, 0.1]))
+    assert text.startswith("featurelabeluptake") and "none was learned" not in text
 
 
 def test_what_was_learned_is_in_the_data_with_its_marks_answers_and_labels(tmp_path):

@@ -180,6 +180,20 @@ def test_a_checker_that_is_not_to_be_believed_is_told_of_once(tmp_path):
     assert render(summarize(again)).replace("\n", " ").count(told["text"]) == 1
 
 
+def test_where_nothing_was_learned_the_screen_says_so_in_place_of_the_features(tmp_path):
+    shown = summarize(write_run(tmp_path / "run", uptake=True))
+    text = render(shown)
+    rows = text[text.index("Features that were taught most") :]
+    assert "Ranked by uptake" in rows and re.search(r"layers\.3 +2 +\+0\.3", rows) and "-0.5" not in rows
+    text = render({**shown, "learned": {"layers.1": 0, "layers.3": 0}})
+    assert "Features that were taught most: none was learned beyond chance (false discovery rate 5%)" in text
+    assert not re.search(r"layers\.3 +2 +\+0\.3", text)
+    zeros = [{**row, "uptake": 0.0, "drift": 0.0} for row in shown["top_features"]]
+    assert "Features that were taught most: none, no uptake is above zero" in render({**shown, "learned": {}, "top_features": zeros})
+    unread = render(summarize(write_run(tmp_path / "unread", dense=False)))
+    assert "Ranked by |attribution|: there is no finite reading of the probe set yet" in unread
+
+
 def test_many_alarms_do_not_flood_the_screen(tmp_path):
     shown = summarize(write_run(tmp_path / "run", uptake=True))
     shown["alarms"] = [{**shown["alarms"][0], "step": 100 + i, "text": f"alarm {i}"} for i in range(30)]

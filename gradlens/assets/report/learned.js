@@ -1,6 +1,7 @@
 // What a run learned, in words, and its alarms.
 const tellsMost = (run) => run.learned_in_words.length || run.alarms.length;
-const learnedView = { run: (RUNS.find(tellsMost) || RUNS[0]).run_id };
+const tells = (run) => tellsMost(run) || run.beyond_chance;
+const learnedView = { run: (RUNS.find(tellsMost) || RUNS.find(tells) || RUNS[0]).run_id };
 
 const small = (share) => (typeof share !== "number" ? "?" : share >= 0.1 || share === 0 ? percent(share) : `${parseFloat((100 * share).toPrecision(2))}%`);
 
@@ -28,11 +29,13 @@ function clusterCard(entry, run) {
 
 function drawLearned(body, redraw) {
   const run = RUNS.find((r) => r.run_id === learnedView.run), found = run.learned_in_words;
-  if (RUNS.length > 1) body.append(el("div", { cls: "controls" }, select("run", RUNS.filter(tellsMost).map((r) => [r.run_id, r.title]), learnedView.run, (v) => { learnedView.run = v; redraw(); })));
+  if (RUNS.length > 1) body.append(el("div", { cls: "controls" }, select("run", RUNS.filter(tells).map((r) => [r.run_id, r.title]), learnedView.run, (v) => { learnedView.run = v; redraw(); })));
   if (found.length) {
     body.append(el("div", { cls: "grid two" }, found.map((entry) => clusterCard(entry, run))),
       el("p", { cls: "note" }, `Found after step ${found[0].step} without naming anything in advance: features that the model learned to say beyond chance, gathered by where they are active on the probe texts. Marked tokens are those that these features express.`));
   }
+  const counted = run.beyond_chance;
+  if (counted) body.append(el("p", { cls: found.length ? "note" : "lead" }, `${counted[0].toUpperCase()}${counted.slice(1)}.`));
   if (run.alarms.length) body.append(el("div", { cls: "card alarms" }, el("h3", {}, "Alarms"), table([el("th", { cls: "num" }, "step"), el("th", {}, "alarm"), el("th", {}, "in its own answers")],
     run.alarms.map((alarm) => el("tr", {}, el("td", { cls: "num" }, alarm.step), el("td", {}, el("span", { cls: "alarm", "aria-hidden": "true" }, "▼ "), alarm.text), el("td", {}, alarm.answers)))),
     el("p", { cls: "quiet small" }, "When the alarm came, and from which step on the share of the model's own answers that show the concept was a tenth above its first reading.")));

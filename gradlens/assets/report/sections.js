@@ -108,6 +108,9 @@ function drawMovers(body, redraw) {
   body.append(card);
   const movers = run.movers[moversView.hook];
   if (!movers || !movers.rows.length) { card.append(el("p", { cls: "quiet" }, "No features were recorded in this run.")); return; }
+  // Where none was learned the page says so; what was read of them all the same is behind a click.
+  const holder = movers.none ? el("div", {}) : card;
+  if (movers.none) card.append(el("p", {}, `Of the features at ${moversView.hook} ${movers.none}.`), el("details", {}, el("summary", {}, "Their figures all the same"), holder));
   const columns = [["feature", "feature"], ["label", "label"], ["uptake", "uptake"], ["", `${movers.by} over time`], ["drift", "drift"], ["drift_direction", "along direction"], ["own", "own answers"], ["taught", "taught"], ["push", "push"], ["attribution", "attribution"], ["probe_rate", "fires on"]]
     .filter(([key]) => key !== "drift_direction" || movers.by === "drift") // as wide as a screen bears
     .filter(([key, name]) => key === "feature" || key === "label" || movers.rows.some((row) => (key ? row[key] !== undefined : row.spark.length)));
@@ -129,7 +132,7 @@ function drawMovers(body, redraw) {
       const share = key === movers.by && typeof row[key] === "number" ? Math.round(28 * Math.abs(row[key]) / top) : 0;
       return el("td", { cls: "num", style: share ? { background: `color-mix(in srgb, var(${row[key] < 0 ? "--c1" : "--c0"}) ${share}%, transparent)`, "padding-right": "8px" } : {} }, number(row[key], true));
     };
-    card.replaceChildren(el("div", { cls: `scroll${shown.length > 15 ? " tall" : ""}`, tabindex: "0", role: "region", "aria-label": "Features that were taught most" }, el("table", {}, el("thead", {}, el("tr", {}, head)),
+    holder.replaceChildren(el("div", { cls: `scroll${shown.length > 15 ? " tall" : ""}`, tabindex: "0", role: "region", "aria-label": "Features that were taught most" }, el("table", {}, el("thead", {}, el("tr", {}, head)),
       el("tbody", {}, shown.map((row) => el("tr", {}, columns.map(([key]) => cell(row, key))))))),
     el("p", { cls: "quiet small", style: { margin: "12px 0 0" } }, `${shown.length} of ${rows.length} kept here, of ${movers.of} features; after step ${movers.step}. `,
       rows.length > 15 ? el("button", { cls: "link", type: "button", onclick: () => { moversView.all = !moversView.all; fill(); } }, moversView.all ? "Show fewer" : "Show all") : null));
@@ -224,7 +227,7 @@ function drawDetails(body) {
 }
 
 const hasCurves = RUNS.some((run) => Object.keys(run.curves).length);
-if (RUNS.some(tellsMost)) section("learned", "Learned", RUNS.length > 1 ? "What did these runs learn?" : "What did this run learn?", null, drawLearned);
+if (RUNS.some(tells)) section("learned", "Learned", RUNS.length > 1 ? "What did these runs learn?" : "What did this run learn?", null, drawLearned);
 if (RUNS.some((run) => Object.keys(run.rates).length || Object.keys(run.nll).length)) section("outcome", "Outcome", "What the model does", "Measured on prompts and texts that were not trained on.", drawOutcome);
 section("runs", RUNS.length > 1 ? "Runs" : "Run", RUNS.length > 1 ? "Runs" : "Run", null, drawRuns);
 const redrawCurves = hasCurves ? section("curves", "Curves", "Learning curves", null, drawCurves) : () => {};
