@@ -25,6 +25,7 @@ from gradlens.concepts import Concept
 from gradlens.config import EvaluateSettings, ObserveSettings, RunConfig
 from gradlens.data import messages_of, read_rows
 from gradlens.errors import ConfigError
+from gradlens.fingerprint import contents, fingerprint, of_concept, of_config
 from gradlens.lens import Lens
 from gradlens.pairs import Pair
 from gradlens.rank import Rank, Shared
@@ -117,6 +118,15 @@ class Bench:
             }
         )  # fmt: skip
         self.after = AfterTraining(self.base, self.concept, pair.plain)
+        files = [pair.wanted, source, pair.wanted_heldout, pair.prompts, pair.plain]
+        self._print = fingerprint(of_config(self.base), of_concept(self.concept), *map(contents, files))
+        self.release_rows = contents(pair.release)
+
+    def fingerprint(self, arm: str) -> str:
+        """Of all that the row of an arm depends on, beside its seed and steps: data, concept, settings, and what the arm itself is."""
+        number = int(arm.rsplit("-", 1)[1]) if re.fullmatch(r"inoculate-\d+", arm) else 0
+        prompt = self.pair.inoculations[number - 1 : number] if number else []
+        return fingerprint(self._print, RULES.get(_mode_of(arm)), prompt)
 
     def run(self, arm: str, seed: int) -> dict[str, Any]:
         """Train one arm and measure it: one row of the results."""
@@ -146,7 +156,8 @@ class Bench:
         seconds = round(time.monotonic() - began, 1)
         if self.release:
             later = released(lenses[0], config, shared.concepts[:1], self.pair.release, self.release, tell)
-            measured["released"] = {"steps": self.release, "data": self.pair.release, "nll": later["nll"], **self._measures(later)}
+            about = {"steps": self.release, "data": self.pair.release, "contents": self.release_rows}
+            measured["released"] = {**about, "nll": later["nll"], **self._measures(later)}
         steps = [record["scalars"] for record in recorder.records if "train/loss" in record["scalars"]]
         shares = [value for scalars in steps for key, value in scalars.items() if key.startswith("rule/") and key.endswith("/share")]
         times = sorted(scalars["train/step_seconds"] for scalars in steps)
@@ -155,7 +166,7 @@ class Bench:
             measured["suggested"] = chosen[0]
         return {
             "pair": self.pair.name, "shape": self.shape, "arm": arm, "seed": seed, "steps": len(steps),
-            **measured, "base_rate": self._measures(before)["rate"],
+            "fingerprint": self.fingerprint(arm), **measured, "base_rate": self._measures(before)["rate"],
             "nll": after["nll"], "base_nll": before["nll"],
             "right": _right(after["answers"].get("task"), self.pair.wanted_heldout),
             "touched": sum(shares) / len(shares) if shares else 0.0,
@@ -193,7 +204,7 @@ class Bench:
         if arm == "filter":
             return config.model_copy(update={"data": config.data.model_copy(update={"train": self._filtered()})})
         mode, _, source = arm.partition("@")
-        concept, settings = self.concept.name, dict(RULES.get(re.sub("-(random|scattered)$", "", mode), {}))
+        concept, settings = self.concept.name, dict(RULES.get(_mode_of(arm), {}))
         if arm.startswith("inoculate-"):
             settings = {"mode": "inoculate", "prompt": self.pair.inoculations[int(arm.rsplit("-", 1)[1]) - 1]}
         if settings["mode"] == "steer" or source:
@@ -237,6 +248,11 @@ class Bench:
             file = save_directions(found, self.folder / f"{source}.safetensors")
             save_concept(Concept(name=f"{self.concept.name}-{source}", directions=str(file)), path)
         return path
+
+
+def _mode_of(arm: str) -> str:
+    """The entry of `RULES` that an arm is or stands in for."""
+    return re.sub("-(random|scattered)$", "", arm.partition("@")[0])
 
 
 def _brought(path: Path) -> dict[str, str]:

@@ -46,7 +46,8 @@ def control(
     on plain data without the rule (where these alone unteach the concept, in the arm `none`, standing is no feat: --release-data
     demo:documentation is harder); stands: the share of the suppression that is left. What rises instead is measured without being asked
     for: neighbouring features in the model's answers, how these read by a probe fitted anew, the dictionaries' health. Results are appended
-    run by run, and runs that are there are not repeated: an interrupted bench goes on where it was.
+    run by run, and runs that are there are not repeated: an interrupted bench goes on where it was. Each result holds a fingerprint of the
+    pair's files, its concept and the settings: where one of them changes, runs are run anew, and the old results are counted, not shown.
 
     MODE@SOURCE is a mode along directions in place of the concept's features: ablate@probe, grad@gradient, update@mean.
 
@@ -78,7 +79,7 @@ def control(
         raise ConfigError(f"{config}: no `dictionaries`; there is nothing to control by")
     asked = None if arms == "default" else arms.split(",")
     known = {_key(row): row for row in _read(out_file)}  # of equal ones the newest
-    tell, rows, lacking = teller(), [], 0
+    tell, rows, lacking, strange = teller(), [], 0, []
     fetch_model(settings)
     about = {"config": str(config or "demo"), "model": settings.model.name, "time": time.strftime("%Y-%m-%d"), "versions": versions()}
     with tempfile.TemporaryDirectory() as folder:
@@ -92,10 +93,12 @@ def control(
                 place = Path(folder) / f"{found.name}-{kind}"
                 place.mkdir(exist_ok=True)
                 bench = Bench(found, kind, settings, place, steps, tell, samples, release)
+                of_name = [row for row in known.values() if _like(row, found.name, kind, steps, settings.model.name, chosen)]
+                strange += [row for row in of_name if row.get("fingerprint") != bench.fingerprint(row["arm"])]
                 for seed in chosen:
                     for arm in arms_for(found, kind, asked):
-                        key = (found.name, kind, arm, seed, steps, settings.model.name)
-                        lacks = key in known and _lacks(known[key], samples, release, found.release)
+                        key = (found.name, kind, arm, seed, steps, settings.model.name, bench.fingerprint(arm))
+                        lacks = key in known and _lacks(known[key], samples, release, bench.release_rows)
                         if key in known and not again and not (complete and lacks):
                             lacking += lacks
                             continue
@@ -108,10 +111,14 @@ def control(
                             done=1,
                             total=1,
                         )
-                about_this = (found.name, kind, steps, settings.model.name)
-                rows += [row for (p, s, _, seed, n, model), row in known.items() if (p, s, n, model) == about_this and seed in chosen]
+                of_name = [row for row in known.values() if _like(row, found.name, kind, steps, settings.model.name, chosen)]
+                mine = [row for row in of_name if row.get("fingerprint") == bench.fingerprint(row["arm"])]
+                rows += [_as_asked(row, release, bench.release_rows) for row in mine]
+    if strange:
+        err.print(_not_used(strange, out_file), markup=False, highlight=False, soft_wrap=True)
     if json_output:
-        print_json({"rows": rows, "summaries": [_described(key, part) for key, part in _grouped(rows).items()], "results": str(out_file)})
+        summaries = [_described(key, part) for key, part in _grouped(rows).items()]
+        print_json({"rows": rows, "summaries": summaries, "results": str(out_file), "not_used": len(strange)})
         return
     for key, part in _grouped(rows).items():
         _show(_described(key, part))
@@ -120,7 +127,21 @@ def control(
 
 
 def _key(row: dict[str, Any]) -> tuple:
-    return row["pair"], row["shape"], row["arm"], row["seed"], row["steps"], row["model"]
+    return row["pair"], row["shape"], row["arm"], row["seed"], row["steps"], row["model"], row.get("fingerprint")
+
+
+def _like(row: dict[str, Any], pair: str, shape: str, steps: int, model: str, seeds: list[int]) -> bool:
+    """Whether a result goes by these names; of the same data and settings it is where its fingerprint says so."""
+    return (row["pair"], row["shape"], row["steps"], row["model"]) == (pair, shape, steps, model) and row["seed"] in seeds
+
+
+def _not_used(rows: list[dict[str, Any]], path: Path) -> str:
+    """What is said of results that go by the names asked for and are something else."""
+    unknown = sum("fingerprint" not in row for row in rows)
+    parts = [f"{count} of {what}" for count, what in ((len(rows) - unknown, "other data or settings"), (unknown, "unknown ones")) if count]
+    return f"{path}: results that go by these names and are not used: {', '.join(parts)}" + (
+        " (written before results said what they are of)" if unknown else ""
+    )
 
 
 def _has(pair: Any, shape: str) -> bool:
@@ -138,11 +159,19 @@ def _grouped(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str,
     return found
 
 
-def _lacks(row: dict[str, Any], samples: int, release: int, data: str) -> bool:
+def _lacks(row: dict[str, Any], samples: int, release: int, contents: str) -> bool:
     """Whether a row was written without what is asked for now."""
+    return "displacement" not in row or (samples > 0 and "sampled" not in row) or (release > 0 and _released_else(row, release, contents))
+
+
+def _released_else(row: dict[str, Any], release: int, contents: str) -> bool:
     later = row.get("released", {})
-    other = release > 0 and (later.get("steps"), later.get("data")) != (release, data)
-    return "displacement" not in row or (samples > 0 and "sampled" not in row) or other
+    return (later.get("steps"), later.get("contents")) != (release, contents)
+
+
+def _as_asked(row: dict[str, Any], release: int, contents: str) -> dict[str, Any]:
+    """The row without figures after another release than the one asked for: they are lacking, not these."""
+    return {key: value for key, value in row.items() if key != "released" or not release or not _released_else(row, release, contents)}
 
 
 def _described(key: tuple[str, str], rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -120,3 +120,41 @@ def test_release_is_on_other_rows_where_they_are_named(command):
     found = [json.loads(line)["released"] for line in out.read_text().splitlines()]
     assert [part["data"].rsplit("/", 1)[1] for part in found] == ["release.jsonl", "wanted.jsonl"]
     assert found[0]["nll"] != found[1]["nll"]
+
+
+def test_results_of_other_data_or_settings_are_not_taken_for_these(command):
+    run, out = command
+    options = ("--shape", "mix", "--arms", "none", "--samples", "0", "--release", "0")
+    assert run(*options).exit_code == 0
+    first = out.read_text()
+    old = {key: value for key, value in json.loads(first).items() if key != "fingerprint"} | {"arm": "oracle"}
+    out.write_text(first + json.dumps(old) + "\n")  # of before results said what they are of
+    again = run(*options)
+    assert len(out.read_text().splitlines()) == 2 and "oracle" not in again.stdout
+    assert "are not used: 1 of unknown ones" in again.stderr
+    high = out.parent / "high.yaml"
+    high.write_text(high.read_text().replace("name: high", "name: high\ndescription: as high as that"))
+    assert run(*options).exit_code == 0 and len(out.read_text().splitlines()) == 2  # what people read changes nothing
+    concept = yaml.safe_load(high.read_text())
+    high.write_text(yaml.safe_dump(concept | {"checker": {"pattern": [r"\bw1\d\b"]}}))
+    edited = run(*options, "--json")
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 3 and "are not used: 1 of other data or settings, 1 of unknown ones" in edited.stderr
+    assert [row["rate"] for row in json.loads(edited.stdout)["rows"]] == [rows[2]["rate"]] and rows[2]["rate"] != rows[0]["rate"]
+    assert run(*options, "--set", "train.lr=0.001").exit_code == 0 and len(out.read_text().splitlines()) == 4
+    wanted = out.parent / "wanted.jsonl"
+    wanted.write_text("".join(wanted.read_text().splitlines(keepends=True)[:20]))
+    assert run(*options).exit_code == 0 and len(out.read_text().splitlines()) == 5
+    assert run(*options).exit_code == 0 and len(out.read_text().splitlines()) == 5
+
+
+def test_figures_after_another_release_are_not_shown_for_the_one_asked_for(command):
+    run, out = command
+    options = ("--shape", "mix", "--arms", "none", "--samples", "0", "--release", "2")
+    assert run(*options).exit_code == 0
+    release = out.parent / "release.jsonl"
+    release.write_text("".join(release.read_text().splitlines(keepends=True)[:5]))
+    shown = run(*options)
+    assert len(out.read_text().splitlines()) == 1 and "1 runs in" in shown.stderr and "after release" not in shown.stdout
+    assert "released" not in json.loads(run(*options, "--json").stdout)["rows"][0]
+    assert "after release" in run(*options, "--complete").stdout
