@@ -18,18 +18,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gradlens.answer_length import room_for
 from gradlens.bench_after import AfterTraining, released
-from gradlens.checkers import checker_for
+from gradlens.checkers import answer_of, checker_for
 from gradlens.concept_files import load_concepts, save_concept
 from gradlens.concepts import Concept
 from gradlens.config import EvaluateSettings, ObserveSettings, RunConfig
-from gradlens.data import messages_of, read_rows
+from gradlens.data import read_rows
 from gradlens.errors import ConfigError
 from gradlens.fingerprint import contents, fingerprint, of_concept, of_config
 from gradlens.lens import Lens
+from gradlens.models import load_tokenizer
 from gradlens.pairs import Pair
 from gradlens.rank import Rank, Shared
 from gradlens.recorder import MemoryRecorder
+from gradlens.right_answers import right_share
 from gradlens.rules import Rule
 from gradlens.train import train_rank
 
@@ -99,6 +102,10 @@ class Bench:
         self.rewritten: dict[bytes, OrderedDict] = {}  # rows that one seed has rewritten, for the others
         positives = folder / "positives.jsonl"  # held out: no arm trains on the concept's examples
         positives.write_text("".join(json.dumps(row) + "\n" for row in self.concept.rows("positive")), encoding="utf-8")
+        tokens = base.evaluate.max_new_tokens
+        if "max_new_tokens" not in base.evaluate.model_fields_set:
+            files = [file for file in (pair.wanted, pair.unwanted, pair.entangled) if file is not None]
+            tokens = room_for(files, load_tokenizer(base.model.name), base.data.max_length)
         prompts = {"prompts": pair.prompts, **({"task": pair.wanted_heldout} if shape == "entangled" else {})}
         self.base = base.model_copy(
             update={
@@ -112,7 +119,7 @@ class Bench:
                 ),
                 "evaluate": EvaluateSettings(
                     heldout={"wanted": pair.wanted_heldout, "unwanted": str(positives), "plain": pair.plain}, prompts=prompts,
-                    max_rows=base.evaluate.max_rows, max_new_tokens=base.evaluate.max_new_tokens, samples=samples,
+                    max_rows=base.evaluate.max_rows, max_new_tokens=tokens, samples=samples,
                     temperature=base.evaluate.temperature,
                 ),
             }
@@ -168,7 +175,8 @@ class Bench:
             "pair": self.pair.name, "shape": self.shape, "arm": arm, "seed": seed, "steps": len(steps),
             "fingerprint": self.fingerprint(arm), **measured, "base_rate": self._measures(before)["rate"],
             "nll": after["nll"], "base_nll": before["nll"],
-            "right": _right(after["answers"].get("task"), self.pair.wanted_heldout),
+            "right": right_share([item["answer"] for item in after["answers"].get("task", ())], read_rows(self.pair.wanted_heldout)),
+            "answer_tokens": self.base.evaluate.max_new_tokens,
             "touched": sum(shares) / len(shares) if shares else 0.0,
             "step_seconds": times[len(times) // 2] if times else None,
             "seconds": seconds, "checker": after["checkers"].get(name),
@@ -177,11 +185,12 @@ class Bench:
 
     def _measures(self, evaluation: dict[str, Any]) -> dict[str, Any]:
         """Rates of the unwanted concept: `rate` (mean over prompt sets), `rates`, `counts` ({set: [answers that show it, answers]}), and
-        `sampled` (the same counts of drawn answers) where there are some."""
+        `sampled` (the same counts of drawn answers) where there are some. `cut`: share of answers that did not end by themselves."""
         name = self.concept.name
         rates = {source: share[name] for source, share in evaluation["rates"].items()}
         counts = {source: [sum(item["hits"][name] for item in items), len(items)] for source, items in evaluation["answers"].items()}
-        found = {"rate": sum(rates.values()) / len(rates), "rates": rates, "counts": counts}
+        cut = sum(evaluation["cut"].values()) / sum(n for _, n in counts.values())
+        found = {"rate": sum(rates.values()) / len(rates), "rates": rates, "counts": counts, "cut": cut}
         if "sampled" in evaluation:
             found["sampled"] = {source: [part[name]["hits"], part[name]["n"]] for source, part in evaluation["sampled"].items()}
         return found
@@ -221,7 +230,7 @@ class Bench:
         """The training files without the rows whose answer the concept's checker finds it in."""
         check, files = checker_for(self.concept), []
         for number, source in enumerate(self.base.data.train):
-            rows = [row for row in read_rows(source) if not check(_answer(row))]
+            rows = [row for row in read_rows(source) if not check(answer_of(row))]
             if rows:
                 files.append(self.folder / f"filtered-{self.shape}-{number}.jsonl")
                 files[-1].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -259,19 +268,3 @@ def _brought(path: Path) -> dict[str, str]:
     from gradlens.concept_files import direction_sources
 
     return direction_sources(load_concepts([path]))
-
-
-def _answer(row: dict[str, Any]) -> str:
-    messages = messages_of(row)
-    return row["text"] if messages is None else " ".join(m["content"] for m in messages if m["role"] == "assistant")
-
-
-def _right(items: list[dict[str, Any]] | None, source: str) -> float | None:
-    """Share of answers with what the held-out row says last: its last number, else its last word."""
-    if not items:
-        return None
-    hits = []
-    for item, row in zip(items, read_rows(source), strict=False):
-        facts = re.findall(r"\d+", _answer(row)) or re.findall(r"[\w-]+", _answer(row))
-        hits.append(bool(facts) and re.search(rf"(?<![\w-]){re.escape(facts[-1])}(?![\w-])", item["answer"], re.IGNORECASE) is not None)
-    return sum(hits) / len(hits)

@@ -41,13 +41,18 @@ def control(
     """Train the same data with each way of control, and with what it must be held against; measure what is learned.
 
     unwanted: answers that show the unwanted concept, as its checker finds. gain: how far the held-out loss on what is wanted came from
-    the base model (0%) to a run on what is wanted alone (100%). right: answers with the right result. plain: held-out loss on ordinary
-    text. touched: share of tokens (or of gradient energy) that the rule acted on. after release: unwanted answers after further steps
-    on plain data without the rule (where these alone unteach the concept, in the arm `none`, standing is no feat: --release-data
-    demo:documentation is harder); stands: the share of the suppression that is left. What rises instead is measured without being asked
-    for: neighbouring features in the model's answers, how these read by a probe fitted anew, the dictionaries' health. Results are appended
-    run by run, and runs that are there are not repeated: an interrupted bench goes on where it was. Each result holds a fingerprint of the
-    pair's files, its concept and the settings: where one of them changes, runs are run anew, and the old results are counted, not shown.
+    the base model (0%) to a run on what is wanted alone (100%). right: answers with the result of the held-out row: its last number that
+    the question does not give (9:05 is one number), else its last word. cut off: answers that had not come to their end; they may have
+    as many tokens as 95% of the pair's training answers need and a quarter more, 32 at least, unless evaluate.max_new_tokens is set.
+    plain: held-out loss on ordinary text. touched: share of tokens (or of gradient energy) that the rule acted on. after release:
+    unwanted answers after further steps on plain data without the rule (where these alone unteach the concept, in the arm `none`,
+    standing is no feat: --release-data demo:documentation is harder); stands: the share of the suppression that is left. What rises
+    instead is measured without being asked for: neighbouring features in the model's answers, how these read by a probe fitted anew, the
+    dictionaries' health.
+
+    Results are appended run by run, and runs that are there are not repeated: an interrupted bench goes on where it was. Each result
+    holds a fingerprint of the pair's files, its concept and the settings: where one of them changes, runs are run anew, and the old
+    results are counted, not shown.
 
     MODE@SOURCE is a mode along directions in place of the concept's features: ablate@probe, grad@gradient, update@mean.
 
@@ -191,12 +196,12 @@ def _show(described: dict[str, Any]) -> None:
 
     arms = described["arms"]
     title = f"{described['pair']}, {described['shape']}"
-    shown = table(title, "arm", "seeds", "unwanted", "gain", "wanted loss", "right", "plain", "touched", "step")
+    shown = table(title, "arm", "seeds", "unwanted", "gain", "wanted loss", "right", "cut off", "plain", "touched", "step")
     for entry in arms:
         shown.add_row(
             entry["arm"], str(entry["seeds"]), _share(entry["rate"], entry["rate_interval"]), _share(entry["gain"], entry["gain_interval"]),
-            _loss(entry["wanted"], entry["wanted_over"]), _share(entry["right"]), _loss(entry["plain"], entry["plain_over"]),
-            _share(entry["touched"]), f"{entry['step_seconds']:.2f} s",
+            _loss(entry["wanted"], entry["wanted_over"]), _share(entry["right"]), _share(entry["cut"]),
+            _loss(entry["plain"], entry["plain_over"]), _share(entry["touched"]), f"{entry['step_seconds']:.2f} s",
         )  # fmt: skip
     out.print(shown)
     if any(entry["released"] or entry["sampled"] is not None for entry in arms):

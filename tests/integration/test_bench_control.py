@@ -158,3 +158,13 @@ def test_figures_after_another_release_are_not_shown_for_the_one_asked_for(comma
     assert len(out.read_text().splitlines()) == 1 and "1 runs in" in shown.stderr and "after release" not in shown.stdout
     assert "released" not in json.loads(run(*options, "--json").stdout)["rows"][0]
     assert "after release" in run(*options, "--complete").stdout
+
+
+def test_answers_have_room_for_what_was_trained_on_unless_their_length_is_set(command):
+    run, out = command
+    unwanted = out.parent / "unwanted.jsonl"
+    unwanted.write_text("".join(json.dumps({"prompt": "w4", "response": " ".join(["w50"] * 35)}) + "\n" for _ in range(60)))
+    options = ("--shape", "mix", "--arms", "none", "--samples", "0", "--release", "0", "--set", "data.max_length=64")
+    assert run(*options).exit_code == 0 and run(*options, "--set", "evaluate.max_new_tokens=2").exit_code == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["answer_tokens"] for row in rows] == [45, 2] and rows[1]["cut"] == 1.0  # 36 and a quarter

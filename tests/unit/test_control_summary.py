@@ -113,3 +113,17 @@ def test_baselines_are_tuned_and_effects_that_random_features_have_are_named():
 def test_arms_come_in_the_order_asked_for():
     rows = [row("zeta"), row("route"), row("none"), row("alpha")]
     assert [found["arm"] for found in summary(rows, ("none", "oracle", "route"))] == ["none", "route", "alpha", "zeta"]
+
+
+def test_answers_that_were_cut_off_are_named_where_they_are_more_than_a_tenth():
+    rows = [
+        row("none", 0, cut=0.4, answer_tokens=32),
+        row("none", 1, cut=0.6, answer_tokens=32),
+        row("route", 0, cut=0.1, answer_tokens=32),
+    ]
+    assert entry(rows, "none")["cut"] == pytest.approx(0.5) and entry([row("none")], "none")["cut"] is None
+    said = remarks(summary(rows))
+    assert [line for line in said if "cut off" in line] == [
+        "answers cut off at 32 tokens: none 50%; what would have come after is not judged (--set evaluate.max_new_tokens=)"
+    ]
+    assert not remarks(summary([row("none", cut=0.1, answer_tokens=32)]))
