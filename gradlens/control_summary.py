@@ -19,6 +19,7 @@ MODES = {"modes": r"(?!.*-(random|scattered))(auto|route|rewrite|cut|constrain|p
 HIDDEN_RATE, HIDDEN_READ = 0.5, 0.5  # an arm's rate, and how its answers read, beside those of the run without rules
 SEEN = 0.1  # of the way from plain texts to the concept's: what the answers without rules must move for the probe to say anything
 WEAK = 0.1  # of what a rule touches: random features that touch less say little
+LITTLE = 0.5  # of the oracle's gain: a random control that has less has left out what is wanted, and is a weak one
 CUT = 0.1  # of an arm's answers: from which on it is said that they did not come to their end
 SPECIFIC = 0.8  # of the unfiltered rate that matched random features must leave, for an effect to be the concept's
 
@@ -162,9 +163,11 @@ def tuned(entries: Sequence[Row], families: Mapping[str, str] = FAMILIES) -> dic
 
 
 def remarks(entries: Sequence[Row]) -> list[str]:
-    """What the figures of one pair and shape say in so many words: tuned baselines, effects that random features have too, a concept that
-    only the checker no longer finds, answers that were cut off."""
+    """What the figures of one pair and shape say in so many words: tuned baselines, effects that random features have too, random
+    features that touched little or kept what is wanted from being learned, a concept that only the checker no longer finds, answers that
+    were cut off."""
     found = {entry["arm"]: entry for entry in entries}
+    none = found.get("none")
     said = [f"{family}, best of what was run: {arm}" for family, arm in tuned(entries).items()]
     for arm, entry in found.items():
         control = found.get(f"{arm}-random")
@@ -174,6 +177,11 @@ def remarks(entries: Sequence[Row]) -> list[str]:
         if control is not None and control["touched"] < entry["touched"] * WEAK:
             shares = f"{control['touched']:.0%} ({arm}: {entry['touched']:.0%})"
             said.append(f"{arm}-random touched {shares}: next to nothing, so a weak control")
+        if re.fullmatch(r".*-(random|scattered)", arm) and entry["gain"] is not None and entry["gain"] < LITTLE:
+            beside = f"; without a rule {none['gain']:.0%}" if none is not None and none["gain"] is not None else ""
+            said.append(
+                f"{arm} learned little of what is wanted (gain {entry['gain']:.0%}{beside}): a weak control, whatever it leaves of the concept"
+            )
         if entry["displaced"] and entry["displaced"]["hidden"]:
             reads = entry["displaced"]["reads"]
             said.append(f"{arm}: its answers no longer set off the checker, and read {reads:.0%} as much like the concept as without rules")
