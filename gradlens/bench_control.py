@@ -29,7 +29,7 @@ from gradlens.errors import ConfigError
 from gradlens.fingerprint import contents, fingerprint, of_concept, of_config
 from gradlens.lens import Lens
 from gradlens.models import load_tokenizer
-from gradlens.pairs import Pair
+from gradlens.pairs import Pair, training_files
 from gradlens.rank import Rank, Shared
 from gradlens.recorder import MemoryRecorder
 from gradlens.right_answers import right_share
@@ -93,9 +93,7 @@ class Bench:
     ) -> None:
         """`base`: model, dictionaries, optimiser. `folder`: for the files that arms need. `samples`: answers drawn for each prompt beside
         the greedy one. `release`: further steps without the rule, on plain data. Raises `ConfigError` for a pair without data."""
-        source = {"mix": pair.unwanted, "entangled": pair.entangled}[shape]
-        if source is None:
-            raise ConfigError(f"pair {pair.name}: it has no rows for the shape {shape}; add `{'unwanted' if shape == 'mix' else shape}`")
+        rows = training_files(pair, shape)
         self.pair, self.shape, self.folder, self.tell, self.release = pair, shape, folder, tell, release
         self.concept = load_concepts([pair.concept])[0]
         self.shared = Shared()
@@ -110,9 +108,7 @@ class Bench:
         self.base = base.model_copy(
             update={
                 "name": f"{pair.name}-{shape}", "concepts": [pair.concept], "rules": [], "probe": None,
-                "data": base.data.model_copy(
-                    update={"train": [pair.wanted, source] if shape == "mix" else [source], "weights": None, "wanted": None, "keep": None}
-                ),
+                "data": base.data.model_copy(update={"train": rows, "weights": None, "wanted": None, "keep": None}),
                 "train": base.train.model_copy(update={"steps": steps, "save_model": False, "checkpoint_every": None}),
                 "observe": ObserveSettings(
                     estimators=["push"], drift_every=0, update_every=0, own_prompts=0, reference=None, every=10**6, probe_rows=16
@@ -125,7 +121,7 @@ class Bench:
             }
         )  # fmt: skip
         self.after = AfterTraining(self.base, self.concept, pair.plain)
-        files = [pair.wanted, source, pair.wanted_heldout, pair.prompts, pair.plain]
+        files = [pair.wanted, *rows, pair.wanted_heldout, pair.prompts, pair.plain]
         self._print = fingerprint(of_config(self.base), of_concept(self.concept), *map(contents, files))
         self.release_rows = contents(pair.release)
 

@@ -179,9 +179,8 @@ def remarks(entries: Sequence[Row]) -> list[str]:
             said.append(f"{arm}-random touched {shares}: next to nothing, so a weak control")
         if re.fullmatch(r".*-(random|scattered)", arm) and entry["gain"] is not None and entry["gain"] < LITTLE:
             beside = f"; without a rule {none['gain']:.0%}" if none is not None and none["gain"] is not None else ""
-            said.append(
-                f"{arm} learned little of what is wanted (gain {entry['gain']:.0%}{beside}): a weak control, whatever it leaves of the concept"
-            )
+            little = f"gain {entry['gain']:.0%}{beside}"
+            said.append(f"{arm} learned little of what is wanted ({little}): a weak control, whatever it leaves of the concept")
         if entry["displaced"] and entry["displaced"]["hidden"]:
             reads = entry["displaced"]["reads"]
             said.append(f"{arm}: its answers no longer set off the checker, and read {reads:.0%} as much like the concept as without rules")

@@ -30,7 +30,9 @@ def control(
     changes: SetOption = [],  # noqa: B006 (typer reads it)
     out_file: Annotated[Path, typer.Option("--out", help="JSONL that results are appended to.")] = RESULTS / "control.jsonl",
     samples: Annotated[int, typer.Option(min=0, help="Answers drawn for each prompt (temperature: `evaluate.temperature`).")] = 3,
-    release: Annotated[int, typer.Option(min=0, help="Further steps without the rule, on plain data, then measured again; 0: none.")] = 100,
+    release: Annotated[
+        int, typer.Option(min=0, help="Further steps without the rule, on plain data, measured again after; 0: none.")
+    ] = 100,
     release_data: Annotated[
         str | None, typer.Option(help="Rows to train on after release; default: the pair's own (`demo:plain-train`).", metavar="ROWS")
     ] = None,
@@ -54,6 +56,7 @@ def control(
     holds a fingerprint of the pair's files, its concept and the settings: where one of them changes, runs are run anew, and the old
     results are counted, not shown.
 
+    A pair file of your own: docs/control.md, "Your own pair", has an example, its keys, and what each arm is.
     MODE@SOURCE is a mode along directions in place of the concept's features: ablate@probe, grad@gradient, update@mean.
 
     Examples:
@@ -66,7 +69,7 @@ def control(
     from gradlens.config import load_config
     from gradlens.data import read_rows
     from gradlens.errors import ConfigError
-    from gradlens.pairs import SHIPPED, load_pair
+    from gradlens.pairs import SHIPPED, load_pair, shapes_of
     from gradlens.runfolder import versions
 
     if pair == "list" or arms == "list":
@@ -93,7 +96,7 @@ def control(
             found = found if release_data is None else found.model_copy(update={"release": release_data})
             if release:
                 read_rows(found.release)  # what is wrong with it is said before a run, not after
-            shapes = [kind for kind in SHAPES if shape in (kind, "both") and (shape == kind or _has(found, kind))]
+            shapes = [kind for kind in SHAPES if shape in (kind, "both") and (shape == kind or kind in shapes_of(found))]
             for kind in shapes:
                 place = Path(folder) / f"{found.name}-{kind}"
                 place.mkdir(exist_ok=True)
@@ -147,10 +150,6 @@ def _not_used(rows: list[dict[str, Any]], path: Path) -> str:
     return f"{path}: results that go by these names and are not used: {', '.join(parts)}" + (
         " (written before results said what they are of)" if unknown else ""
     )
-
-
-def _has(pair: Any, shape: str) -> bool:
-    return (pair.unwanted if shape == "mix" else pair.entangled) is not None
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -168,3 +168,37 @@ def test_answers_have_room_for_what_was_trained_on_unless_their_length_is_set(co
     assert run(*options).exit_code == 0 and run(*options, "--set", "evaluate.max_new_tokens=2").exit_code == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["answer_tokens"] for row in rows] == [45, 2] and rows[1]["cut"] == 1.0  # 36 and a quarter
+
+
+def test_a_pair_file_is_told_from_a_config_and_a_rule_is_suggested_for_it(command):
+    _, out = command
+    folder = out.parent
+    pair, job = folder / "pair.yaml", folder / "job.yaml"
+
+    def call(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+    for arguments in (("run", pair), ("bench", "control", pair, "--config", pair)):
+        with pytest.raises(
+            ConfigError, match=r"pair.yaml: a pair file, not a config of a run; `gradlens bench control .*pair.yaml` runs it"
+        ) as said:
+            call(*arguments)
+        assert "\n" not in str(said.value)
+    with pytest.raises(ConfigError, match="--shape mix or entangled"):
+        call("rules", "suggest", pair, "--config", job)
+    with pytest.raises(ConfigError, match="--shape both: expected mix or entangled"):
+        call("rules", "suggest", pair, "--config", job, "--shape", "both")
+    with pytest.raises(ConfigError, match="job.yaml: --shape and --config are for a pair file"):
+        call("rules", "suggest", job, "--shape", "mix")
+    settings = yaml.safe_load(job.read_text())
+    for shape, files in (("mix", ["wanted", "unwanted"]), ("entangled", ["entangled"])):
+        settings["data"] |= {"train": [f"{name}.jsonl" for name in files], "wanted": None}
+        (folder / "same.yaml").write_text(yaml.safe_dump(settings | {"concepts": ["high.yaml"]}))
+        found = json.loads(call("rules", "suggest", pair, "--config", job, "--shape", shape, "--json").stdout)
+        assert found == json.loads(call("rules", "suggest", folder / "same.yaml", "--json").stdout)
+    alone = yaml.safe_load(pair.read_text())
+    del alone["unwanted"]
+    pair.write_text(yaml.safe_dump(alone))
+    assert json.loads(call("rules", "suggest", pair, "--config", job, "--json").stdout) == found  # the one shape that it has
+    with pytest.raises(ConfigError, match="it has no rows for the shape mix; add `unwanted`"):
+        call("rules", "suggest", pair, "--config", job, "--shape", "mix")
