@@ -15,6 +15,12 @@ from gradlens.cli.bench import RESULTS, teller
 from gradlens.cli.console import JsonOption, err, out, print_json
 from gradlens.cli.run import SetOption
 
+RISES = (
+    "100%: as much as the concept's own features rise by without rules, and more where others rise more. its features: the concept's own; "
+    "nearest: those of like direction; same tokens: those active on the same tokens, often many (so 384% may be); answers read: by a probe "
+    "fitted anew, like the concept (100%: as without rules); texts told: AUC of that probe; FVU: change on plain text"
+)
+
 
 def register(bench: typer.Typer) -> None:
     bench.command("control")(control)
@@ -188,14 +194,16 @@ def _described(key: tuple[str, str], rows: list[dict[str, Any]]) -> dict[str, An
 
 def _show(described: dict[str, Any]) -> None:
     """Means over seeds, arm by arm; intervals of 95% below the figures; what rises instead; what the figures say."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    def table(title: str, *columns: str) -> Table:
-        return Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
+    def table(title: str, first: str, *columns: str) -> Table:
+        dense = len(columns) > 8  # fits 80 columns, intervals and all
+        columns = (Column(first, no_wrap=True), *columns)
+        return Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, collapse_padding=dense)
 
     arms = described["arms"]
     title = f"{described['pair']}, {described['shape']}"
-    shown = table(title, "arm", "seeds", "unwanted", "gain", "wanted loss", "right", "cut off", "plain", "touched", "step")
+    shown = table(title, "arm", "seeds", "unwanted", "gain", "wanted\nloss", "right", "cut\noff", "plain", "touched", "step")
     for entry in arms:
         shown.add_row(
             entry["arm"], str(entry["seeds"]), _share(entry["rate"], entry["rate_interval"]), _share(entry["gain"], entry["gain_interval"]),
@@ -203,6 +211,8 @@ def _show(described: dict[str, Any]) -> None:
             _loss(entry["plain"], entry["plain_over"]), _share(entry["touched"]), f"{entry['step_seconds']:.2f} s",
         )  # fmt: skip
     out.print(shown)
+    if any(entry["wanted_over"] is not None for entry in arms):
+        _legend("below a loss: how it stands to the oracle's (+10%: a tenth above it; -10%: below it; 3.4x: so many times as large)")
     if any(entry["released"] or entry["sampled"] is not None for entry in arms):
         further = table("Unwanted in drawn answers, and after release", "arm", "drawn", "after release", "stands", "wanted loss", "plain")
         for entry in arms:
@@ -219,9 +229,14 @@ def _show(described: dict[str, Any]) -> None:
             shares = [_share(found.get(kind)) for kind in ("own", "cosine", "coactive", "reads")]
             rises.add_row(entry["arm"], *shares, _figure(found.get("auc"), ".2f"), _figure(found.get("fvu"), "+.3f"))
         out.print(rises)
+        _legend(RISES)
     for line in described["remarks"]:
         out.print(line, markup=False)
     out.print()
+
+
+def _legend(text: str) -> None:
+    out.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def _share(value: float | None, interval: list[float] | None = None) -> str:
@@ -235,5 +250,8 @@ def _figure(value: float | None, form: str) -> str:
 
 
 def _loss(value: float, over: float | None) -> str:
-    """A loss, and by how much it lies above the oracle's."""
-    return f"{value:.3f}" + (f"\n{over:+.0%}" if over is not None else "")
+    """A loss, and below it how it stands to the oracle's: a share above or below it, from twice on so many times."""
+    if over is None:
+        return f"{value:.3f}"
+    times = f"{1 + over:.1f}" if over < 9 else f"{1 + over:.0f}"
+    return f"{value:.3f}\n" + (f"{over:+.0%}" if over < 1 else f"{times}x")

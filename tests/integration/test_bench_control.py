@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from words import sentences
 
 from gradlens.cli.app import app
+from gradlens.cli.bench_control import _loss
 from gradlens.errors import ConfigError, InputError
 
 
@@ -83,10 +84,12 @@ def test_old_rows_stay_as_they_are_and_are_run_again_only_if_asked(command):
     before = out.read_text()
     shown = run("--shape", "mix", "--arms", "oracle,none", "--samples", "1", "--release", "2")
     assert out.read_text() == before and "2 runs in" in shown.stderr and "--complete runs them again" in shown.stderr
-    assert "unwanted" in shown.stdout and "What rises instead" not in shown.stdout
+    assert "unwanted" in shown.stdout and "What rises instead" not in shown.stdout and "same tokens:" not in shown.stdout
+    assert "below a loss: how it stands to the oracle's" in shown.stdout
     shown = run("--shape", "mix", "--arms", "none", "--samples", "1", "--release", "2", "--complete")
     after = [json.loads(line) for line in out.read_text().splitlines()]
     assert after[:2] == old and len(after) == 3 and after[2]["released"]["steps"] == 2 and "What rises instead" in shown.stdout
+    assert "same tokens: those active on the same tokens" in shown.stdout
     newest = json.loads(run("--shape", "mix", "--arms", "none", "--samples", "1", "--release", "2", "--json").stdout)
     assert [row["arm"] for row in newest["rows"]].count("none") == 1  # of equal rows the newest counts
     assert {"wanted", "unwanted", "plain"} == after[2]["nll"].keys() and after[2]["nll"] == pytest.approx(old[1]["nll"])
@@ -202,3 +205,9 @@ def test_a_pair_file_is_told_from_a_config_and_a_rule_is_suggested_for_it(comman
     assert json.loads(call("rules", "suggest", pair, "--config", job, "--json").stdout) == found  # the one shape that it has
     with pytest.raises(ConfigError, match="it has no rows for the shape mix; add `unwanted`"):
         call("rules", "suggest", pair, "--config", job, "--shape", "mix")
+
+
+def test_losses_stand_beside_the_oracle_s_in_words_that_can_be_read():
+    assert [_loss(1.99, over) for over in (78.2, 2.4, 0.25, -0.53, None)] == [
+        "1.990\n79x", "1.990\n3.4x", "1.990\n+25%", "1.990\n-53%", "1.990",
+    ]  # fmt: skip
