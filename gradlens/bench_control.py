@@ -18,17 +18,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gradlens.answer_length import room_for
 from gradlens.bench_after import AfterTraining, released
-from gradlens.checkers import checker_for
+from gradlens.checkers import answer_of, checker_for
 from gradlens.concept_files import load_concepts, save_concept
 from gradlens.concepts import Concept
 from gradlens.config import EvaluateSettings, ObserveSettings, RunConfig
-from gradlens.data import messages_of, read_rows
+from gradlens.data import read_rows
 from gradlens.errors import ConfigError
+from gradlens.fingerprint import contents, fingerprint, of_concept, of_config
 from gradlens.lens import Lens
-from gradlens.pairs import Pair
+from gradlens.models import load_tokenizer
+from gradlens.pairs import Pair, training_files
 from gradlens.rank import Rank, Shared
 from gradlens.recorder import MemoryRecorder
+from gradlens.right_answers import right_share
 from gradlens.rules import Rule
 from gradlens.train import train_rank
 
@@ -89,34 +93,43 @@ class Bench:
     ) -> None:
         """`base`: model, dictionaries, optimiser. `folder`: for the files that arms need. `samples`: answers drawn for each prompt beside
         the greedy one. `release`: further steps without the rule, on plain data. Raises `ConfigError` for a pair without data."""
-        source = {"mix": pair.unwanted, "entangled": pair.entangled}[shape]
-        if source is None:
-            raise ConfigError(f"pair {pair.name}: it has no rows for the shape {shape}; add `{'unwanted' if shape == 'mix' else shape}`")
+        rows = training_files(pair, shape)
         self.pair, self.shape, self.folder, self.tell, self.release = pair, shape, folder, tell, release
         self.concept = load_concepts([pair.concept])[0]
         self.shared = Shared()
         self.rewritten: dict[bytes, OrderedDict] = {}  # rows that one seed has rewritten, for the others
         positives = folder / "positives.jsonl"  # held out: no arm trains on the concept's examples
         positives.write_text("".join(json.dumps(row) + "\n" for row in self.concept.rows("positive")), encoding="utf-8")
+        tokens = base.evaluate.max_new_tokens
+        if "max_new_tokens" not in base.evaluate.model_fields_set:
+            files = [file for file in (pair.wanted, pair.unwanted, pair.entangled) if file is not None]
+            tokens = room_for(files, load_tokenizer(base.model.name), base.data.max_length)
         prompts = {"prompts": pair.prompts, **({"task": pair.wanted_heldout} if shape == "entangled" else {})}
         self.base = base.model_copy(
             update={
                 "name": f"{pair.name}-{shape}", "concepts": [pair.concept], "rules": [], "probe": None,
-                "data": base.data.model_copy(
-                    update={"train": [pair.wanted, source] if shape == "mix" else [source], "weights": None, "wanted": None, "keep": None}
-                ),
+                "data": base.data.model_copy(update={"train": rows, "weights": None, "wanted": None, "keep": None}),
                 "train": base.train.model_copy(update={"steps": steps, "save_model": False, "checkpoint_every": None}),
                 "observe": ObserveSettings(
                     estimators=["push"], drift_every=0, update_every=0, own_prompts=0, reference=None, every=10**6, probe_rows=16
                 ),
                 "evaluate": EvaluateSettings(
                     heldout={"wanted": pair.wanted_heldout, "unwanted": str(positives), "plain": pair.plain}, prompts=prompts,
-                    max_rows=base.evaluate.max_rows, max_new_tokens=base.evaluate.max_new_tokens, samples=samples,
+                    max_rows=base.evaluate.max_rows, max_new_tokens=tokens, samples=samples,
                     temperature=base.evaluate.temperature,
                 ),
             }
         )  # fmt: skip
         self.after = AfterTraining(self.base, self.concept, pair.plain)
+        files = [pair.wanted, *rows, pair.wanted_heldout, pair.prompts, pair.plain]
+        self._print = fingerprint(of_config(self.base), of_concept(self.concept), *map(contents, files))
+        self.release_rows = contents(pair.release)
+
+    def fingerprint(self, arm: str) -> str:
+        """Of all that the row of an arm depends on, beside its seed and steps: data, concept, settings, and what the arm itself is."""
+        number = int(arm.rsplit("-", 1)[1]) if re.fullmatch(r"inoculate-\d+", arm) else 0
+        prompt = self.pair.inoculations[number - 1 : number] if number else []
+        return fingerprint(self._print, RULES.get(_mode_of(arm)), prompt)
 
     def run(self, arm: str, seed: int) -> dict[str, Any]:
         """Train one arm and measure it: one row of the results."""
@@ -146,7 +159,8 @@ class Bench:
         seconds = round(time.monotonic() - began, 1)
         if self.release:
             later = released(lenses[0], config, shared.concepts[:1], self.pair.release, self.release, tell)
-            measured["released"] = {"steps": self.release, "data": self.pair.release, "nll": later["nll"], **self._measures(later)}
+            about = {"steps": self.release, "data": self.pair.release, "contents": self.release_rows}
+            measured["released"] = {**about, "nll": later["nll"], **self._measures(later)}
         steps = [record["scalars"] for record in recorder.records if "train/loss" in record["scalars"]]
         shares = [value for scalars in steps for key, value in scalars.items() if key.startswith("rule/") and key.endswith("/share")]
         times = sorted(scalars["train/step_seconds"] for scalars in steps)
@@ -155,9 +169,10 @@ class Bench:
             measured["suggested"] = chosen[0]
         return {
             "pair": self.pair.name, "shape": self.shape, "arm": arm, "seed": seed, "steps": len(steps),
-            **measured, "base_rate": self._measures(before)["rate"],
+            "fingerprint": self.fingerprint(arm), **measured, "base_rate": self._measures(before)["rate"],
             "nll": after["nll"], "base_nll": before["nll"],
-            "right": _right(after["answers"].get("task"), self.pair.wanted_heldout),
+            "right": right_share([item["answer"] for item in after["answers"].get("task", ())], read_rows(self.pair.wanted_heldout)),
+            "answer_tokens": self.base.evaluate.max_new_tokens,
             "touched": sum(shares) / len(shares) if shares else 0.0,
             "step_seconds": times[len(times) // 2] if times else None,
             "seconds": seconds, "checker": after["checkers"].get(name),
@@ -166,11 +181,12 @@ class Bench:
 
     def _measures(self, evaluation: dict[str, Any]) -> dict[str, Any]:
         """Rates of the unwanted concept: `rate` (mean over prompt sets), `rates`, `counts` ({set: [answers that show it, answers]}), and
-        `sampled` (the same counts of drawn answers) where there are some."""
+        `sampled` (the same counts of drawn answers) where there are some. `cut`: share of answers that did not end by themselves."""
         name = self.concept.name
         rates = {source: share[name] for source, share in evaluation["rates"].items()}
         counts = {source: [sum(item["hits"][name] for item in items), len(items)] for source, items in evaluation["answers"].items()}
-        found = {"rate": sum(rates.values()) / len(rates), "rates": rates, "counts": counts}
+        cut = sum(evaluation["cut"].values()) / sum(n for _, n in counts.values())
+        found = {"rate": sum(rates.values()) / len(rates), "rates": rates, "counts": counts, "cut": cut}
         if "sampled" in evaluation:
             found["sampled"] = {source: [part[name]["hits"], part[name]["n"]] for source, part in evaluation["sampled"].items()}
         return found
@@ -193,7 +209,7 @@ class Bench:
         if arm == "filter":
             return config.model_copy(update={"data": config.data.model_copy(update={"train": self._filtered()})})
         mode, _, source = arm.partition("@")
-        concept, settings = self.concept.name, dict(RULES.get(re.sub("-(random|scattered)$", "", mode), {}))
+        concept, settings = self.concept.name, dict(RULES.get(_mode_of(arm), {}))
         if arm.startswith("inoculate-"):
             settings = {"mode": "inoculate", "prompt": self.pair.inoculations[int(arm.rsplit("-", 1)[1]) - 1]}
         if settings["mode"] == "steer" or source:
@@ -210,7 +226,7 @@ class Bench:
         """The training files without the rows whose answer the concept's checker finds it in."""
         check, files = checker_for(self.concept), []
         for number, source in enumerate(self.base.data.train):
-            rows = [row for row in read_rows(source) if not check(_answer(row))]
+            rows = [row for row in read_rows(source) if not check(answer_of(row))]
             if rows:
                 files.append(self.folder / f"filtered-{self.shape}-{number}.jsonl")
                 files[-1].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -239,23 +255,12 @@ class Bench:
         return path
 
 
+def _mode_of(arm: str) -> str:
+    """The entry of `RULES` that an arm is or stands in for."""
+    return re.sub("-(random|scattered)$", "", arm.partition("@")[0])
+
+
 def _brought(path: Path) -> dict[str, str]:
     from gradlens.concept_files import direction_sources
 
     return direction_sources(load_concepts([path]))
-
-
-def _answer(row: dict[str, Any]) -> str:
-    messages = messages_of(row)
-    return row["text"] if messages is None else " ".join(m["content"] for m in messages if m["role"] == "assistant")
-
-
-def _right(items: list[dict[str, Any]] | None, source: str) -> float | None:
-    """Share of answers with what the held-out row says last: its last number, else its last word."""
-    if not items:
-        return None
-    hits = []
-    for item, row in zip(items, read_rows(source), strict=False):
-        facts = re.findall(r"\d+", _answer(row)) or re.findall(r"[\w-]+", _answer(row))
-        hits.append(bool(facts) and re.search(rf"(?<![\w-]){re.escape(facts[-1])}(?![\w-])", item["answer"], re.IGNORECASE) is not None)
-    return sum(hits) / len(hits)

@@ -203,6 +203,9 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = (), environ:
         data = read_yaml(path)
         if not isinstance(data, dict):
             raise ConfigError(f"{path}: expected a mapping of keys, found {type(data).__name__}")
+        if is_pair(data):
+            commands = f"`gradlens bench control {path}` runs it, `gradlens rules suggest {path}` says which rule suits it"
+            raise ConfigError(f"{path}: a pair file, not a config of a run; {commands}")
         data = _text_keys(data)
         _resolve_paths(data, Path(path).resolve().parent)
     for key, value in (os.environ if environ is None else environ).items():
@@ -224,6 +227,11 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = (), environ:
     from gradlens.concept_files import with_direction_dictionaries  # which reads its files as this module does
 
     return with_direction_dictionaries(config)
+
+
+def is_pair(data: Any) -> bool:
+    """Whether what a YAML file holds is meant as a pair of concepts (`pairs.py`): no config has these keys."""
+    return isinstance(data, dict) and {"wanted", "concept"} <= data.keys()
 
 
 def read_yaml(path: str | Path) -> Any:

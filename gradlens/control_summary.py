@@ -19,6 +19,8 @@ MODES = {"modes": r"(?!.*-(random|scattered))(auto|route|rewrite|cut|constrain|p
 HIDDEN_RATE, HIDDEN_READ = 0.5, 0.5  # an arm's rate, and how its answers read, beside those of the run without rules
 SEEN = 0.1  # of the way from plain texts to the concept's: what the answers without rules must move for the probe to say anything
 WEAK = 0.1  # of what a rule touches: random features that touch less say little
+LITTLE = 0.5  # of the oracle's gain: a random control that has less has left out what is wanted, and is a weak one
+CUT = 0.1  # of an arm's answers: from which on it is said that they did not come to their end
 SPECIFIC = 0.8  # of the unfiltered rate that matched random features must leave, for an effect to be the concept's
 
 
@@ -33,8 +35,9 @@ def summary(rows: Sequence[Row], order: Sequence[str] = ()) -> list[Row]:
 
     `rate`, `rate_interval`, `rate_range` (over seeds), `of_none` (share of the rate without rules), `sampled`, `sampled_interval`; `gain`,
     `gain_interval`, `gain_range`; `wanted`, `unwanted`, `plain` (held-out losses), `wanted_over`, `plain_over` (share by which they lie
-    above the oracle's); `right`, `touched`, `step_seconds`; `released` (see `_released`), `displaced` (see `_displaced`), each None where
-    no run measured it. Runs are held against the oracle and the run without rules of their seed.
+    above the oracle's); `right`, `cut` (share of answers that were cut off, at `answer_tokens`), `touched`, `step_seconds`; `released`
+    (see `_released`), `displaced` (see `_displaced`), each None where no run measured it. Runs are held against the oracle and the run
+    without rules of their seed.
     """
     oracles, nones = ({row["seed"]: row for row in rows if row["arm"] == arm} for arm in ("oracle", "none"))
     names = sorted({row["arm"] for row in rows}, key=lambda name: (order.index(name) if name in order else len(order), name))
@@ -55,6 +58,7 @@ def summary(rows: Sequence[Row], order: Sequence[str] = ()) -> list[Row]:
                 "wanted_over": _mean(_each(mine, oracles, lambda row, oracle: row["nll"]["wanted"] / oracle["nll"]["wanted"] - 1)),
                 "plain_over": _mean(_each(mine, oracles, lambda row, oracle: row["nll"]["plain"] / oracle["nll"]["plain"] - 1)),
                 "right": _mean([row["right"] for row in mine]), "touched": _mean([row["touched"] for row in mine]),
+                "cut": _mean([row.get("cut") for row in mine]), "answer_tokens": mine[-1].get("answer_tokens"),
                 "step_seconds": _mean([row["step_seconds"] for row in mine]),
                 "released": _released(mine, nones), "displaced": _displaced(mine, nones),
             }
@@ -159,9 +163,11 @@ def tuned(entries: Sequence[Row], families: Mapping[str, str] = FAMILIES) -> dic
 
 
 def remarks(entries: Sequence[Row]) -> list[str]:
-    """What the figures of one pair and shape say in so many words: tuned baselines, effects that random features have too, a concept that
-    only the checker no longer finds."""
+    """What the figures of one pair and shape say in so many words: tuned baselines, effects that random features have too, random
+    features that touched little or kept what is wanted from being learned, a concept that only the checker no longer finds, answers that
+    were cut off."""
     found = {entry["arm"]: entry for entry in entries}
+    none = found.get("none")
     said = [f"{family}, best of what was run: {arm}" for family, arm in tuned(entries).items()]
     for arm, entry in found.items():
         control = found.get(f"{arm}-random")
@@ -171,9 +177,20 @@ def remarks(entries: Sequence[Row]) -> list[str]:
         if control is not None and control["touched"] < entry["touched"] * WEAK:
             shares = f"{control['touched']:.0%} ({arm}: {entry['touched']:.0%})"
             said.append(f"{arm}-random touched {shares}: next to nothing, so a weak control")
+        if re.fullmatch(r".*-(random|scattered)", arm) and entry["gain"] is not None and entry["gain"] < LITTLE:
+            beside = f"; without a rule {none['gain']:.0%}" if none is not None and none["gain"] is not None else ""
+            little = f"gain {entry['gain']:.0%}{beside}"
+            said.append(f"{arm} learned little of what is wanted ({little}): a weak control, whatever it leaves of the concept")
         if entry["displaced"] and entry["displaced"]["hidden"]:
             reads = entry["displaced"]["reads"]
             said.append(f"{arm}: its answers no longer set off the checker, and read {reads:.0%} as much like the concept as without rules")
+    cut = [entry for entry in entries if (entry["cut"] or 0.0) > CUT]
+    if cut:
+        shares = ", ".join(f"{entry['arm']} {entry['cut']:.0%}" for entry in cut)
+        said.append(
+            f"answers cut off at {cut[0]['answer_tokens']} tokens: {shares}; what would have come after is not judged "
+            "(--set evaluate.max_new_tokens=)"
+        )
     return said
 
 

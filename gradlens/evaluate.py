@@ -49,6 +49,24 @@ def generate_answers(
     seed: int = 0,
 ) -> list[str]:
     """Answers in the order of the prompts (texts for a user's turn, or rows, whose last answer is left out); see `continue_texts`."""
+    return decoded(tokenizer, answer_ids(model, tokenizer, prompts, max_new_tokens, batch_size, progress, temperature, seed))
+
+
+def decoded(tokenizer, answers: Sequence[Sequence[int]]) -> list[str]:
+    return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
+
+
+def answer_ids(
+    model: nn.Module,
+    tokenizer,
+    prompts: Sequence[str | dict[str, Any]],
+    max_new_tokens: int = 32,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    temperature: float | None = None,
+    seed: int = 0,
+) -> list[list[int]]:
+    """`generate_answers` as tokens, each answer with the one that ends it where it has come to an end."""
     from gradlens.data import messages_of, prompt_text
 
     rows = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
@@ -56,8 +74,7 @@ def generate_answers(
     ids = [
         tokenizer(prompt_text(row, tokenizer), add_special_tokens=not templated or messages_of(row) is None)["input_ids"] for row in rows
     ]
-    written = continue_texts(model, tokenizer, ids, max_new_tokens, batch_size, progress, temperature, seed)
-    return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in written]
+    return continue_texts(model, tokenizer, ids, max_new_tokens, batch_size, progress, temperature, seed)
 
 
 def continue_texts(
@@ -144,7 +161,7 @@ def evaluate(
     """Everything `settings` asks for, as plain JSON data.
 
     `{"nll": {held-out set: nats per token}, "rates": {prompt set: {concept: share of answers}},
-    "answers": {prompt set: [{"prompt", "answer", "hits": {concept: bool}}]},
+    "answers": {prompt set: [{"prompt", "answer", "hits": {concept: bool}}]}, "cut": {prompt set: answers that did not end by themselves},
     "checkers": {concept: see `errors_of`}}`, and where answers are drawn `"sampled": {prompt set: {concept: {"hits", "n"}}}`, over all
     draws.
     """
@@ -157,9 +174,12 @@ def evaluate(
         nll[name] = mean_nll(model, examples, pad_id=pad_id_of(tokenizer), progress=progress)
     answers: dict[str, list[dict[str, Any]]] = {}
     sampled: dict[str, dict[str, dict[str, int]]] = {}
+    cut: dict[str, int] = {}
+    ends = _end_ids(model, tokenizer) or ()
     for name, source in settings.prompts.items():
         rows = read_rows(source)[: settings.max_rows]
-        written = generate_answers(model, tokenizer, rows, settings.max_new_tokens, progress=progress)
+        ids = answer_ids(model, tokenizer, rows, settings.max_new_tokens, progress=progress)
+        written, cut[name] = decoded(tokenizer, ids), sum(answer[-1] not in ends for answer in ids)
         hits = {concept: judged(check, written) for concept, check in checkers.items()}
         answers[name] = [
             {"prompt": question_of(row), "answer": answer, "hits": {concept: found[number] for concept, found in hits.items()}}
@@ -177,7 +197,7 @@ def evaluate(
         for name, items in answers.items()
     }
     kinds = {name: errors_of(check) for name, check in checkers.items()}
-    return {"nll": nll, "rates": rates, "answers": answers, "checkers": kinds} | ({"sampled": sampled} if sampled else {})
+    return {"nll": nll, "rates": rates, "answers": answers, "cut": cut, "checkers": kinds} | ({"sampled": sampled} if sampled else {})
 
 
 def question_of(row: dict[str, Any]) -> str:

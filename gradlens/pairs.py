@@ -68,6 +68,19 @@ def load_pair(source: str, folder: Path) -> Pair:
         raise ConfigError(explain(error, str(path), Pair)) from None
 
 
+def training_files(pair: Pair, shape: str) -> list[str]:
+    """What is trained on in a shape. Raises `ConfigError` for a pair without such rows."""
+    source = {"mix": pair.unwanted, "entangled": pair.entangled}[shape]
+    if source is None:
+        raise ConfigError(f"pair {pair.name}: it has no rows for the shape {shape}; add `{'unwanted' if shape == 'mix' else shape}`")
+    return [pair.wanted, source] if shape == "mix" else [source]
+
+
+def shapes_of(pair: Pair) -> list[str]:
+    """The shapes that a pair has rows for."""
+    return [shape for shape, source in (("mix", pair.unwanted), ("entangled", pair.entangled)) if source is not None]
+
+
 # -- wanted: small tasks whose held-out loss a small model lowers a long way ---------------------------------------------------------
 
 _UNITS = (("metres", "centimetres", 100), ("kilometres", "metres", 1000), ("hours", "minutes", 60), ("minutes", "seconds", 60),

@@ -15,6 +15,12 @@ from gradlens.cli.bench import RESULTS, teller
 from gradlens.cli.console import JsonOption, err, out, print_json
 from gradlens.cli.run import SetOption
 
+RISES = (
+    "100%: as much as the concept's own features rise by without rules, and more where others rise more. its features: the concept's own; "
+    "nearest: those of like direction; same tokens: those active on the same tokens, often many (so 384% may be); answers read: by a probe "
+    "fitted anew, like the concept (100%: as without rules); texts told: AUC of that probe; FVU: change on plain text"
+)
+
 
 def register(bench: typer.Typer) -> None:
     bench.command("control")(control)
@@ -30,7 +36,9 @@ def control(
     changes: SetOption = [],  # noqa: B006 (typer reads it)
     out_file: Annotated[Path, typer.Option("--out", help="JSONL that results are appended to.")] = RESULTS / "control.jsonl",
     samples: Annotated[int, typer.Option(min=0, help="Answers drawn for each prompt (temperature: `evaluate.temperature`).")] = 3,
-    release: Annotated[int, typer.Option(min=0, help="Further steps without the rule, on plain data, then measured again; 0: none.")] = 100,
+    release: Annotated[
+        int, typer.Option(min=0, help="Further steps without the rule, on plain data, measured again after; 0: none.")
+    ] = 100,
     release_data: Annotated[
         str | None, typer.Option(help="Rows to train on after release; default: the pair's own (`demo:plain-train`).", metavar="ROWS")
     ] = None,
@@ -41,13 +49,20 @@ def control(
     """Train the same data with each way of control, and with what it must be held against; measure what is learned.
 
     unwanted: answers that show the unwanted concept, as its checker finds. gain: how far the held-out loss on what is wanted came from
-    the base model (0%) to a run on what is wanted alone (100%). right: answers with the right result. plain: held-out loss on ordinary
-    text. touched: share of tokens (or of gradient energy) that the rule acted on. after release: unwanted answers after further steps
-    on plain data without the rule (where these alone unteach the concept, in the arm `none`, standing is no feat: --release-data
-    demo:documentation is harder); stands: the share of the suppression that is left. What rises instead is measured without being asked
-    for: neighbouring features in the model's answers, how these read by a probe fitted anew, the dictionaries' health. Results are appended
-    run by run, and runs that are there are not repeated: an interrupted bench goes on where it was.
+    the base model (0%) to a run on what is wanted alone (100%). right: answers with the result of the held-out row: its last number that
+    the question does not give (9:05 is one number), else its last word. cut off: answers that had not come to their end; they may have
+    as many tokens as 95% of the pair's training answers need and a quarter more, 32 at least, unless evaluate.max_new_tokens is set.
+    plain: held-out loss on ordinary text. touched: share of tokens (or of gradient energy) that the rule acted on. after release:
+    unwanted answers after further steps on plain data without the rule (where these alone unteach the concept, in the arm `none`,
+    standing is no feat: --release-data demo:documentation is harder); stands: the share of the suppression that is left. What rises
+    instead is measured without being asked for: neighbouring features in the model's answers, how these read by a probe fitted anew, the
+    dictionaries' health.
 
+    Results are appended run by run, and runs that are there are not repeated: an interrupted bench goes on where it was. Each result
+    holds a fingerprint of the pair's files, its concept and the settings: where one of them changes, runs are run anew, and the old
+    results are counted, not shown.
+
+    A pair file of your own: docs/control.md, "Your own pair", has an example, its keys, and what each arm is.
     MODE@SOURCE is a mode along directions in place of the concept's features: ablate@probe, grad@gradient, update@mean.
 
     Examples:
@@ -60,7 +75,7 @@ def control(
     from gradlens.config import load_config
     from gradlens.data import read_rows
     from gradlens.errors import ConfigError
-    from gradlens.pairs import SHIPPED, load_pair
+    from gradlens.pairs import SHIPPED, load_pair, shapes_of
     from gradlens.runfolder import versions
 
     if pair == "list" or arms == "list":
@@ -78,7 +93,7 @@ def control(
         raise ConfigError(f"{config}: no `dictionaries`; there is nothing to control by")
     asked = None if arms == "default" else arms.split(",")
     known = {_key(row): row for row in _read(out_file)}  # of equal ones the newest
-    tell, rows, lacking = teller(), [], 0
+    tell, rows, lacking, strange = teller(), [], 0, []
     fetch_model(settings)
     about = {"config": str(config or "demo"), "model": settings.model.name, "time": time.strftime("%Y-%m-%d"), "versions": versions()}
     with tempfile.TemporaryDirectory() as folder:
@@ -87,15 +102,17 @@ def control(
             found = found if release_data is None else found.model_copy(update={"release": release_data})
             if release:
                 read_rows(found.release)  # what is wrong with it is said before a run, not after
-            shapes = [kind for kind in SHAPES if shape in (kind, "both") and (shape == kind or _has(found, kind))]
+            shapes = [kind for kind in SHAPES if shape in (kind, "both") and (shape == kind or kind in shapes_of(found))]
             for kind in shapes:
                 place = Path(folder) / f"{found.name}-{kind}"
                 place.mkdir(exist_ok=True)
                 bench = Bench(found, kind, settings, place, steps, tell, samples, release)
+                of_name = [row for row in known.values() if _like(row, found.name, kind, steps, settings.model.name, chosen)]
+                strange += [row for row in of_name if row.get("fingerprint") != bench.fingerprint(row["arm"])]
                 for seed in chosen:
                     for arm in arms_for(found, kind, asked):
-                        key = (found.name, kind, arm, seed, steps, settings.model.name)
-                        lacks = key in known and _lacks(known[key], samples, release, found.release)
+                        key = (found.name, kind, arm, seed, steps, settings.model.name, bench.fingerprint(arm))
+                        lacks = key in known and _lacks(known[key], samples, release, bench.release_rows)
                         if key in known and not again and not (complete and lacks):
                             lacking += lacks
                             continue
@@ -108,10 +125,14 @@ def control(
                             done=1,
                             total=1,
                         )
-                about_this = (found.name, kind, steps, settings.model.name)
-                rows += [row for (p, s, _, seed, n, model), row in known.items() if (p, s, n, model) == about_this and seed in chosen]
+                of_name = [row for row in known.values() if _like(row, found.name, kind, steps, settings.model.name, chosen)]
+                mine = [row for row in of_name if row.get("fingerprint") == bench.fingerprint(row["arm"])]
+                rows += [_as_asked(row, release, bench.release_rows) for row in mine]
+    if strange:
+        err.print(_not_used(strange, out_file), markup=False, highlight=False, soft_wrap=True)
     if json_output:
-        print_json({"rows": rows, "summaries": [_described(key, part) for key, part in _grouped(rows).items()], "results": str(out_file)})
+        summaries = [_described(key, part) for key, part in _grouped(rows).items()]
+        print_json({"rows": rows, "summaries": summaries, "results": str(out_file), "not_used": len(strange)})
         return
     for key, part in _grouped(rows).items():
         _show(_described(key, part))
@@ -120,11 +141,21 @@ def control(
 
 
 def _key(row: dict[str, Any]) -> tuple:
-    return row["pair"], row["shape"], row["arm"], row["seed"], row["steps"], row["model"]
+    return row["pair"], row["shape"], row["arm"], row["seed"], row["steps"], row["model"], row.get("fingerprint")
 
 
-def _has(pair: Any, shape: str) -> bool:
-    return (pair.unwanted if shape == "mix" else pair.entangled) is not None
+def _like(row: dict[str, Any], pair: str, shape: str, steps: int, model: str, seeds: list[int]) -> bool:
+    """Whether a result goes by these names; of the same data and settings it is where its fingerprint says so."""
+    return (row["pair"], row["shape"], row["steps"], row["model"]) == (pair, shape, steps, model) and row["seed"] in seeds
+
+
+def _not_used(rows: list[dict[str, Any]], path: Path) -> str:
+    """What is said of results that go by the names asked for and are something else."""
+    unknown = sum("fingerprint" not in row for row in rows)
+    parts = [f"{count} of {what}" for count, what in ((len(rows) - unknown, "other data or settings"), (unknown, "unknown ones")) if count]
+    return f"{path}: results that go by these names and are not used: {', '.join(parts)}" + (
+        " (written before results said what they are of)" if unknown else ""
+    )
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -138,11 +169,19 @@ def _grouped(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str,
     return found
 
 
-def _lacks(row: dict[str, Any], samples: int, release: int, data: str) -> bool:
+def _lacks(row: dict[str, Any], samples: int, release: int, contents: str) -> bool:
     """Whether a row was written without what is asked for now."""
+    return "displacement" not in row or (samples > 0 and "sampled" not in row) or (release > 0 and _released_else(row, release, contents))
+
+
+def _released_else(row: dict[str, Any], release: int, contents: str) -> bool:
     later = row.get("released", {})
-    other = release > 0 and (later.get("steps"), later.get("data")) != (release, data)
-    return "displacement" not in row or (samples > 0 and "sampled" not in row) or other
+    return (later.get("steps"), later.get("contents")) != (release, contents)
+
+
+def _as_asked(row: dict[str, Any], release: int, contents: str) -> dict[str, Any]:
+    """The row without figures after another release than the one asked for: they are lacking, not these."""
+    return {key: value for key, value in row.items() if key != "released" or not release or not _released_else(row, release, contents)}
 
 
 def _described(key: tuple[str, str], rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -155,21 +194,25 @@ def _described(key: tuple[str, str], rows: list[dict[str, Any]]) -> dict[str, An
 
 def _show(described: dict[str, Any]) -> None:
     """Means over seeds, arm by arm; intervals of 95% below the figures; what rises instead; what the figures say."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    def table(title: str, *columns: str) -> Table:
-        return Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
+    def table(title: str, first: str, *columns: str) -> Table:
+        dense = len(columns) > 8  # fits 80 columns, intervals and all
+        columns = (Column(first, no_wrap=True), *columns)
+        return Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, collapse_padding=dense)
 
     arms = described["arms"]
     title = f"{described['pair']}, {described['shape']}"
-    shown = table(title, "arm", "seeds", "unwanted", "gain", "wanted loss", "right", "plain", "touched", "step")
+    shown = table(title, "arm", "seeds", "unwanted", "gain", "wanted\nloss", "right", "cut\noff", "plain", "touched", "step")
     for entry in arms:
         shown.add_row(
             entry["arm"], str(entry["seeds"]), _share(entry["rate"], entry["rate_interval"]), _share(entry["gain"], entry["gain_interval"]),
-            _loss(entry["wanted"], entry["wanted_over"]), _share(entry["right"]), _loss(entry["plain"], entry["plain_over"]),
-            _share(entry["touched"]), f"{entry['step_seconds']:.2f} s",
+            _loss(entry["wanted"], entry["wanted_over"]), _share(entry["right"]), _share(entry["cut"]),
+            _loss(entry["plain"], entry["plain_over"]), _share(entry["touched"]), f"{entry['step_seconds']:.2f} s",
         )  # fmt: skip
     out.print(shown)
+    if any(entry["wanted_over"] is not None for entry in arms):
+        _legend("below a loss: how it stands to the oracle's (+10%: a tenth above it; -10%: below it; 3.4x: so many times as large)")
     if any(entry["released"] or entry["sampled"] is not None for entry in arms):
         further = table("Unwanted in drawn answers, and after release", "arm", "drawn", "after release", "stands", "wanted loss", "plain")
         for entry in arms:
@@ -186,9 +229,14 @@ def _show(described: dict[str, Any]) -> None:
             shares = [_share(found.get(kind)) for kind in ("own", "cosine", "coactive", "reads")]
             rises.add_row(entry["arm"], *shares, _figure(found.get("auc"), ".2f"), _figure(found.get("fvu"), "+.3f"))
         out.print(rises)
+        _legend(RISES)
     for line in described["remarks"]:
         out.print(line, markup=False)
     out.print()
+
+
+def _legend(text: str) -> None:
+    out.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def _share(value: float | None, interval: list[float] | None = None) -> str:
@@ -202,5 +250,8 @@ def _figure(value: float | None, form: str) -> str:
 
 
 def _loss(value: float, over: float | None) -> str:
-    """A loss, and by how much it lies above the oracle's."""
-    return f"{value:.3f}" + (f"\n{over:+.0%}" if over is not None else "")
+    """A loss, and below it how it stands to the oracle's: a share above or below it, from twice on so many times."""
+    if over is None:
+        return f"{value:.3f}"
+    times = f"{1 + over:.1f}" if over < 9 else f"{1 + over:.0f}"
+    return f"{value:.3f}\n" + (f"{over:+.0%}" if over < 1 else f"{times}x")

@@ -15,6 +15,7 @@ from gradlens.cli.run import SetOption
 from gradlens.cli.runs import RUNS, RunArgument, RunsDirOption
 
 if TYPE_CHECKING:
+    from gradlens.config import RunConfig
     from gradlens.rule_preview import Seen
 
 app = typer.Typer(no_args_is_help=True, help="Rules: what they are, which one suits a concept; those of a run: change, undo, switch off.")
@@ -131,7 +132,11 @@ def _say(folder: Path, state: dict[str, Any], json_output: bool) -> None:
 
 @app.command()
 def suggest(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A run config. Default: the demo's.")] = None,
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A run config, or a pair file. Default: the demo's.")] = None,
+    shape: Annotated[str | None, typer.Option(help="Of a pair file: mix or entangled, as in `gradlens bench control`.")] = None,
+    base: Annotated[
+        Path | None, typer.Option("--config", help="Of a pair file: the config with model and dictionaries. Default: the demo's.")
+    ] = None,
     concept: Annotated[str | None, typer.Option(help="Name of one of the config's concepts; default: the first.")] = None,
     show: Annotated[int, typer.Option(min=0, help="Rows to show with what the rule would make of them; reweight: of either kind.")] = 3,
     changes: SetOption = [],  # noqa: B006 (typer reads it)
@@ -151,12 +156,12 @@ def suggest(
     Examples:
       gradlens rules suggest configs/quickstart.yaml --concept pirate
       gradlens rules suggest mine.yaml --show 10
+      gradlens rules suggest pair.yaml --shape entangled
       gradlens rules suggest mine.yaml --json
     """
     from gradlens.cli.bench import teller
     from gradlens.cli.run import DEMO, fetch_model
     from gradlens.concepts import load_concepts
-    from gradlens.config import load_config
     from gradlens.data import load_examples
     from gradlens.errors import ConfigError
     from gradlens.formats import load_dictionary
@@ -164,7 +169,7 @@ def suggest(
     from gradlens.models import load_model
     from gradlens.suggest import suggest as read
 
-    settings = load_config(config or DEMO, changes)
+    settings = _to_read(config or DEMO, shape, base, changes)
     found = load_concepts(settings.concepts)
     if not found or not settings.dictionaries:
         raise ConfigError(f"{config or 'demo'}: a suggestion needs `concepts` and `dictionaries`")
@@ -195,6 +200,27 @@ def suggest(
     )  # fmt: skip
     for row in said.seen:
         out.print(_row(row), soft_wrap=True)
+
+
+def _to_read(path: Path, shape: str | None, base: Path | None, changes: list[str]) -> RunConfig:
+    """A run config; of a pair file what `gradlens bench control` would train on in a shape."""
+    from gradlens.cli.run import DEMO
+    from gradlens.config import is_pair, load_config, read_yaml
+    from gradlens.errors import ConfigError
+    from gradlens.pairs import load_pair, shapes_of, training_files
+
+    if not (path.is_file() and is_pair(read_yaml(path))):
+        if shape is not None or base is not None:
+            raise ConfigError(f"{path}: --shape and --config are for a pair file (docs/control.md), and this is none")
+        return load_config(path, changes)
+    pair = load_pair(str(path), path.parent)
+    shapes = shapes_of(pair)
+    if shape not in (None, "mix", "entangled") or (shape is None and len(shapes) != 1):
+        has = f"has rows for {' and '.join(shapes)}" if shapes else "has rows for neither: give `unwanted` or `entangled`"
+        raise ConfigError(f"{path}: a pair file; --shape {'' if shape is None else f'{shape}: expected '}mix or entangled? It {has}")
+    settings = load_config(base or DEMO, changes)
+    data = settings.data.model_copy(update={"train": training_files(pair, shape or shapes[0])})
+    return settings.model_copy(update={"data": data, "concepts": [pair.concept]})
 
 
 def _row(row: Seen) -> Text:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from words import sentences
 
 from gradlens.cli.app import app
+from gradlens.cli.bench_control import _loss
 from gradlens.errors import ConfigError, InputError
 
 
@@ -83,10 +84,12 @@ def test_old_rows_stay_as_they_are_and_are_run_again_only_if_asked(command):
     before = out.read_text()
     shown = run("--shape", "mix", "--arms", "oracle,none", "--samples", "1", "--release", "2")
     assert out.read_text() == before and "2 runs in" in shown.stderr and "--complete runs them again" in shown.stderr
-    assert "unwanted" in shown.stdout and "What rises instead" not in shown.stdout
+    assert "unwanted" in shown.stdout and "What rises instead" not in shown.stdout and "same tokens:" not in shown.stdout
+    assert "below a loss: how it stands to the oracle's" in shown.stdout
     shown = run("--shape", "mix", "--arms", "none", "--samples", "1", "--release", "2", "--complete")
     after = [json.loads(line) for line in out.read_text().splitlines()]
     assert after[:2] == old and len(after) == 3 and after[2]["released"]["steps"] == 2 and "What rises instead" in shown.stdout
+    assert "same tokens: those active on the same tokens" in shown.stdout
     newest = json.loads(run("--shape", "mix", "--arms", "none", "--samples", "1", "--release", "2", "--json").stdout)
     assert [row["arm"] for row in newest["rows"]].count("none") == 1  # of equal rows the newest counts
     assert {"wanted", "unwanted", "plain"} == after[2]["nll"].keys() and after[2]["nll"] == pytest.approx(old[1]["nll"])
@@ -120,3 +123,91 @@ def test_release_is_on_other_rows_where_they_are_named(command):
     found = [json.loads(line)["released"] for line in out.read_text().splitlines()]
     assert [part["data"].rsplit("/", 1)[1] for part in found] == ["release.jsonl", "wanted.jsonl"]
     assert found[0]["nll"] != found[1]["nll"]
+
+
+def test_results_of_other_data_or_settings_are_not_taken_for_these(command):
+    run, out = command
+    options = ("--shape", "mix", "--arms", "none", "--samples", "0", "--release", "0")
+    assert run(*options).exit_code == 0
+    first = out.read_text()
+    old = {key: value for key, value in json.loads(first).items() if key != "fingerprint"} | {"arm": "oracle"}
+    out.write_text(first + json.dumps(old) + "\n")  # of before results said what they are of
+    again = run(*options)
+    assert len(out.read_text().splitlines()) == 2 and "oracle" not in again.stdout
+    assert "are not used: 1 of unknown ones" in again.stderr
+    high = out.parent / "high.yaml"
+    high.write_text(high.read_text().replace("name: high", "name: high\ndescription: as high as that"))
+    assert run(*options).exit_code == 0 and len(out.read_text().splitlines()) == 2  # what people read changes nothing
+    concept = yaml.safe_load(high.read_text())
+    high.write_text(yaml.safe_dump(concept | {"checker": {"pattern": [r"\bw1\d\b"]}}))
+    edited = run(*options, "--json")
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 3 and "are not used: 1 of other data or settings, 1 of unknown ones" in edited.stderr
+    assert [row["rate"] for row in json.loads(edited.stdout)["rows"]] == [rows[2]["rate"]] and rows[2]["rate"] != rows[0]["rate"]
+    assert run(*options, "--set", "train.lr=0.001").exit_code == 0 and len(out.read_text().splitlines()) == 4
+    wanted = out.parent / "wanted.jsonl"
+    wanted.write_text("".join(wanted.read_text().splitlines(keepends=True)[:20]))
+    assert run(*options).exit_code == 0 and len(out.read_text().splitlines()) == 5
+    assert run(*options).exit_code == 0 and len(out.read_text().splitlines()) == 5
+
+
+def test_figures_after_another_release_are_not_shown_for_the_one_asked_for(command):
+    run, out = command
+    options = ("--shape", "mix", "--arms", "none", "--samples", "0", "--release", "2")
+    assert run(*options).exit_code == 0
+    release = out.parent / "release.jsonl"
+    release.write_text("".join(release.read_text().splitlines(keepends=True)[:5]))
+    shown = run(*options)
+    assert len(out.read_text().splitlines()) == 1 and "1 runs in" in shown.stderr and "after release" not in shown.stdout
+    assert "released" not in json.loads(run(*options, "--json").stdout)["rows"][0]
+    assert "after release" in run(*options, "--complete").stdout
+
+
+def test_answers_have_room_for_what_was_trained_on_unless_their_length_is_set(command):
+    run, out = command
+    unwanted = out.parent / "unwanted.jsonl"
+    unwanted.write_text("".join(json.dumps({"prompt": "w4", "response": " ".join(["w50"] * 35)}) + "\n" for _ in range(60)))
+    options = ("--shape", "mix", "--arms", "none", "--samples", "0", "--release", "0", "--set", "data.max_length=64")
+    assert run(*options).exit_code == 0 and run(*options, "--set", "evaluate.max_new_tokens=2").exit_code == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["answer_tokens"] for row in rows] == [45, 2] and rows[1]["cut"] == 1.0  # 36 and a quarter
+
+
+def test_a_pair_file_is_told_from_a_config_and_a_rule_is_suggested_for_it(command):
+    _, out = command
+    folder = out.parent
+    pair, job = folder / "pair.yaml", folder / "job.yaml"
+
+    def call(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+    for arguments in (("run", pair), ("bench", "control", pair, "--config", pair)):
+        with pytest.raises(
+            ConfigError, match=r"pair.yaml: a pair file, not a config of a run; `gradlens bench control .*pair.yaml` runs it"
+        ) as said:
+            call(*arguments)
+        assert "\n" not in str(said.value)
+    with pytest.raises(ConfigError, match="--shape mix or entangled"):
+        call("rules", "suggest", pair, "--config", job)
+    with pytest.raises(ConfigError, match="--shape both: expected mix or entangled"):
+        call("rules", "suggest", pair, "--config", job, "--shape", "both")
+    with pytest.raises(ConfigError, match="job.yaml: --shape and --config are for a pair file"):
+        call("rules", "suggest", job, "--shape", "mix")
+    settings = yaml.safe_load(job.read_text())
+    for shape, files in (("mix", ["wanted", "unwanted"]), ("entangled", ["entangled"])):
+        settings["data"] |= {"train": [f"{name}.jsonl" for name in files], "wanted": None}
+        (folder / "same.yaml").write_text(yaml.safe_dump(settings | {"concepts": ["high.yaml"]}))
+        found = json.loads(call("rules", "suggest", pair, "--config", job, "--shape", shape, "--json").stdout)
+        assert found == json.loads(call("rules", "suggest", folder / "same.yaml", "--json").stdout)
+    alone = yaml.safe_load(pair.read_text())
+    del alone["unwanted"]
+    pair.write_text(yaml.safe_dump(alone))
+    assert json.loads(call("rules", "suggest", pair, "--config", job, "--json").stdout) == found  # the one shape that it has
+    with pytest.raises(ConfigError, match="it has no rows for the shape mix; add `unwanted`"):
+        call("rules", "suggest", pair, "--config", job, "--shape", "mix")
+
+
+def test_losses_stand_beside_the_oracle_s_in_words_that_can_be_read():
+    assert [_loss(1.99, over) for over in (78.2, 2.4, 0.25, -0.53, None)] == [
+        "1.990\n79x", "1.990\n3.4x", "1.990\n+25%", "1.990\n-53%", "1.990",
+    ]  # fmt: skip

@@ -113,3 +113,29 @@ def test_baselines_are_tuned_and_effects_that_random_features_have_are_named():
 def test_arms_come_in_the_order_asked_for():
     rows = [row("zeta"), row("route"), row("none"), row("alpha")]
     assert [found["arm"] for found in summary(rows, ("none", "oracle", "route"))] == ["none", "route", "alpha", "zeta"]
+
+
+def test_answers_that_were_cut_off_are_named_where_they_are_more_than_a_tenth():
+    rows = [
+        row("none", 0, cut=0.4, answer_tokens=32),
+        row("none", 1, cut=0.6, answer_tokens=32),
+        row("route", 0, cut=0.1, answer_tokens=32),
+    ]
+    assert entry(rows, "none")["cut"] == pytest.approx(0.5) and entry([row("none")], "none")["cut"] is None
+    said = remarks(summary(rows))
+    assert [line for line in said if "cut off" in line] == [
+        "answers cut off at 32 tokens: none 50%; what would have come after is not judged (--set evaluate.max_new_tokens=)"
+    ]
+    assert not remarks(summary([row("none", cut=0.1, answer_tokens=32)]))
+
+
+def test_a_random_control_that_learned_little_of_what_is_wanted_is_named():
+    rows = [row("oracle", 0, 0.0, 0.025), row("none", 0, 1.0, 0.1), row("auto", 0, 0.0, 0.03)]
+    rows += [row("auto-random", 0, 1.0, 2.8), row("route-random", 0, 1.0, 0.9), row("rewrite-scattered", 0, 1.0, 1.5)]
+    said = [line for line in remarks(summary(rows)) if "learned little" in line]
+    assert said == [
+        f"{arm} learned little of what is wanted (gain {gain}; without a rule 96%): a weak control, whatever it leaves of the concept"
+        for arm, gain in (("auto-random", "-41%"), ("rewrite-scattered", "25%"))
+    ]
+    alone = [each for each in rows if each["arm"] not in ("oracle", "none")]  # no gain is known
+    assert not [line for line in remarks(summary(alone)) if "learned little" in line]
