@@ -44,8 +44,8 @@ class Bars:
         self._bar, self._task, self._title, self._note = bar, None, "", ""
 
     def __call__(self, event: dict[str, Any]) -> None:
-        if event["phase"] == "alarm":
-            self._bar.console.print(alarm_of(event), markup=False, soft_wrap=True, style="yellow")
+        if event["phase"] in ("alarm", "warning"):
+            self._bar.console.print(told_of(event), markup=False, soft_wrap=True, style="yellow")
             return
         title, done, total = title_of(event), event.get("done"), event.get("total")
         if title != self._title:
@@ -72,8 +72,8 @@ class Lines:
         self._begun, self._shown = time.monotonic(), None
 
     def __call__(self, event: dict[str, Any]) -> None:
-        if event["phase"] == "alarm":
-            err.print(f"[{time.monotonic() - self._begun:4.0f} s] {alarm_of(event)}", markup=False, soft_wrap=True, style="yellow")
+        if event["phase"] in ("alarm", "warning"):
+            err.print(f"[{time.monotonic() - self._begun:4.0f} s] {told_of(event)}", markup=False, soft_wrap=True, style="yellow")
             return
         done, total = event.get("done"), event.get("total")
         fifth = 5 * done // total if done and total else 0
@@ -92,9 +92,11 @@ def title_of(event: dict[str, Any]) -> str:
     return f"{arm}{event['phase']}"
 
 
-def alarm_of(event: dict[str, Any]) -> str:
+def told_of(event: dict[str, Any]) -> str:
     from gradlens.findings import flat
 
+    if event["phase"] == "warning":
+        return f"warning: {flat(event['text'])}"
     arm = f"{event['arm']}: " if event.get("arm") else ""
     return f"{arm}alarm at step {event['step']}: {flat(event['text'] or '')}"
 
