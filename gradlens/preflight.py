@@ -22,8 +22,9 @@ from gradlens.config import RunConfig
 from gradlens.data import counted_reasons, lacking_rows, read_rows
 from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError, InputError
-from gradlens.formats import check_width, load_dictionary
-from gradlens.hookpoints import blocks, canonical, d_model, find_hookpoint, in_stream, layer_of, same_place
+from gradlens.fits import check_fits
+from gradlens.formats import load_dictionary
+from gradlens.hookpoints import blocks, canonical, d_model, layer_of
 from gradlens.labels import labels_of, load_labels
 from gradlens.models import check_on_hub, resolve_model
 from gradlens.rules import Rule, load_rules
@@ -168,18 +169,10 @@ def _model(config: RunConfig, known: _Known) -> Found:
 
 def _dictionary(config: RunConfig, known: _Known, hookpoint: str, source: str) -> Found:
     """A dictionary that is there, fits the model where it is read, and gets a gradient there."""
-    model = known.model
-    if model is not None:
-        find_hookpoint(model, hookpoint)
     dictionary = load_dictionary(source)
-    if model is not None:
-        for place in dictionary.read_at(canonical(hookpoint)):
-            find_hookpoint(model, place)
-        if in_stream(hookpoint):
-            check_width(dictionary, d_model(model), hookpoint)
-        if dictionary.hookpoint and not same_place(model, dictionary.hookpoint, hookpoint):
-            raise ConfigError(f"dictionaries.{hookpoint}: {source} was trained at {dictionary.hookpoint}; use it there")
-        _check_reached(config, hookpoint)
+    if known.model is not None:
+        check_fits(known.model, dictionary, hookpoint, source)
+    _check_reached(config, hookpoint)
     known.dictionaries[canonical(hookpoint)] = dictionary
     return Found(f"{source}: {dictionary.d_sae} features of width {dictionary.d_out} for {canonical(hookpoint)}")
 

@@ -23,10 +23,7 @@ REFUSED = {
     "no examples": ({"concepts": ["other.yaml"]}, "concept other: it has features for layers.1, the dictionaries are for layers.2"),
     "twice": ({"concepts": ["concept.yaml", "concept.yaml"]}, "the concept some is already defined in"),
     "empty reference": ({"observe": {"reference": "empty.jsonl"}}, "empty.jsonl: the data set is empty"),
-    "empty answers": ({"data": {"train": ["silent.jsonl"]}}, "no row to learn from (rows: 2 whose response is empty (rows 1, 2)); add responses"),
-        {"data": {"train": ["silent.jsonl"]}},
-        "silent.jsonl: no row to learn from (rows: 2 whose response is empty (rows 1, 2))",
-    ),
+    "empty answers": ({"data": {"train": ["silent.jsonl"]}}, "(rows: 2 whose response is empty (rows 1, 2)); add responses, or set data"),
     "no answer": ({"data": {"train": ["asked.jsonl"]}}, "asked.jsonl: no row to learn from (rows: 1 without a response (row 1))"),
     "rule": ({"rules": [{"concept": "som"}]}, "unknown concept 'som'; did you mean some?"),
 }
