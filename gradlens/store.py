@@ -70,7 +70,11 @@ class RunWriter:
         self.run_dir, self.run_id, self.seal_every = Path(run_dir), Path(run_dir).name, seal_every
         self.lost, self.step = 0, 0  # rows not written; last step recorded
         self._statistics = self.run_dir / "statistics"
-        self._statistics.mkdir(parents=True, exist_ok=True)
+        try:
+            self._statistics.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            where = "name a folder that can be written: runs_dir"
+            raise ConfigError(f"{self.run_dir.parent}: no run folder can be made there ({error.strerror}); {where}") from None
         self._lock = take_lock(self.run_dir)
         self._segments: dict[str, segments.Segment] = {}
         self._since_seal = 0
