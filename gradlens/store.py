@@ -24,6 +24,7 @@ from gradlens.errors import ConfigError, InputError
 from gradlens.files import append_line, jsonable, read_lines, write_atomic, write_json
 from gradlens.runfolder import is_running, new_run_id, take_lock, versions
 from gradlens.segments import DENSE, SCHEMAS
+from gradlens.worked import seconds_until_stop
 
 
 class RunWriter:
@@ -59,11 +60,12 @@ class RunWriter:
             raise InputError(f"{run_dir}: no run to resume here (no config.yaml)")
         writer = cls.__new__(cls)
         writer._open(run_dir, seal_every)
+        worked = seconds_until_stop(writer.run_dir)  # before what it is told by is taken up again
         writer._recover(resume_step)
         if resume_step is not None:
             (writer.run_dir / "summary.json").unlink(missing_ok=True)
             writer.step = resume_step
-            writer.event("resumed", step=resume_step)
+            writer.event("resumed", step=resume_step, worked=round(worked, 1))
         return writer
 
     def _open(self, run_dir: str | Path, seal_every: int) -> None:

@@ -1,6 +1,7 @@
 """What `runs show` says of a run is what its folder holds; and the commands `runs` and `report`."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from gradlens.store import RunReader, RunWriter
 from gradlens.summary import BARS, build_summary, render_summary, sparkline, summarize, top_features
+from gradlens.worked import seconds_worked
 
 SEA = {
     "share": 0.6, "features": [["layers.3", 2], ["layers.1", 0]], "count": 2, "words": ["sea", "salt"], "probability": [0.01, 0.4],
@@ -240,3 +242,20 @@ def test_verify_finds_damage_and_show_can_leave_it_out(runs_dir):
     assert damaged.name in str(stopped.exception) and stopped.exception.exit_code == 3
     shown = json.loads(invoke("runs", "show", "demo-1", "--runs-dir", runs_dir, "--skip-damaged", "--json").stdout)
     assert shown["loss"]["steps"] == [5, 6]
+
+
+def test_a_pause_before_a_resume_is_not_counted_as_work(tmp_path):
+    folder = tmp_path / "run"
+    with RunWriter(folder, {"name": "demo"}) as writer:
+        writer.event("started", time=1000.0)
+        writer.record({"step": 1, "scalars": {"train/loss": 1.0}})
+    for path in (folder / "statistics").iterdir():  # killed: there is no summary, but a last record
+        os.utime(path, (1080.0, 1080.0))
+    RunWriter.open_existing(folder, resume_step=1).close()
+    events = RunReader(folder).events
+    assert events[-1]["kind"] == "resumed" and events[-1]["worked"] == 80.0
+    now = events[-1]["time"]
+    assert seconds_worked(folder, events, now + 7) == pytest.approx(87)
+    (folder / "summary.json").write_text('{"status": "interrupted", "seconds": 87.0}')
+    RunWriter.open_existing(folder, resume_step=1).close()
+    assert RunReader(folder).events[-1]["worked"] == 87.0 and 87 <= build_summary(RunReader(folder), "done")["seconds"] < 90
