@@ -1,5 +1,6 @@
 """What `runs show` says of a run is what its folder holds; and the commands `runs` and `report`."""
 
+import io
 import json
 import os
 import re
@@ -259,3 +260,22 @@ def test_a_pause_before_a_resume_is_not_counted_as_work(tmp_path):
     (folder / "summary.json").write_text('{"status": "interrupted", "seconds": 87.0}')
     RunWriter.open_existing(folder, resume_step=1).close()
     assert RunReader(folder).events[-1]["worked"] == 87.0 and 87 <= build_summary(RunReader(folder), "done")["seconds"] < 90
+
+
+@pytest.mark.parametrize("width", [30, 50, 64, 80, 100, 140])
+def test_the_table_of_runs_breaks_no_word_however_narrow_the_terminal(tmp_path, monkeypatch, width):
+    from gradlens.cli import runs
+
+    ids = {"nostalgia-20260131-130120-69536b": "interrupted", "lower-20260131-130541-8a6543": "unreadable"}
+    line = {"steps": "100", "loss": "3.45 -> 2.31", "rules": "route:nostalgia, reweight:pirate", "started": "2026-01-31 13:01"}
+    console = Console(file=io.StringIO(), width=width, highlight=False, emoji=False)
+    monkeypatch.setattr(runs, "out", console)
+    runs._print_table([{"run": run, "state": state, **line} for run, state in ids.items()])
+    printed = console.file.getvalue().splitlines()
+    if width >= 50:
+        assert max(map(len, printed)) <= width
+    for run, state in ids.items():
+        assert any(run in line.split() and state in line.split() for line in printed), printed
+    assert len(printed) == (2 if width < 50 else 3)
+    assert ("3.45 -> 2.31" in printed[1]) == (width >= 80) and ("13:01" in printed[1]) == (width >= 100)
+    assert ("reweight:pirate" in printed[1]) == (width >= 140)
