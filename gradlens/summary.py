@@ -208,7 +208,7 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
     loss = f"loss {_figure(summary['loss_first'])} -> {_figure(summary['loss_last'])}  {sparkline(summary['loss']['values'])}"
     if summary["loss_first"] is None:
         loss = "loss not recorded: the loop says it by `lens.log({'train/loss': ...})`"
-    parts: list[Any] = [Text.from_markup(head), Text(loss)]
+    parts: list[Any] = [Text.from_markup(head, emoji=False), Text(loss)]
 
     def table(title: str, *columns: str) -> Table:
         made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)

@@ -59,7 +59,7 @@ class Top(list):
         for row in self:
             numbers = ["-" if row.get(key) is None else f"{row[key]:+.4g}" for key in figures]
             table.add_row(row["hookpoint"], str(row["feature"]), escape(row["label"]), *numbers)
-        console = Console(width=120)
+        console = Console(width=120, emoji=False)
         with console.capture() as captured:
             console.print(table)
         return captured.get()

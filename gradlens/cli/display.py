@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.markup import escape
-
 from gradlens.cli.console import err
 
 
@@ -21,15 +19,16 @@ def job_display() -> Iterator[Any]:
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.table import Column
 
+    plain = {"markup": False}  # which would also read emoji
     narrow = {"table_column": Column(no_wrap=True, min_width=7)}
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True), **plain),
         BarColumn(bar_width=16),
-        TextColumn("{task.fields[count]}", **narrow),
+        TextColumn("{task.fields[count]}", **narrow, **plain),
         TimeElapsedColumn(**narrow),
         TimeRemainingColumn(**narrow),
-        TextColumn("{task.fields[note]}", **narrow),
+        TextColumn("{task.fields[note]}", **narrow, **plain),
     )
     with Progress(*columns, console=err) as bar:
         bars = Bars(bar)
@@ -50,7 +49,7 @@ class Bars:
         title, done, total = title_of(event), event.get("done"), event.get("total")
         if title != self._title:
             self.end()
-            self._task = self._bar.add_task(escape(title), total=None, count="", note="")
+            self._task = self._bar.add_task(title, total=None, count="", note="")
             self._title = title
         count = "" if done is None else f"{done}/{total}" if total else f"{done}"
         self._note = note_of(event)
