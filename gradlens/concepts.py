@@ -10,7 +10,7 @@ Shape suffixes: T counted tokens, N chosen features, C candidates, F d_sae.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,21 +60,9 @@ def fit_concept(
     from gradlens.hookpoints import canonical
 
     dictionaries = {canonical(hook): dictionary for hook, dictionary in dictionaries.items()}
-    given = {} if refit else {hook: ids for hook, ids in concept.features.items() if hook in dictionaries and ids}
-    for hook, ids in given.items():
-        wrong = [i for i in ids if not 0 <= i < dictionaries[hook].d_sae]
-        if wrong:
-            raise ConfigError(f"concept {concept.name}: features.{hook}: {wrong[0]} is not one of 0..{dictionaries[hook].d_sae - 1}")
-    # A feature named by hand stays as it is; only what is missing is fitted or measured.
-    enough = all(len(concept.rows(kind)) >= MIN_EXAMPLES for kind in ("positive", "negative"))
-    open_hooks = [hook for hook in dictionaries if hook not in given or hook not in concept.detection]
-    if not open_hooks or (given and not enough):
+    given, open_hooks = _to_do(concept, {hook: dictionary.d_sae for hook, dictionary in dictionaries.items()}, refit)
+    if not open_hooks:
         return concept
-    if not concept.positive or not concept.negative:
-        raise ConfigError(
-            f"concept {concept.name}: it has features for {', '.join(concept.features) or 'no hookpoint'}, the dictionaries are for "
-            f"{', '.join(dictionaries)}, and it has no examples to fit features on; add either"
-        )
     dictionaries = {hook: dictionaries[hook] for hook in open_hooks}
     halves = split_examples(concept, tokenizer, max_length, seed, max_texts)
     chosen = {hook: given[hook] for hook in open_hooks if hook in given}
@@ -104,6 +92,51 @@ def fit_concept(
     return concept.model_copy(update=fitted | {"detection": detection})
 
 
+def check_concept(concept: Concept, sizes: Mapping[str, int]) -> None:
+    """Raise `ConfigError` for what `fit_concept` would refuse, as far as files tell; `sizes`: canonical hookpoint -> features there."""
+    _, open_hooks = _to_do(concept, sizes)
+    if not open_hooks:
+        return
+    rows = {kind: concept.rows(kind) for kind in ("positive", "negative")}
+    _check_apart(concept, rows)
+    for kind, entries in rows.items():
+        _check_enough(concept, kind, len(entries))
+
+
+def _to_do(concept: Concept, sizes: Mapping[str, int], refit: bool = False) -> tuple[dict[str, list[int]], list[str]]:
+    """The features that the concept brings, by hookpoint, and the hookpoints at which some are to be fitted or measured."""
+    given = {} if refit else {hook: ids for hook, ids in concept.features.items() if hook in sizes and ids}
+    for hook, ids in given.items():
+        wrong = [i for i in ids if not 0 <= i < sizes[hook]]
+        if wrong:
+            raise ConfigError(f"concept {concept.name}: features.{hook}: {wrong[0]} is not one of 0..{sizes[hook] - 1}")
+    # A feature named by hand stays as it is; only what is missing is fitted or measured.
+    enough = all(len(concept.rows(kind)) >= MIN_EXAMPLES for kind in ("positive", "negative"))
+    open_hooks = [hook for hook in sizes if hook not in given or hook not in concept.detection]
+    if not open_hooks or (given and not enough):
+        return given, []
+    if not concept.positive or not concept.negative:
+        raise ConfigError(
+            f"concept {concept.name}: it has features for {', '.join(concept.features) or 'no hookpoint'}, the dictionaries are for "
+            f"{', '.join(sizes)}, and it has no examples to fit features on; add either"
+        )
+    return given, open_hooks
+
+
+def _check_apart(concept: Concept, rows: Mapping[str, list[dict[str, Any]]]) -> None:
+    both = {json.dumps(row, sort_keys=True) for row in rows["positive"]} & {json.dumps(row, sort_keys=True) for row in rows["negative"]}
+    if both:
+        raise ConfigError(f"concept {concept.name}: {len(both)} examples are both positive and negative, for instance {min(both)[:80]}")
+
+
+def _check_enough(concept: Concept, kind: str, usable: int) -> None:
+    if usable < MIN_EXAMPLES:
+        raise ConfigError(
+            f"concept {concept.name}: {kind}: {usable} usable examples, at least {MIN_EXAMPLES} are needed to fit features "
+            "(half choose them, half judge them); add examples, or give features"
+        )
+
+
 def split_examples(
     concept: Concept, tokenizer, max_length: int, seed: int = 0, max_texts: int = MAX_TEXTS
 ) -> tuple[list[tuple[Example, bool]], list[tuple[Example, bool]]]:
@@ -111,20 +144,14 @@ def split_examples(
     from gradlens.data import tokenize
 
     rows = {kind: concept.examples(kind, tokenizer) for kind in ("positive", "negative")}
-    both = {json.dumps(row, sort_keys=True) for row in rows["positive"]} & {json.dumps(row, sort_keys=True) for row in rows["negative"]}
-    if both:
-        raise ConfigError(f"concept {concept.name}: {len(both)} examples are both positive and negative, for instance {min(both)[:80]}")
+    _check_apart(concept, rows)
     random = np.random.default_rng(seed)
     halves: tuple[list, list] = ([], [])
     for kind, entries in rows.items():
         order = random.permutation(len(entries))[:max_texts]
         examples = [tokenize(entries[i], tokenizer, max_length, row_id=int(i), source=kind) for i in order]
         examples = [example for example in examples if any(label != -100 for label in example.labels[1:])]
-        if len(examples) < MIN_EXAMPLES:
-            raise ConfigError(
-                f"concept {concept.name}: {kind}: {len(examples)} usable examples, at least {MIN_EXAMPLES} are needed to fit features "
-                "(half choose them, half judge them); add examples, or give features"
-            )
+        _check_enough(concept, kind, len(examples))
         for index, example in enumerate(examples):
             halves[index % 2].append((example, kind == "positive"))
     return halves

@@ -27,6 +27,7 @@ from gradlens.errors import InputError
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
 IGNORE = -100  # label of a token that the loss does not count
+CUT = "whose response does not begin within"
 KEYS = 'expected "messages", "prompt" (with "response"), or "text"'
 
 
@@ -241,29 +242,74 @@ def _labels(ids: list[int], text: str, spans: list[tuple[int, int]], tokenizer: 
     return [token if count else IGNORE for token, count in zip(ids, counted, strict=True)]
 
 
+def lacks(row: Row, loss_on: Literal["response", "all"] = "response") -> str:
+    """What a row has not that it would need to teach anything, in words that follow "3 rows"; empty where it has it.
+
+    An empty answer is none: all that it could teach is to end at once, which nobody who left a field empty has meant.
+    """
+    messages = messages_of(row)
+    if messages is None or loss_on == "all":
+        return "" if any(text.strip() for text in _texts(row)) else "without text"
+    answers = [message["content"] for message in messages if message["role"] == "assistant"]
+    return "" if any(answer.strip() for answer in answers) else "whose response is empty" if answers else "without a response"
+
+
+def _texts(row: Row) -> list[str]:
+    messages = messages_of(row)
+    return [row["text"]] if messages is None else [message["content"] for message in messages]
+
+
+def counted_reasons(reasons: dict[str, list[int]]) -> str:
+    """`{"without a response": [0, 2]}` -> "2 without a response (rows 1, 3)": rows as people count them."""
+
+    def places(rows: list[int]) -> str:
+        shown = ", ".join(str(row + 1) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+        return f"row{'s' if len(rows) > 1 else ''} {shown}"
+
+    return " and ".join(f"{len(rows)} {reason} ({places(rows)})" for reason, rows in reasons.items())
+
+
+def lacking_rows(rows: Sequence[Row], loss_on: Literal["response", "all"], source: str) -> dict[str, list[int]]:
+    """Reason -> indices of the rows that lack something. Raises `InputError` where that is every row."""
+    found: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        if reason := lacks(row, loss_on):
+            found.setdefault(reason, []).append(index)
+    if rows and sum(map(len, found.values())) == len(rows):
+        raise _nothing_to_learn(source, found)
+    return found
+
+
+def _nothing_to_learn(source: str, reasons: dict[str, list[int]]) -> InputError:
+    cut = any(reason.startswith(CUT) for reason in reasons)
+    remedy = ("raise data.max_length, " if cut else "") + "add responses, or set data.loss_on: all"
+    return InputError(f"{source}: no row to learn from (rows: {counted_reasons(reasons) or 'none'}); {remedy}")
+
+
 def build_examples(
     rows: Iterable[Row], tokenizer: Any, max_length: int, loss_on: Literal["response", "all"] = "response", source: str = "data"
 ) -> list[Example]:
-    """Examples of all rows that have a token to learn; the number of rows dropped is logged as a warning.
+    """Examples of all rows that have a token to learn; the rows dropped are logged as a warning.
 
-    A row is dropped where cutting to `max_length` left no counted token after the first. Raises `InputError` if none remains.
+    A row is dropped where it `lacks` an answer, or where cutting to `max_length` left no counted token after the first. Raises
+    `InputError` if none remains.
     """
-    examples, cut, unanswered = [], 0, 0
+    examples: list[Example] = []
+    dropped: dict[str, list[int]] = {}
+    index = -1
     for index, row in enumerate(rows):
-        example = tokenize(row, tokenizer, max_length, loss_on, index, source)
-        if any(label != IGNORE for label in example.labels[1:]):
-            examples.append(example)
-        elif loss_on == "response" and (messages := messages_of(row)) and not any(m["role"] == "assistant" for m in messages):
-            unanswered += 1
-        else:
-            cut += 1
-    reasons = [f"{cut} whose response does not begin within {max_length} tokens"] if cut else []
-    reasons += [f"{unanswered} without a response"] if unanswered else []
+        reason = lacks(row, loss_on)
+        if not reason:
+            example = tokenize(row, tokenizer, max_length, loss_on, index, source)
+            if any(label != IGNORE for label in example.labels[1:]):
+                examples.append(example)
+                continue
+            reason = f"{CUT} {max_length} tokens"
+        dropped.setdefault(reason, []).append(index)
     if not examples:
-        found = " and ".join(reasons) or "none"
-        raise InputError(f"{source}: no row to learn from (rows: {found}); raise data.max_length, add responses, or set data.loss_on: all")
-    if reasons:
-        log.warning("%s: dropped %d of %d rows: %s", source, cut + unanswered, len(examples) + cut + unanswered, " and ".join(reasons))
+        raise _nothing_to_learn(source, dropped)
+    if dropped:
+        log.warning("%s: dropped %d of %d rows: %s", source, index + 1 - len(examples), index + 1, counted_reasons(dropped))
     return examples
 
 

@@ -8,7 +8,7 @@ force no hook changes any tensor, so training is bit-identical to training witho
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -178,9 +178,11 @@ class Lens:
 
     # -- what the training loop says ------------------------------------------------------------------------------------------
 
-    def set_rows(self, row_ids: list[int]) -> None:
-        """Ids of the rows of the next forward pass, for per-example records."""
-        self.hooks.rows = tuple(row_ids)
+    def set_rows(self, row_ids: Iterable[int]) -> None:
+        """Numbers of the rows of the next forward pass, one for each row of its batch, such as their places in your data: what each row
+        taught is then recorded (`gradlens examples`). Call it before every forward pass; those of other passes are not recorded row by row.
+        """
+        self.hooks.rows = tuple(int(row) for row in row_ids)
 
     def log(self, scalars: dict[str, float]) -> None:
         """Scalars that belong to the current step's record."""

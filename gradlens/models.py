@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import struct
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,6 +33,8 @@ __all__ = [
     "resolve_model",
 ]
 
+# `NAME` or `OWNER/NAME`; anything else can only be a path
+_HUB_NAME = re.compile(r"^\w[\w.-]*(/\w[\w.-]*)?$", re.ASCII)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -51,10 +54,27 @@ def resolve_model(name: str, progress: Progress | None = None) -> str:
         return str(folder)
     if folder.is_file():
         raise InputError(f"{name}: a file; expected a folder with config.json, weights (safetensors) and tokenizer files")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if not _HUB_NAME.match(name):
         near = difflib.get_close_matches(folder.name, [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else [], n=1)
         raise InputError(f"{name}: no such model folder" + (f"; did you mean {folder.parent / near[0]}?" if near else ""))
     return name
+
+
+def check_on_hub(name: str) -> None:
+    """Raise `InputError` at once where a model that is in no folder cannot be had from Hugging Face either: it is neither in the cache nor
+    there. Loading it would ask for half a minute before it gave up."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=10)
+    except Exception as error:  # of httpx, the hub and its checks of names: they share no base class
+        folder = Path(name)
+        here = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+        near = difflib.get_close_matches(folder.name, here, n=1)
+        hint = f"; did you mean the folder {folder.parent / near[0]}?" if near else ""
+        raise InputError(_cannot_load(name, name, "model", error) + hint) from None
 
 
 def check_weights(folder: Path) -> None:
@@ -92,6 +112,8 @@ def load_tokenizer(name: str, progress: Progress | None = None) -> Any:
     from transformers import AutoTokenizer
 
     source = resolve_model(name, progress)
+    if not Path(source).is_dir():
+        check_on_hub(source)
     with quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)

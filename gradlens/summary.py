@@ -14,6 +14,7 @@ from gradlens.errors import GradlensError
 from gradlens.files import jsonable
 from gradlens.findings import alarms, beyond_chance, clusters, current, flat, in_words, labelled, routing, routing_in_words, told_of_answers
 from gradlens.top import MEASURED, has, nothing_taught, ranked_by, ranking
+from gradlens.worked import seconds_worked
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -32,15 +33,12 @@ def build_summary(reader: RunReader, status: Literal["done", "interrupted", "fai
     """The content of `summary.json`, plain JSON data (docs/architecture.md).
 
     `push` and `attribution` of features and concepts are sums over the run, `uptake` and `drift` the last reading; `learned_in_words`
-    are the clusters of the last `learned` event; `seconds` is wall-clock time since the run was started (time between a stop and a
-    resume included).
+    are the clusters of the last `learned` event; `seconds` is the time that the run has worked (`worked.py`).
     """
     run, scalars = describe(reader), scalars_by_key(reader)
     version = scalars.get("policy/version")
     events = reader.events
     versions = [event["version"] for event in events if event.get("kind") == "policy" and "version" in event]
-    begun = (reader.run_dir / "config.yaml").stat().st_mtime
-    started = next((event["time"] for event in events if event.get("kind") == "started"), begun)  # an arm waits for those before it
     ended = time.time() if status != "stopped" else max(path.stat().st_mtime for path in reader.run_dir.rglob("*"))
     return jsonable(
         {
@@ -61,7 +59,7 @@ def build_summary(reader: RunReader, status: Literal["done", "interrupted", "fai
             "targets": _targets(events),
             "policy_version": int(version[1][-1]) if version else max(versions, default=0),
             "gaps": [event for event in events if event.get("kind") == "gap"],
-            "seconds": round(ended - started, 1),
+            "seconds": round(seconds_worked(reader.run_dir, events, ended), 1),
             "evaluation": {"nll": run["nll"], "rates": run["rates"]} if reader.evaluation else None,
             "doubts": run["doubts"],
         }
@@ -212,7 +210,7 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
     loss = f"loss {_figure(summary['loss_first'])} -> {_figure(summary['loss_last'])}  {sparkline(summary['loss']['values'])}"
     if summary["loss_first"] is None:
         loss = "loss not recorded: the loop says it by `lens.log({'train/loss': ...})`"
-    parts: list[Any] = [Text.from_markup(head), Text(loss)]
+    parts: list[Any] = [Text.from_markup(head, emoji=False), Text(loss)]
 
     def table(title: str, *columns: str) -> Table:
         made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ALL = "all"  # hookpoints together
 SUMS = ("taught", "push")  # over the times that a row was seen
+UNKNOWN = "unknown source"
 Result = dict[str, Any]
 Tokens = Mapping[tuple[str, int], Mapping[int, float]]  # (hookpoint, row id) -> position -> taught
 
@@ -57,7 +58,10 @@ def teachers(reader: RunReader, concept: str, hookpoint: str | None = None, limi
     if concept not in seen:
         names = ", ".join(recorded_concepts(reader)) or "none"
         others = "features of another one can be asked for with --concept-file or --features"
-        raise InputError(f"{reader.run_id}: no examples of a concept {concept!r}; recorded: {names}; {others}")
+        raise InputError(
+            f"{reader.run_id}: no examples of a concept {concept!r}; recorded: {names}; {others}"
+            + ("" if recorded_lessons(reader) else how_to_record(reader))
+        )
     if hookpoint is not None:
         hookpoint = _known_hookpoint(hookpoint, seen[concept].hookpoints, f"{reader.run_id}: {concept} was not read at")
     chosen = seen[concept] if hookpoint is None else seen[concept].at(hookpoint)
@@ -86,11 +90,17 @@ def teachers_of(reader: RunReader, features: Mapping[str, Collection[int]], limi
     """
     known = recorded_lessons(reader)
     if not known:
-        raise InputError(f"{reader.run_id}: no lessons of single rows were recorded, so only its concepts can be asked for (--concept)")
+        only = "no lessons of single rows were recorded, so only its concepts can be asked for (--concept)"
+        raise InputError(f"{reader.run_id}: {only}{how_to_record(reader)}")
     wanted: dict[str, list[int]] = defaultdict(list)
     for name, ids in features.items():
         wanted[_known_hookpoint(name, known, f"{reader.run_id}: no lessons at")] += [int(i) for i in ids]
     wanted = {name: sorted(set(wanted[name])) for name in known if wanted.get(name)}
+    sizes = _sizes(reader)
+    for name, ids in wanted.items():
+        if name in sizes and not 0 <= ids[0] <= ids[-1] < sizes[name]:
+            wrong = ids[-1] if ids[0] >= 0 else ids[0]
+            raise InputError(f"{reader.run_id}: no feature {wrong} at {name}; its dictionary has the features 0 to {sizes[name] - 1}")
     if not wanted:
         raise InputError(f"{reader.run_id}: no features were asked for")
     asked = " OR ".join(f"(hookpoint = {_quoted(name)} AND feature IN ({', '.join(map(str, ids))}))" for name, ids in wanted.items())
@@ -109,6 +119,24 @@ def teachers_of(reader: RunReader, features: Mapping[str, Collection[int]], limi
     for index, ids in enumerate(wanted.values()):
         seen.columns["lesson"][index] /= len(ids)
     return _result(seen, "lesson", limit, _texts(reader), {}) | {"concept": None, "features": wanted}
+
+
+def _sizes(reader: RunReader) -> dict[str, int]:
+    """How many features there are at each hookpoint of which a snapshot was recorded."""
+    rows = reader.query("SELECT hookpoint, max(feature) + 1 AS size FROM dense GROUP BY hookpoint").to_pylist()
+    return {row["hookpoint"]: row["size"] for row in rows}
+
+
+def how_to_record(reader: RunReader) -> str:
+    """The way out for a run that has no rows, as the end of a message."""
+    if "data" in reader.config and reader.status == "running":
+        return "; the first come with its first step"
+    if "data" in reader.config:
+        return ""
+    return (
+        "; a loop of your own says which rows come, by numbers: lens.set_rows(ids) before each forward pass, "
+        "for instance lens.set_rows(range(start, start + len(batch)))"
+    )
 
 
 def recorded_concepts(reader: RunReader) -> dict[str, list[str]]:
@@ -248,7 +276,7 @@ def _result(seen: _Seen, by: str, limit: int | None, texts: Mapping[int, Mapping
     sources: dict[str, float] = defaultdict(float)
     for row_id, share in zip(seen.row_R.tolist(), share_R.tolist(), strict=True):
         if share > 0:
-            sources[str(texts.get(row_id, {}).get("source") or "unknown source")] += share
+            sources[str(texts.get(row_id, {}).get("source") or UNKNOWN)] += share
     name = seen.hookpoints[0] if len(seen.hookpoints) == 1 else ALL
     by_share = dict(sorted(sources.items(), key=lambda item: -item[1]))
     return {"hookpoint": name, "by": by, "of": len(order), "sources": by_share, "rows": rows}

@@ -102,7 +102,7 @@ class Top(list):
             if has(row, by):
                 numbers = ["-" if row.get(key) is None else f"{row[key]:+.4g}" for key in FIGURES]
                 shown.add_row(row["hookpoint"], str(row["feature"]), escape(row["label"]), *numbers)
-        console = Console(width=120)
+        console = Console(width=120, emoji=False)
         with console.capture() as captured:
             console.print(shown)
             if self:

@@ -48,6 +48,9 @@ def check_trainable(model: nn.Module, optimizer: Any, world: World) -> None:
     if not hasattr(inner, "register_step_pre_hook"):
         found = type(optimizer).__name__
         raise ConfigError(f"the optimizer is of type {found}; expected one torch.optim.Optimizer (or accelerate's wrapper of one)")
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(parameter) in own for group in inner.param_groups for parameter in group["params"]):
+        raise ConfigError("the optimizer trains none of this model's parameters; make it from those of the model that is watched")
     inner_model = unwrap(model)
     kind = type(inner_model).__name__
     if kind.endswith(("ForSequenceClassification", "ForTokenClassification")):

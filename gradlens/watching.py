@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,15 +14,17 @@ from gradlens.concepts import Concept, fit_concept, load_concepts
 from gradlens.config import ObserveSettings, WandbSettings
 from gradlens.constrainer import exemplars_of
 from gradlens.contrasts import contrasts_of
-from gradlens.data import Example
+from gradlens.data import Example, build_examples, checked, collate, read_rows, split
 from gradlens.detector_fit import fit_detectors, questions_of
 from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError
+from gradlens.fits import check_fits
 from gradlens.formats import load_dictionary
 from gradlens.hookpoints import canonical, unwrap
 from gradlens.labels import labels_of
 from gradlens.lens import Lens
 from gradlens.own import before_training
+from gradlens.reading import pad_id_of
 from gradlens.recorder import MemoryRecorder, ThreadRecorder
 from gradlens.rows_ahead import rows_ahead
 from gradlens.rules import Policy, Rule, load_rules
@@ -31,6 +34,7 @@ from gradlens.suggest import settle, suggest
 from gradlens.summary import build_summary
 from gradlens.top import Top
 from gradlens.trackers import check_trackers
+from gradlens.trainable import check_trainable
 from gradlens.world import World, current_world
 
 if TYPE_CHECKING:
@@ -54,8 +58,8 @@ class Watch(Lens):
                     raise ConfigError("this model is being watched already: give all dictionaries to one watch (layers.15, layers.15#NAME)")
                 other.__exit__(RuntimeError, None, None)  # of a training that ended in an exception, which trainers do not tell
             super().__enter__()
-        except BaseException as error:
-            self._end(type(error))
+        except BaseException:
+            self._take_back()
             raise
         _WATCHED[unwrap(self.model)] = self
         return self
@@ -73,6 +77,13 @@ class Watch(Lens):
             self.recorder.close()
             status = "done" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed"
             self.recorder.writer.write_json("summary.json", build_summary(RunReader(self.run_dir), status))
+
+    def _take_back(self) -> None:
+        """Remove the run folder of a watch that did not begin: it would be `last`, and holds nothing."""
+        if isinstance(self.recorder, ThreadRecorder):
+            self.recorder.close()
+            shutil.rmtree(self.run_dir, ignore_errors=True)
+            self.recorder, self.run_dir = MemoryRecorder(), None
 
     def top(self, n: int = 20) -> Top:
         """The `n` features that this run taught most, with labels: prints as a table, `.df` for pandas.
@@ -92,7 +103,7 @@ def watch(
     concepts: Sequence[Any] | Mapping[str, Mapping[str, list[int]]] = (),
     labels: Mapping[str, str | Sequence[str]] | None = None,
     tokenizer: Any = None,
-    probe: Sequence[Any] | None = None,
+    probe: Sequence[Any] | str | Path | None = None,
     rows: Any = None,
     observe: ObserveSettings | None = None,
     run: str | None = "watch",
@@ -107,14 +118,20 @@ def watch(
     `dictionaries`: hookpoint -> folder, shipped name, or `Dictionary`. `rules`: rules, mappings, or files of rules; none: training is
     bit-identical to training without gradlens. `concepts`: concept files, `demo:NAME`, or name -> hookpoint -> feature ids; those without
     features are fitted on their examples, which needs the `tokenizer`. `labels`: hookpoint -> files of labels, beside the dictionary's own.
-    `probe`: rows, texts (with `tokenizer`) or collated batches on which drift is measured; default: the first micro-batch. `rows`: what
-    will be trained on (the `DataLoader`, files, or rows: see `rows_ahead`); rules of mode `auto` are chosen by reading some of them, and
-    detectors are fitted beside their questions, and tell them better for it. `run`: first part of the run id under `runs_dir`; None keeps
-    records in memory only. `trackers`: where the curves go beside the run folder and W&B (`trackers.TRACKERS`). `scaler`: the
-    `torch.amp.GradScaler` of a loop that has one (accelerate's is found by itself).
+    `probe`: on what drift is measured: rows or texts, or a file of rows as in a config's `probe` (with `tokenizer`), or collated batches;
+    default: the first micro-batch. `rows`: what will be trained on (the `DataLoader`, files, or rows: see `rows_ahead`); rules of mode
+    `auto` are chosen by reading some of them, and detectors are fitted beside their questions, and tell them better for it. `run`: first
+    part of the run id under `runs_dir`; None keeps records in memory only. `trackers`: where the curves go beside the run folder and W&B
+    (`trackers.TRACKERS`). `scaler`: the `torch.amp.GradScaler` of a loop that has one (accelerate's is found by itself).
     Raises `InputError` and `ConfigError` with one clear message for what does not fit.
     """
     check_trackers(trackers)
+    check_trainable(model, optimizer, world or current_world())
+    if not isinstance(dictionaries, Mapping):
+        raise ConfigError(
+            f"watch(dictionaries=...) says which dictionary is read where, for instance {{'layers.15': 'smollm2-l15'}}; "
+            f"found {type(dictionaries).__name__}"
+        )
     concepts = concepts if isinstance(concepts, Mapping) else load_concepts(list(concepts))
     brought = {} if isinstance(concepts, Mapping) else direction_sources(concepts)
     dictionaries = {**dictionaries, **brought}
@@ -123,6 +140,8 @@ def watch(
     loaded = {
         canonical(name): source if isinstance(source, Dictionary) else load_dictionary(source) for name, source in dictionaries.items()
     }
+    for name, source in dictionaries.items():
+        check_fits(model, loaded[canonical(name)], name, None if isinstance(source, Dictionary) else str(source))
     further = {canonical(name): [places] if isinstance(places, str) else list(places) for name, places in (labels or {}).items()}
     texts = {canonical(name): _labels(source, name, further.get(canonical(name), [])) for name, source in dictionaries.items()}
     world = world or current_world()
@@ -145,7 +164,12 @@ def watch(
     lens.recorder = MemoryRecorder()
     if run is not None and world.rank == 0:
         writer = RunWriter.create(runs_dir, run, config)
-        sinks = make_sinks(settings, trackers, writer.run_dir, config)
+        try:
+            sinks = make_sinks(settings, trackers, writer.run_dir, config)
+        except BaseException:
+            writer.close()
+            shutil.rmtree(writer.run_dir, ignore_errors=True)
+            raise
         lens.recorder, lens.run_dir = ThreadRecorder(writer, sinks), Path(writer.run_dir)
         writer.write_json("labels.json", {name: {str(i): text for i, text in found.items()} for name, found in texts.items()})
     for event in said:
@@ -223,14 +247,18 @@ def _reference(observe: ObserveSettings | None, tokenizer: Any, model: Any) -> l
     return reference_batches(observe or ObserveSettings(), tokenizer, 256, next(model.parameters()).device)
 
 
-def _probe(probe: Sequence[Any] | None, tokenizer: Any) -> list[dict[str, Any]] | None:
-    if probe is None or (probe and isinstance(probe[0], Mapping) and "input_ids" in probe[0]):
-        return None if probe is None else list(probe)
+def _probe(probe: Sequence[Any] | str | Path | None, tokenizer: Any) -> list[dict[str, Any]] | None:
+    """The batches of the probe set; None: the lens takes the first one of training."""
+    if probe is None:
+        return None
+    if isinstance(probe, Mapping):
+        probe = [probe]
+    name = str(probe) if isinstance(probe, (str, Path)) else "watch(probe=...)"
+    rows = read_rows(probe) if isinstance(probe, (str, Path)) else list(probe)
+    if rows and all(isinstance(row, Mapping) and "input_ids" in row for row in rows):
+        return rows
     if tokenizer is None:
         raise ConfigError("watch(probe=...) holds texts; give tokenizer=... too, or pass collated batches")
-    from gradlens.data import collate, tokenize
-
-    rows = [{"text": row} if isinstance(row, str) else row for row in probe]
-    examples = [tokenize(row, tokenizer, 256, "all" if "text" in row else "response") for row in rows]
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return [collate(examples[i : i + 8], pad) for i in range(0, len(examples), 8)]
+    rows = [{"text": row} if isinstance(row, str) else dict(row) if isinstance(row, Mapping) else row for row in rows]
+    examples = build_examples([checked(row, f"probe[{i}]") for i, row in enumerate(rows)], tokenizer, 256, source=name)
+    return [collate(part, pad_id_of(tokenizer)) for part in split(examples, 8)]

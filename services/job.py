@@ -35,7 +35,9 @@ from gradlens.runs import find_run
 from gradlens.store import RunReader, RunWriter
 from gradlens.summary import build_summary
 
-Progress = Callable[[dict[str, Any]], None]  # told `{"run", "phase", ...}` about twice a second; an alarm is a phase `alarm` of its own
+Progress = Callable[
+    [dict[str, Any]], None
+]  # told `{"run", "phase", ...}` about twice a second; an alarm and a warning are phases of their own
 POLL_SECONDS = 0.4
 
 
@@ -65,8 +67,12 @@ def run_arms(configs: Sequence[RunConfig], progress: Progress | None = None) -> 
 def _check(configs: Sequence[RunConfig], progress: Progress | None) -> None:
     if progress:
         progress({"run": configs[0].name, "phase": "checking config and data"})
+    told: set[str] = set()  # arms have their data in common
     for config in configs:
-        check(config)
+        for warning in check(config):
+            if progress and warning not in told:
+                progress({"run": config.name, "phase": "warning", "text": warning})
+            told.add(warning)
 
 
 def _new(config: RunConfig) -> _Run:

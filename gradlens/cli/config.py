@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from rich.markup import escape
 
 from gradlens.cli.console import JsonOption, out, print_json
-from gradlens.errors import ConfigError, GradlensError
-
-if TYPE_CHECKING:
-    from gradlens.config import RunConfig
+from gradlens.errors import GradlensError
 
 group = typer.Typer(no_args_is_help=True, help="The keys of a config, what a config resolves to, and whether it would run.")
 
@@ -62,19 +59,22 @@ def show(config: ConfigArgument, overrides: SetOption, json_output: JsonOption =
 
 @group.command("check")
 def check(config: ConfigArgument, overrides: SetOption, json_output: JsonOption = False) -> None:
-    """Whether a run of this config would find its data, dictionaries, concepts and rules. Loads no model, trains nothing.
+    """Whether a run of this config would find its data, model, dictionaries, concepts and rules, and whether they fit together: what a run
+    looks at before it starts. Loads no weights, trains nothing.
 
     Example: gradlens config check configs/quickstart.yaml
     """
     from gradlens.config import load_config
+    from gradlens.preflight import checks as checks_of
 
     checks, worst = [], 0
-    for key, source, look in _checks(load_config(config, overrides)):
+    for key, source, look in checks_of(load_config(config, overrides)):
         try:
-            checks.append({"key": key, "source": source, "ok": True, "found": look()})
+            found = look()
+            checks.append({"key": key, "source": source, "ok": True, "found": found.text, "warning": found.warning})
         except GradlensError as error:
             worst = worst or error.exit_code
-            checks.append({"key": key, "source": source, "ok": False, "found": str(error)})
+            checks.append({"key": key, "source": source, "ok": False, "found": str(error).removeprefix(f"{key}: "), "warning": ""})
     if json_output:
         print_json({"ok": not worst, "checks": checks})
     else:
@@ -83,69 +83,12 @@ def check(config: ConfigArgument, overrides: SetOption, json_output: JsonOption 
                 f"{'[green]ok[/]     ' if item['ok'] else '[red]problem[/]'} [bold]{item['key']}[/]: {escape(item['found'])}",
                 soft_wrap=True,
             )
-        out.print(f"{config}: {'a run would find everything' if not worst else 'a run would fail'}")
+            if item["warning"]:
+                out.print(f"[yellow]warning[/] [bold]{item['key']}[/]: {escape(item['warning'])}", soft_wrap=True)
+        verdict = "a run would fail" if worst else "a run would find everything"
+        out.print(f"{config}: {verdict}", markup=False, soft_wrap=True)
     if worst:
         raise typer.Exit(worst)
-
-
-def _checks(config: RunConfig) -> Iterator[tuple[str, str, Callable[[], str]]]:
-    """`(key, source, look)`: `look` says what was found or raises a `GradlensError`."""
-    from gradlens.concept_files import load_concepts
-    from gradlens.data import read_rows
-    from gradlens.hookpoints import canonical
-    from gradlens.rules import load_rules
-
-    def rows(source: str) -> str:
-        return f"{source}: {len(read_rows(source))} rows"
-
-    def dictionary(hookpoint: str, source: str) -> str:
-        from gradlens.formats import load_dictionary
-
-        loaded = load_dictionary(source)
-        return f"{source}: {loaded.d_sae} features of width {loaded.d_out} for {canonical(hookpoint)}"
-
-    def labels(hookpoint: str, sources: list[str]) -> str:
-        from gradlens.labels import load_labels
-
-        return "; ".join(f"{source}: {len(load_labels(source, hookpoint))} features" for source in sources)
-
-    def mixture() -> str:
-        weights, files = config.data.weights, config.data.train
-        if weights is not None and (len(weights) != len(files) or min(weights) < 0 or sum(weights) <= 0):
-            raise ConfigError(f"data.weights: {weights}, expected {len(files)} shares, one for each file of data.train")
-        missing = sorted(set(config.data.wanted or []) - set(files))
-        if missing:
-            raise ConfigError(f"data.wanted: {missing[0]} is not a file of data.train ({', '.join(files)})")
-        return f"{len(files)} files, weights {weights or 'equal'}"
-
-    def rules() -> str:
-        loaded = load_rules(list(config.rules))
-        names = [concept.name for concept in load_concepts(config.concepts)]
-        places = {canonical(hookpoint) for hookpoint in config.dictionaries}
-        for rule in loaded:
-            if rule.concept and rule.concept not in names:
-                raise ConfigError(f"rule {rule.label}: no concept {rule.concept}; concepts of this run: {', '.join(names) or 'none'}")
-            for hookpoint in {*(rule.hookpoints or []), *rule.features}:
-                if canonical(hookpoint) not in places:
-                    known = ", ".join(sorted(places)) or "none"
-                    raise ConfigError(f"rule {rule.label}: no dictionary at {hookpoint}; hookpoints with dictionaries: {known}")
-        return ", ".join(rule.label for rule in loaded) or "none: the run is only observed"
-
-    for index, source in enumerate(config.data.train):
-        yield f"data.train.{index}", source, lambda source=source: rows(source)
-    yield "data", "", mixture
-    for part in ("heldout", "prompts"):
-        for name, source in getattr(config.evaluate, part).items():
-            yield f"evaluate.{part}.{name}", source, lambda source=source: rows(source)
-    if config.probe:
-        yield "probe", config.probe, lambda: rows(config.probe)
-    for hookpoint, source in config.dictionaries.items():
-        yield f"dictionaries.{hookpoint}", source, lambda h=hookpoint, s=source: dictionary(h, s)
-    for hookpoint, sources in config.labels.items():
-        yield f"labels.{hookpoint}", ", ".join(sources), lambda h=hookpoint, s=sources: labels(h, s)
-    for index, source in enumerate(config.concepts):
-        yield f"concepts.{index}", source, lambda s=source: ", ".join(concept.name for concept in load_concepts([s]))
-    yield "rules", "", rules
 
 
 def _fields(model: Any, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:

@@ -14,8 +14,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# What is printed is data and names of people's things: `27:abc:` is no picture of letters.
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")]
 
@@ -29,8 +30,14 @@ def print_json(data: Any) -> None:
 def progress(description: str, total: int | None = None) -> Iterator[Any]:
     """Yields `advance(n=1, **fields)`: a bar with time left on a terminal, a plain line now and then elsewhere."""
     if err.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        with Progress(*columns, TextColumn("{task.fields[note]}"), console=err) as bar:
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, TextColumn("{task.fields[note]}", markup=False), console=err) as bar:
             task = bar.add_task(description, total=total, note="")
             yield lambda n=1, note="": bar.update(task, advance=n, note=note)
         return

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.markup import escape
-
 from gradlens.cli.console import err
 
 
@@ -21,15 +19,16 @@ def job_display() -> Iterator[Any]:
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.table import Column
 
+    plain = {"markup": False}  # which would also read emoji
     narrow = {"table_column": Column(no_wrap=True, min_width=7)}
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True), **plain),
         BarColumn(bar_width=16),
-        TextColumn("{task.fields[count]}", **narrow),
+        TextColumn("{task.fields[count]}", **narrow, **plain),
         TimeElapsedColumn(**narrow),
         TimeRemainingColumn(**narrow),
-        TextColumn("{task.fields[note]}", **narrow),
+        TextColumn("{task.fields[note]}", **narrow, **plain),
     )
     with Progress(*columns, console=err) as bar:
         bars = Bars(bar)
@@ -44,13 +43,13 @@ class Bars:
         self._bar, self._task, self._title, self._note = bar, None, "", ""
 
     def __call__(self, event: dict[str, Any]) -> None:
-        if event["phase"] == "alarm":
-            self._bar.console.print(alarm_of(event), markup=False, soft_wrap=True, style="yellow")
+        if event["phase"] in ("alarm", "warning"):
+            self._bar.console.print(told_of(event), markup=False, soft_wrap=True, style="yellow")
             return
         title, done, total = title_of(event), event.get("done"), event.get("total")
         if title != self._title:
             self.end()
-            self._task = self._bar.add_task(escape(title), total=None, count="", note="")
+            self._task = self._bar.add_task(title, total=None, count="", note="")
             self._title = title
         count = "" if done is None else f"{done}/{total}" if total else f"{done}"
         self._note = note_of(event)
@@ -72,8 +71,8 @@ class Lines:
         self._begun, self._shown = time.monotonic(), None
 
     def __call__(self, event: dict[str, Any]) -> None:
-        if event["phase"] == "alarm":
-            err.print(f"[{time.monotonic() - self._begun:4.0f} s] {alarm_of(event)}", markup=False, soft_wrap=True, style="yellow")
+        if event["phase"] in ("alarm", "warning"):
+            err.print(f"[{time.monotonic() - self._begun:4.0f} s] {told_of(event)}", markup=False, soft_wrap=True, style="yellow")
             return
         done, total = event.get("done"), event.get("total")
         fifth = 5 * done // total if done and total else 0
@@ -92,9 +91,11 @@ def title_of(event: dict[str, Any]) -> str:
     return f"{arm}{event['phase']}"
 
 
-def alarm_of(event: dict[str, Any]) -> str:
+def told_of(event: dict[str, Any]) -> str:
     from gradlens.findings import flat
 
+    if event["phase"] == "warning":
+        return f"warning: {flat(event['text'])}"
     arm = f"{event['arm']}: " if event.get("arm") else ""
     return f"{arm}alarm at step {event['step']}: {flat(event['text'] or '')}"
 

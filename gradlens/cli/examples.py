@@ -165,7 +165,7 @@ def _leaves_rows_out(reader: RunReader) -> bool:
 
 def _print_choices(reader: RunReader, json_output: bool) -> None:
     from gradlens.findings import clusters
-    from gradlens.teaching import recorded_concepts, recorded_lessons
+    from gradlens.teaching import how_to_record, recorded_concepts, recorded_lessons
 
     concepts, found, hookpoints = recorded_concepts(reader), clusters(reader.events), recorded_lessons(reader)
     if json_output:
@@ -180,11 +180,12 @@ def _print_choices(reader: RunReader, json_output: bool) -> None:
         out.print(f"  --features HOOKPOINT:ID[,ID...]  any features at {', '.join(hookpoints)}", markup=False, soft_wrap=True)
         out.print("  --concept-file FILE  a concept with features that nobody named before the run", soft_wrap=True)
     elif not concepts:
-        out.print("  nothing: this run has recorded no rows")
+        out.print(f"  nothing: this run has recorded no rows{how_to_record(reader)}", markup=False, soft_wrap=True)
 
 
 def _print_rows(title: str, found: dict[str, Any]) -> None:
     from gradlens.report_texts import marked_tokens
+    from gradlens.teaching import UNKNOWN
 
     shown = [row for row in found["rows"] if row["share"] > 0]
     where = "all hookpoints together" if found["hookpoint"] == "all" else found["hookpoint"]
@@ -195,11 +196,15 @@ def _print_rows(title: str, found: dict[str, Any]) -> None:
         out.print("None of them taught it.")
         return
     sources = [f"{share:.0%} of it from {source}" for source, share in list(found["sources"].items())[:6]]
-    out.print(", ".join(sources), markup=False, soft_wrap=True)
+    if set(found["sources"]) != {UNKNOWN}:
+        out.print(", ".join(sources), markup=False, soft_wrap=True)
     for number, row in enumerate(shown, 1):
         seen = f"seen {row['times']} times" if row["times"] > 1 else "seen once"
         figure = f"{found['by']} {row[found['by']]:.3g}, {row['share']:.1%} of all"
-        out.print(f"\n{number}. row {row['row_id']} of {row['source']}: {figure}, {seen}", markup=False, soft_wrap=True)
+        where = f" of {row['source']}" if row["source"] else ""
+        out.print(f"\n{number}. row {row['row_id']}{where}: {figure}, {seen}", markup=False, soft_wrap=True)
+        if row["text"] is None and not row["source"]:  # a loop that has named its rows: it alone has their texts
+            continue
         out.print(highlighted(marked_tokens(row["text"], row["tokens"]), colours=out.is_terminal and out.color_system is not None))
 
 

@@ -57,6 +57,9 @@ def run(
         settings = load_config(config, changes)
     else:
         settings, resume = _config_of_run(resume, config, changes)
+        if (ended := _finished(Path(resume), settings)) is not None:
+            _show_finished(ended, json_output)
+            return
     fetch_model(settings)
 
     from gradlens_services.job import run_job
@@ -169,6 +172,26 @@ def _config_of_run(query: str, config: Path | None, changes: list[str]) -> tuple
     runs_dir = given.runs_dir if given else next((c.partition("=")[2] for c in changes if c.startswith("runs_dir=")), "runs")
     folder = find_run(runs_dir, query)
     return given or load_config(folder / "config.yaml", changes), str(folder)
+
+
+def _finished(folder: Path, config: RunConfig) -> dict[str, Any] | None:
+    """The summary of a run that has no step left to do."""
+    from gradlens.store import RunReader
+
+    reader = RunReader(folder)
+    summary = reader.summary or {}
+    return summary if reader.status == "done" and summary.get("steps", 0) >= config.train.steps else None
+
+
+def _show_finished(summary: dict[str, Any], json_output: bool) -> None:
+    report = Path(summary["run_dir"]) / "report.html"
+    if json_output:
+        print_json({**summary, "report": str(report) if report.is_file() else None})
+    run, steps = summary["run_id"], summary["steps"]
+    (err if json_output else out).print(
+        f"{run} is finished after {steps} steps; to go on: gradlens run --resume {run} --set train.steps={2 * steps}",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def fetch_model(config: RunConfig) -> None:

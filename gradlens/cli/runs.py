@@ -21,6 +21,7 @@ RunsArgument = Annotated[list[str], typer.Argument(metavar="RUN...", help="Run i
 RunsDirOption = Annotated[Path, typer.Option("--runs-dir", help="Folder that holds the run folders.", envvar="GRADLENS__RUNS_DIR")]
 SkipOption = Annotated[bool, typer.Option("--skip-damaged", help="Leave damaged files out instead of stopping at them.")]
 RUNS = Path("runs")
+GAP = 2  # spaces between columns
 
 
 def register(app: typer.Typer) -> None:
@@ -45,17 +46,41 @@ def ls(runs_dir: RunsDirOption = RUNS, json_output: JsonOption = False) -> None:
     if not rows:
         out.print(f"no runs in {escape(str(runs_dir))}; start one with: gradlens run CONFIG")
         return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("run", "state", "steps", "loss", "rules", "started"):
-        table.add_column(column, justify="right" if column == "steps" else "left", overflow="fold", no_wrap=column in ("run", "started"))
+    lines = []
     for row in rows:
         loss = "-" if row["loss_first"] is None or row["loss_last"] is None else f"{row['loss_first']:.3g} -> {row['loss_last']:.3g}"
         started = f"{datetime.fromtimestamp(row['started']):%Y-%m-%d %H:%M}"
         steps, rules = str(row["steps"] if row["steps"] is not None else "-"), ", ".join(row["rules"]) or "none"
-        table.add_row(escape(row["run_id"]), row["status"], steps, loss, escape(rules), started)
+        lines.append({"run": row["run_id"], "state": row["status"], "steps": steps, "loss": loss, "rules": rules, "started": started})
+    _print_table(lines)
+
+
+def _print_table(lines: list[dict[str, str]]) -> None:
+    """As many columns as there is room for, every word whole; only rules are cut short. Run and state are always there."""
+    from rich.table import Table
+
+    widths = {name: max(len(name), *(len(line[name]) for line in lines)) for name in lines[0]}
+    long, widths["rules"] = widths["rules"], min(widths["rules"], 12)
+    shown, room = ["run", "state"], out.width - widths["run"] - GAP - widths["state"]
+    for name in ("steps", "loss", "rules", "started"):  # an id says when its run was started, too
+        if widths[name] + GAP <= room:
+            shown.append(name)
+            room -= widths[name] + GAP
+    if room < 0:  # a line each, as long as it is
+        for line in lines:
+            out.print(line["run"], line["state"], markup=False, soft_wrap=True)
+        return
+    widths["rules"] = min(long, widths["rules"] + room)
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+    for name in shown:
+        table.add_column(name, justify="right" if name == "steps" else "left", no_wrap=True)
+    for line in lines:
+        table.add_row(*(escape(_cut(line[name], widths[name])) for name in shown))
     out.print(table)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 @group.command("show")

@@ -1,12 +1,12 @@
 """`gradlens.watch` around a plain loop, and `GradLensCallback` in transformers' Trainer."""
 
 import copy
-import json
 
 import pytest
 import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from words import word_tokenizer
 
 import gradlens
 from gradlens.config import ObserveSettings
@@ -169,8 +169,7 @@ def test_a_model_is_watched_once_at_a_time(tmp_path):
         model(**tiny_batch()).loss.backward()
         optimizer.step()
     assert [record["step"] for record in lens.recorder.records if "features" in record] == [1]
-    (folder,) = tmp_path.iterdir()  # that did not begin says so, and its lock is free
-    assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
+    assert not list(tmp_path.iterdir())  # nothing is left of what did not begin
     with gradlens.watch(model, optimizer, {"layers.1": dictionary}, **options):
         pass
 
@@ -205,3 +204,41 @@ def test_nothing_to_read_is_refused():
         gradlens.watch(model, optimizer, dictionaries={"layers.1": tiny_dictionary()}, probe=[silent], run=None),
     ):
         pass
+
+
+def test_what_does_not_fit_is_told_in_one_message_and_leaves_no_run(saved, tmp_path):
+    model, runs = tiny_model(), tmp_path / "runs"
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    elsewhere = str(save_dictionary(tiny_dictionary(hookpoint="layers.3"), tmp_path / "elsewhere"))
+    narrow, tokenizer = str(save_dictionary(tiny_dictionary(D=16), tmp_path / "narrow")), word_tokenizer(chat=True)
+    (tmp_path / "file").touch()
+    other = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=1)
+    for options, error, message in (
+        ({"dictionaries": [saved]}, ConfigError, r"which dictionary is read where, for instance .*; found list"),
+        ({"dictionaries": {"layers.99": saved}}, InputError, "the model has blocks layers.0 to layers.3"),
+        ({"dictionaries": {"layers.1": elsewhere}}, ConfigError, "was trained at layers.3; use it there"),
+        ({"dictionaries": {"layers.1": narrow}}, InputError, "vectors of width 16, but layers.1 of this model has width 32"),
+        ({"optimizer": other}, ConfigError, "the optimizer trains none of this model's parameters"),
+        ({"probe": [{"foo": 1}]}, InputError, r"probe\[0\]: no known key \(found foo\)"),
+        ({"probe": [5]}, InputError, r"probe\[0\]: found int, expected an object"),
+        ({"probe": []}, InputError, r"watch\(probe=...\): no row to learn from"),
+        ({"probe": str(tmp_path / "held.jsonl")}, InputError, "held.jsonl: no such file"),
+        ({"rules": [{"concept": "nobody"}]}, ConfigError, "unknown concept 'nobody'"),
+        ({"trackers": ["nothing"]}, ConfigError, "nothing"),
+        ({"runs_dir": tmp_path / "file" / "runs"}, ConfigError, "file/runs: no run folder can be made there .*runs_dir"),
+    ):
+        given = {"dictionaries": {HOOK: saved}, "optimizer": optimizer, "runs_dir": runs, "tokenizer": tokenizer} | options
+        with pytest.raises(error, match=message), gradlens.watch(model, **given):
+            pass
+    assert not runs.exists() or not list(runs.iterdir())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_probe_can_be_a_file_of_rows_or_one_batch(saved, tmp_path):
+    model = tiny_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    (tmp_path / "held.jsonl").write_text('{"text": "w5 w6 w7"}\n{"prompt": "w8", "response": "w9 w10"}\n')
+    tokenizer = word_tokenizer(chat=True)
+    for probe, rows in ((tmp_path / "held.jsonl", 2), (str(tmp_path / "held.jsonl"), 2), (["w5 w6"] * 9, 9), (tiny_batch(), 3)):
+        lens = gradlens.watch(model, optimizer, {HOOK: saved}, run=None, probe=probe, tokenizer=tokenizer)
+        assert sum(len(batch["input_ids"]) for batch in lens.probe) == rows

@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import typer
 from test_teaching import WORDS, example, lesson, write_run
@@ -130,9 +131,44 @@ def test_alone_it_lists_what_can_be_asked_for(run):
     assert [entry["words"] for entry in data["clusters"]] == [["ahoy", "aye"], []]
 
 
-def test_a_run_without_rows_says_so(tmp_path):
-    RunWriter(tmp_path / "runs" / "empty").close()
-    assert "this run has recorded no rows" in call(tmp_path / "runs" / "empty")
+def test_a_run_without_rows_says_so_and_a_loop_of_ones_own_how_to_have_them(tmp_path):
+    RunWriter(tmp_path / "runs" / "loop", {"name": "loop"}).close()
+    RunWriter(tmp_path / "runs" / "job", {"name": "job", "data": {"train": ["a.jsonl"]}}).close()
+    text = call(tmp_path / "runs" / "loop")
+    assert "this run has recorded no rows; a loop of your own says which rows come" in text and "lens.set_rows(ids) before each" in text
+    assert call(tmp_path / "runs" / "job").endswith("this run has recorded no rows\n")
+    with pytest.raises(InputError, match=r"lens.set_rows\(ids\) before each forward pass"):
+        call(tmp_path / "runs" / "loop", "--features", "2:1")
+    with pytest.raises(InputError, match=r"lens.set_rows\(ids\) before each forward pass"):
+        call(tmp_path / "runs" / "loop", "--concept", "pirate")
+
+
+def test_rows_that_only_a_loop_knows_are_named_by_their_numbers_alone(run):
+    (run / "rows.jsonl").unlink()
+    text = call(run, "--concept", "pirate", "--hookpoint", "layers.2")
+    assert text.splitlines() == [
+        "pirate, layers.2: 2 of 3 examples", "",
+        "1. row 2: taught 6, 60.0% of all, seen once", "",
+        "2. row 0: taught 4, 40.0% of all, seen 2 times",
+    ]  # fmt: skip
+    assert json.loads(call(run, "--concept", "pirate", "--json"))["rows"][0]["text"] is None
+
+
+def test_a_feature_that_the_dictionary_has_not_is_refused(run):
+    with RunWriter.open_existing(run) as writer:
+        writer.record({"step": 3, "scalars": {}, "dense": {"layers.2": {"drift": np.zeros(8)}}})
+    with pytest.raises(InputError, match="demo: no feature 99 at layers.2; its dictionary has the features 0 to 7"):
+        call(run, "--features", "layers.2:3,99")
+    assert ids(run, "--features", "layers.2:7")
+
+
+def test_what_people_type_is_printed_as_they_typed_it(run, capsys, monkeypatch):
+    from gradlens.cli.app import main
+
+    monkeypatch.setattr("sys.argv", ["gradlens", "examples", run.name, "--features", "27:abc", "--runs-dir", str(run.parent)])
+    with pytest.raises(SystemExit):
+        main()
+    assert "error: --features 27:abc: expected HOOKPOINT:ID" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

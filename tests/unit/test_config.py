@@ -134,7 +134,7 @@ def test_schema_show_and_check_on_the_command_line(tmp_path):
 
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
     path = tmp_path / "c.yaml"
-    path.write_text(DATA + "train: {steps: 7}\n")
+    path.write_text(DATA + "train: {steps: 7}\nobserve: {reference: null}\ndictionaries: {layers.27: smollm2-l27}\n")
     shown = yaml.safe_load(invoke("show", path, "--set", "train.seed=3").stdout)
     assert (shown["train"]["steps"], shown["train"]["seed"]) == (7, 3)
     assert json.loads(invoke("show", path, "--json").stdout)["train"]["steps"] == 7
@@ -145,4 +145,4 @@ def test_schema_show_and_check_on_the_command_line(tmp_path):
     assert bad.exit_code == 3
     found = {check["key"]: check for check in json.loads(bad.stdout)["checks"]}
     assert found["data.train.0"]["ok"] and not found["probe"]["ok"] and not found["rules"]["ok"]
-    assert "no concept pirate" in found["rules"]["found"]
+    assert "unknown concept 'pirate'" in found["rules"]["found"]

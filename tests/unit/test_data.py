@@ -171,9 +171,21 @@ def test_rows_cut_before_their_response_are_dropped_and_counted(caplog):
     with caplog.at_level(logging.WARNING):
         kept = build_examples(rows, tokenizer, 30, source="d.jsonl")
     assert [example.row_id for example in kept] == [1]
-    assert "dropped 2 of 3 rows: 1 whose response does not begin within 30 tokens and 1 without a response" in caplog.text
+    assert "dropped 2 of 3 rows: 1 whose response does not begin within 30 tokens (row 1) and 1 without a response (row 3)" in caplog.text
     with pytest.raises(InputError, match=r"d\.jsonl: no row to learn from .*raise data\.max_length"):
         build_examples(rows[:1], tokenizer, 30, source="d.jsonl")
+
+
+def test_an_empty_answer_is_none_and_is_named_by_its_row(caplog):
+    rows = [{"prompt": "a", "response": "b"}, {"prompt": "a", "response": " "}, {"messages": [{"role": "assistant", "content": ""}]}]
+    with caplog.at_level(logging.WARNING):
+        assert [example.row_id for example in build_examples(rows, tiny_tokenizer(), 30, source="d.jsonl")] == [0]
+    assert "d.jsonl: dropped 2 of 3 rows: 2 whose response is empty (rows 2, 3)" in caplog.text
+    with pytest.raises(InputError, match=r"d\.jsonl: no row to learn from \(rows: 2 whose response is empty \(rows 1, 2\)\)"):
+        build_examples(rows[1:], tiny_tokenizer(), 30, source="d.jsonl")
+    assert len(build_examples(rows[:2], tiny_tokenizer(), 30, "all")) == 2
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}, {"role": "assistant", "content": "b"}]
+    assert len(build_examples([{"messages": turns}], tiny_tokenizer(), 99)) == 1  # it has an answer to learn from
 
 
 def test_tags_and_source_are_kept():

@@ -14,7 +14,7 @@ ALARM = {"run": "r", "phase": "alarm", "step": 4, "text": "pirate is being learn
 @pytest.fixture(params=[True, False], ids=["terminal", "pipe"])
 def stderr(request, monkeypatch):
     colours = "standard" if request.param else None
-    console = Console(file=io.StringIO(), force_terminal=request.param, width=100, highlight=False, color_system=colours)
+    console = Console(file=io.StringIO(), force_terminal=request.param, width=100, highlight=False, emoji=False, color_system=colours)
     monkeypatch.setattr(display, "err", console)
     return console
 
@@ -33,3 +33,13 @@ def test_an_alarm_is_a_yellow_line_of_its_own_and_the_phase_goes_on(stderr, caps
     else:
         assert [line[9:17] for line in text.splitlines()] == ["training", "alarm at", "none: al", "training"]
     assert capsys.readouterr().out == ""
+
+
+def test_nothing_that_is_printed_becomes_a_picture(stderr):
+    from gradlens.cli import console
+
+    assert not console.out._emoji and not console.err._emoji
+    with display.job_display() as show:
+        show({"run": "r", "phase": "fitting concept 27:abc:", "done": 1, "total": 2})
+        show({"run": "r", "phase": "warning", "text": "27:abc: rows"})
+    assert "27:abc:" in stderr.file.getvalue() and "warning: 27:abc: rows" in stderr.file.getvalue()

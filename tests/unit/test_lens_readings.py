@@ -171,6 +171,7 @@ def test_what_does_not_fit_is_refused_with_a_reason():
     frozen = lora(tiny_model())
     for name, parameter in frozen.named_parameters():
         parameter.requires_grad = "lora" in name and "layers.3" in name
+    optimizer = torch.optim.SGD(trainable(frozen), lr=0.1)
     with pytest.raises(ConfigError, match="layers.2: nothing trainable lies below"), Lens(frozen, optimizer, {HOOK: tiny_dictionary()}):
         pass
 

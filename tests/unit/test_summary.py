@@ -1,6 +1,8 @@
 """What `runs show` says of a run is what its folder holds; and the commands `runs` and `report`."""
 
+import io
 import json
+import os
 import re
 
 import numpy as np
@@ -11,6 +13,7 @@ from typer.testing import CliRunner
 
 from gradlens.store import RunReader, RunWriter
 from gradlens.summary import BARS, build_summary, render_summary, sparkline, summarize, top_features
+from gradlens.worked import seconds_worked
 
 SEA = {
     "share": 0.6, "features": [["layers.3", 2], ["layers.1", 0]], "count": 2, "words": ["sea", "salt"], "probability": [0.01, 0.4],
@@ -265,3 +268,39 @@ def test_verify_finds_damage_and_show_can_leave_it_out(runs_dir):
     assert damaged.name in str(stopped.exception) and stopped.exception.exit_code == 3
     shown = json.loads(invoke("runs", "show", "demo-1", "--runs-dir", runs_dir, "--skip-damaged", "--json").stdout)
     assert shown["loss"]["steps"] == [5, 6]
+
+
+def test_a_pause_before_a_resume_is_not_counted_as_work(tmp_path):
+    folder = tmp_path / "run"
+    with RunWriter(folder, {"name": "demo"}) as writer:
+        writer.event("started", time=1000.0)
+        writer.record({"step": 1, "scalars": {"train/loss": 1.0}})
+    for path in (folder / "statistics").iterdir():  # killed: there is no summary, but a last record
+        os.utime(path, (1080.0, 1080.0))
+    RunWriter.open_existing(folder, resume_step=1).close()
+    events = RunReader(folder).events
+    assert events[-1]["kind"] == "resumed" and events[-1]["worked"] == 80.0
+    now = events[-1]["time"]
+    assert seconds_worked(folder, events, now + 7) == pytest.approx(87)
+    (folder / "summary.json").write_text('{"status": "interrupted", "seconds": 87.0}')
+    RunWriter.open_existing(folder, resume_step=1).close()
+    assert RunReader(folder).events[-1]["worked"] == 87.0 and 87 <= build_summary(RunReader(folder), "done")["seconds"] < 90
+
+
+@pytest.mark.parametrize("width", [30, 50, 64, 80, 100, 140])
+def test_the_table_of_runs_breaks_no_word_however_narrow_the_terminal(tmp_path, monkeypatch, width):
+    from gradlens.cli import runs
+
+    ids = {"nostalgia-20260131-130120-69536b": "interrupted", "lower-20260131-130541-8a6543": "unreadable"}
+    line = {"steps": "100", "loss": "3.45 -> 2.31", "rules": "route:nostalgia, reweight:pirate", "started": "2026-01-31 13:01"}
+    console = Console(file=io.StringIO(), width=width, highlight=False, emoji=False)
+    monkeypatch.setattr(runs, "out", console)
+    runs._print_table([{"run": run, "state": state, **line} for run, state in ids.items()])
+    printed = console.file.getvalue().splitlines()
+    if width >= 50:
+        assert max(map(len, printed)) <= width
+    for run, state in ids.items():
+        assert any(run in line.split() and state in line.split() for line in printed), printed
+    assert len(printed) == (2 if width < 50 else 3)
+    assert ("3.45 -> 2.31" in printed[1]) == (width >= 80) and ("13:01" in printed[1]) == (width >= 100)
+    assert ("reweight:pirate" in printed[1]) == (width >= 140)
