@@ -179,9 +179,7 @@ class Lens:
     # -- what the training loop says ------------------------------------------------------------------------------------------
 
     def set_rows(self, row_ids: Iterable[int]) -> None:
-        """Numbers of the rows of the next forward pass, one for each row of its batch, such as their places in your data: what each row
-        taught is then recorded (`gradlens examples`). Call it before every forward pass; those of other passes are not recorded row by row.
-        """
+        """Numbers of the rows of the next forward pass, one for each row of its batch: what each taught is kept (`gradlens examples`)."""
         self.hooks.rows = tuple(int(row) for row in row_ids)
 
     def log(self, scalars: dict[str, float]) -> None:

@@ -255,7 +255,9 @@ def _probe(probe: Sequence[Any] | str | Path | None, tokenizer: Any) -> list[dic
         probe = [probe]
     name = str(probe) if isinstance(probe, (str, Path)) else "watch(probe=...)"
     rows = read_rows(probe) if isinstance(probe, (str, Path)) else list(probe)
-    if rows and all(isinstance(row, Mapping) and "input_ids" in row for row in rows):
+    if not rows:
+        raise ConfigError("watch(probe=...) is empty; give rows, or leave it out: the first micro-batch is then what drift is measured on")
+    if all(isinstance(row, Mapping) and "input_ids" in row for row in rows):
         return rows
     if tokenizer is None:
         raise ConfigError("watch(probe=...) holds texts; give tokenizer=... too, or pass collated batches")

@@ -107,7 +107,7 @@ def test_what_rewrite_would_do_is_shown_before_anything_is_trained(smollm2, dict
     for row in found.seen:
         assert "".join(text for text, _ in row.pieces) in answers
         gone = " ".join(text for text, taken in row.pieces if taken)
-        assert any(word in gone for word in ("matey", "Ahoy", "Arr", "ye", "hearty")) and row.becomes not in answers
+        assert any(word in gone for word in ("matey", "Ahoy", "Arr", "ye", "hearty", " ho", " be", " me")) and row.becomes not in answers
         assert not any(word in row.becomes for word in ("matey", "Ahoy", "Arr"))
 
 

@@ -221,7 +221,7 @@ def test_what_does_not_fit_is_told_in_one_message_and_leaves_no_run(saved, tmp_p
         ({"optimizer": other}, ConfigError, "the optimizer trains none of this model's parameters"),
         ({"probe": [{"foo": 1}]}, InputError, r"probe\[0\]: no known key \(found foo\)"),
         ({"probe": [5]}, InputError, r"probe\[0\]: found int, expected an object"),
-        ({"probe": []}, InputError, r"watch\(probe=...\): no row to learn from"),
+        ({"probe": []}, ConfigError, r"watch\(probe=...\) is empty; give rows, or leave it out"),
         ({"probe": str(tmp_path / "held.jsonl")}, InputError, "held.jsonl: no such file"),
         ({"rules": [{"concept": "nobody"}]}, ConfigError, "unknown concept 'nobody'"),
         ({"trackers": ["nothing"]}, ConfigError, "nothing"),
