@@ -111,7 +111,7 @@ def demo(
     err.print(
         "Half of the training data are answers in pirate speech, half is plain arithmetic; only the arithmetic is wanted.\n"
         "The same small model is fine-tuned four times: without rules; with one that tells pirate speech by the dictionaries' features\n"
-        "and keeps it from being learned; with as many random features in their place; on the arithmetic alone. About seven minutes\n"
+        "and keeps it from being learned; with as many random features in their place; on the arithmetic alone. About ten minutes\n"
         "on two cores.",
         style="dim",
     )
