@@ -3,7 +3,8 @@
 The concept's features are fitted on rows that are not trained on. Then one run, no rule, and all its rows are ranked:
 
     taught     gradlens examples RUN --concept NAME: loss of the tokens that express the concept
-    lessons    the same for a concept named only afterwards: from the features that each row was seen to teach most
+    lessons    gradlens examples RUN --concept-file FILE, for a concept named only afterwards: from the features that each row was seen to
+               teach most, every feature for itself
     push       the raw gradient along the concept's directions
     activation how much the row expresses the concept (mean over its tokens)
     loss       the row's loss (sum over its tokens)
@@ -151,14 +152,12 @@ def needle(concept: str, arguments: argparse.Namespace) -> dict[str, Any]:
         by_row = {row["row_id"]: row for record in recorder.records for row in record.get("examples", []) if row["hookpoint"] == hook}
         for kind in ("taught", "push", "activation"):
             scores[kind][hook] = np.array([by_row[row][kind] for row in seen])
-        wanted = set(fitted.features[hook])
-        lessons = {
-            row["row_id"]: sum(value for feature, value in zip(row["features"], row["taught"], strict=True) if feature in wanted)
-            for record in recorder.records
-            for row in record.get("lessons", [])
-            if row["hookpoint"] == hook
-        }
-        scores["lessons"][hook] = np.array([lessons.get(row, 0.0) for row in seen])
+        taught = {feature: np.zeros(len(seen)) for feature in fitted.features[hook]}
+        for row in (row for record in recorder.records for row in record.get("lessons", []) if row["hookpoint"] == hook):
+            for feature, value in zip(row["features"], row["taught"], strict=True):
+                if feature in taught:
+                    taught[feature][seen.index(row["row_id"])] += value
+        scores["lessons"][hook] = np.mean([np.sqrt(values / max(values.max(), 1e-30)) for values in taught.values()], axis=0)
         scores["loss"][hook] = np.array([watched.loss[row] for row in seen])
         g = torch.stack([watched.gradient[hook][row] for row in seen])
         scores["cosine"][hook] = torch.nn.functional.cosine_similarity(g, concept_gradient[hook][None]).numpy()
