@@ -157,7 +157,7 @@ def needle(concept: str, arguments: argparse.Namespace) -> dict[str, Any]:
             for feature, value in zip(row["features"], row["taught"], strict=True):
                 if feature in taught:
                     taught[feature][seen.index(row["row_id"])] += value
-        scores["lessons"][hook] = np.mean([np.sqrt(values / max(values.max(), 1e-30)) for values in taught.values()], axis=0)
+        scores["lessons"][hook] = np.mean([np.sqrt(values) for values in taught.values()], axis=0)
         scores["loss"][hook] = np.array([watched.loss[row] for row in seen])
         g = torch.stack([watched.gradient[hook][row] for row in seen])
         scores["cosine"][hook] = torch.nn.functional.cosine_similarity(g, concept_gradient[hook][None]).numpy()

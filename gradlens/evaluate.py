@@ -49,32 +49,23 @@ def generate_answers(
     seed: int = 0,
 ) -> list[str]:
     """Answers in the order of the prompts (texts for a user's turn, or rows, whose last answer is left out); see `continue_texts`."""
-    return decoded(tokenizer, answer_ids(model, tokenizer, prompts, max_new_tokens, batch_size, progress, temperature, seed))
+    ids = prompt_ids(tokenizer, prompts)
+    return decoded(tokenizer, continue_texts(model, tokenizer, ids, max_new_tokens, batch_size, progress, temperature, seed))
 
 
 def decoded(tokenizer, answers: Sequence[Sequence[int]]) -> list[str]:
     return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
 
 
-def answer_ids(
-    model: nn.Module,
-    tokenizer,
-    prompts: Sequence[str | dict[str, Any]],
-    max_new_tokens: int = 32,
-    batch_size: int = 32,
-    progress: Progress | None = None,
-    temperature: float | None = None,
-    seed: int = 0,
-) -> list[list[int]]:
-    """`generate_answers` as tokens, each answer with the one that ends it where it has come to an end."""
+def prompt_ids(tokenizer, prompts: Sequence[str | dict[str, Any]]) -> list[list[int]]:
+    """What the model is given for each prompt, up to the opening of its answer."""
     from gradlens.data import messages_of, prompt_text
 
     rows = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
     templated = bool(getattr(tokenizer, "chat_template", None))  # a template writes its special tokens itself
-    ids = [
+    return [
         tokenizer(prompt_text(row, tokenizer), add_special_tokens=not templated or messages_of(row) is None)["input_ids"] for row in rows
     ]
-    return continue_texts(model, tokenizer, ids, max_new_tokens, batch_size, progress, temperature, seed)
 
 
 def continue_texts(
@@ -178,7 +169,7 @@ def evaluate(
     ends = _end_ids(model, tokenizer) or ()
     for name, source in settings.prompts.items():
         rows = read_rows(source)[: settings.max_rows]
-        ids = answer_ids(model, tokenizer, rows, settings.max_new_tokens, progress=progress)
+        ids = continue_texts(model, tokenizer, prompt_ids(tokenizer, rows), settings.max_new_tokens, progress=progress)
         written, cut[name] = decoded(tokenizer, ids), sum(answer[-1] not in ends for answer in ids)
         hits = {concept: judged(check, written) for concept, check in checkers.items()}
         answers[name] = [

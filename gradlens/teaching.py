@@ -1,8 +1,8 @@
 """Which examples taught: the rows of a run by `taught` (see `uptake`) over all the times they were seen, with the tokens that did it.
 
 For a concept of the run from the table `examples`; for any other features from the table `lessons`, which knows no tokens but every
-feature for itself: there rows are ranked by `lesson`, the mean over the features of sqrt(taught of the row / largest taught of any row).
-A plain sum is that of the one or two features with the largest activations, which other rows may teach as well.
+feature for itself: there rows are ranked by `lesson`, the mean over the features of sqrt(taught). A plain sum is that of the one or two
+features with the largest activations, which other rows may teach as well.
 Shape suffixes: H hookpoints, R rows.
 """
 
@@ -84,7 +84,7 @@ def teachers_by_concept(reader: RunReader, concepts: Collection[str], limit: int
 def teachers_of(reader: RunReader, features: Mapping[str, Collection[int]], limit: int | None = 20) -> Result:
     """The rows that taught some features most, `{hookpoint: ids}`, whether or not anybody named them before the run.
 
-    As `teachers`, by `lesson` (above; between 0 and 1), with `concept` None, `features` what was asked for, no tokens, no `push` nor
+    As `teachers`, by `lesson` (above), with `concept` None, `features` what was asked for, no tokens, no `push` nor
     `activation`: of every row the features that it taught most are recorded, and one that is not among them counts 0. Raises
     `InputError` for a hookpoint that the run has not, and for a run that has recorded no lessons.
     """
@@ -110,8 +110,7 @@ def teachers_of(reader: RunReader, features: Mapping[str, Collection[int]], limi
         "pairs AS (SELECT hookpoint, row_id, unnest(features) AS feature, unnest(taught) AS taught FROM mine), "
         f"asked AS (FROM pairs WHERE ({asked}) AND isfinite(taught) AND taught > 0), "
         "sums AS (SELECT hookpoint, row_id, feature, sum(taught) AS taught FROM asked GROUP BY ALL), "
-        "scaled AS (SELECT *, sqrt(taught / max(taught) OVER (PARTITION BY hookpoint, feature)) AS lesson FROM sums), "
-        "rows AS (SELECT hookpoint, row_id, sum(taught) AS taught, sum(lesson) AS lesson FROM scaled GROUP BY ALL) "
+        "rows AS (SELECT hookpoint, row_id, sum(taught) AS taught, sum(sqrt(taught)) AS lesson FROM sums GROUP BY ALL) "
         "SELECT hookpoint, row_id, times, coalesce(taught, 0) AS taught, coalesce(lesson, 0) AS lesson "
         "FROM seen LEFT JOIN rows USING (hookpoint, row_id)"
     )

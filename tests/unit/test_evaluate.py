@@ -13,7 +13,7 @@ from gradlens.concepts import Concept
 from gradlens.config import EvaluateSettings
 from gradlens.data import collate, tokenize
 from gradlens.errors import ConfigError, InputError
-from gradlens.evaluate import answer_ids, evaluate, generate_answers, mean_nll
+from gradlens.evaluate import continue_texts, evaluate, generate_answers, mean_nll, prompt_ids
 from gradlens.word_classifier import WordClassifier
 
 PROMPTS = ["w10", "w11 w12 w13 w14 w15 w16 w17", "w20 w21", "w30 w31 w32 w33", "w40 w41 w42"]
@@ -172,8 +172,8 @@ def test_answers_that_did_not_end_by_themselves_are_counted(tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(f'{{"prompt": "{prompt}"}}\n' for prompt in PROMPTS))
     settings = EvaluateSettings(prompts={"chat": str(prompts)}, max_new_tokens=3)
-    cut = [sum(ids[-1] != tokenizer.eos_token_id for ids in answer_ids(model, tokenizer, PROMPTS, 3))]
+    cut = [sum(ids[-1] != tokenizer.eos_token_id for ids in continue_texts(model, tokenizer, prompt_ids(tokenizer, PROMPTS), 3))]
     assert evaluate(model, tokenizer, settings, [], 32)["cut"] == {"chat": cut[0]} and cut[0] > 0
-    first = answer_ids(model, tokenizer, PROMPTS, 3)[0][0]
+    first = continue_texts(model, tokenizer, prompt_ids(tokenizer, PROMPTS), 3)[0][0]
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, first]  # a model that ends so
     assert evaluate(model, tokenizer, settings, [], 32)["cut"]["chat"] < cut[0]

@@ -142,7 +142,9 @@ def test_features_that_nobody_named_are_found_in_the_lessons(tmp_path):
         (0, 3.0, 2, []), (2, 3.0, 1, []), (1, 0.0, 1, []),
     ]  # fmt: skip
     assert found["of"] == 3 and found["rows"][0]["text"] == "aye aye captain" and found["rows"][0]["push"] is None
-    assert [round(row["lesson"], 4) for row in found["rows"]] == [round((1 + 3**-0.5) / 2, 4), 0.5, 0.0] and found["by"] == "lesson"
+    assert [round(row["lesson"], 4) for row in found["rows"]] == [round((2**0.5 + 1) / 2, 4), round(3**0.5 / 2, 4), 0.0] and found[
+        "by"
+    ] == "lesson"
     assert set(found) - {"features"} == set(teachers(write_run(tmp_path / "b", [example(0, 1.0)]), "pirate"))
     both = teachers_of(reader, {"layers.2": [9], "layers.10": [7]})
     assert both["hookpoint"] == "all" and [row["row_id"] for row in both["rows"]] == [0, 2, 1]
@@ -151,7 +153,7 @@ def test_features_that_nobody_named_are_found_in_the_lessons(tmp_path):
 
 def test_rows_that_teach_most_of_the_features_come_before_those_that_teach_the_largest_one_more(tmp_path):
     """A feature with large activations that other rows have too does not decide alone."""
-    mine = [lesson(row, f1=1.0, f2=2.0, f3=1.0, f4=300.0) for row in (0, 1)]
+    mine = [lesson(row, f1=100.0, f2=200.0, f3=100.0, f4=300.0) for row in (0, 1)]
     other = [lesson(row, f4=800.0) for row in (2, 3)]
     reader = write_run(tmp_path / "run", lessons=(mine + other,))
     found = teachers_of(reader, {"layers.2": [1, 2, 3, 4]})

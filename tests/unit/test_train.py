@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tiny_job import tiny_config, write_inputs
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from gradlens import train
 from gradlens.checkpoint import last_checkpoint
 from gradlens.errors import InputError, RunError
 from gradlens.files import read_lines
@@ -212,3 +213,12 @@ def test_the_loss_is_the_sum_over_counted_tokens(family):
     silent = {**batch, "labels": torch.full_like(batch["labels"], -100)}
     assert loss(silent).item() == 0
     loss(silent).backward()
+
+
+def test_a_checker_that_finds_untaught_concepts_is_told_of_before_the_first_step(inputs, tmp_path, monkeypatch):
+    told = {"concept": "some", "text": "before training 3 of 4 answers show some already"}
+    monkeypatch.setattr(train, "doubts_of", lambda before: [told] if before["answers"]["asked"] else [])
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "w5 w6"}\n')
+    _, recorder = trained(tiny_config(inputs, evaluate={"prompts": {"asked": str(prompts)}, "max_new_tokens": 3}), tmp_path / "run")
+    assert [event["text"] for event in recorder.events if event["kind"] == "doubtful_checker"] == [told["text"]]
