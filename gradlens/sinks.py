@@ -200,12 +200,16 @@ class WandbSink:
                 pending.popleft()
             return target
         except WandbFailure as error:
-            self._report("wandb_offline", reason=str(error))
-            target.end()
-            child = self._open_child("offline", f"{self.run_id}-offline")
-            for waiting in pending:
-                child.send(waiting)
-            return child
+            return self._go_on_offline(target, pending, error)
+
+    def _go_on_offline(self, target: _Child | _HostRun, pending: deque, why: WandbFailure) -> _Child:
+        """A run of our own with all that was not acknowledged. Raises `WandbFailure` if that fails too."""
+        self._report("wandb_offline", reason=str(why))
+        target.end()
+        child = self._open_child("offline", f"{self.run_id}-offline")
+        for waiting in pending:
+            child.send(waiting)
+        return child
 
     def _finish(self, target: _Child | _HostRun, pending: deque) -> None:
         files = {name: str((self.run_dir / name).resolve()) for name in ARTIFACT if (self.run_dir / name).is_file()}
@@ -216,7 +220,16 @@ class WandbSink:
         pending.append(message)
         target = self._send(target, message, pending)
         try:
-            target.finished()
+            try:
+                target.finished()
+            except WandbFailure as error:
+                for _ in range(target.acknowledged()):
+                    pending.popleft()
+                if len(pending) == 1 or self._left() < 0:
+                    raise
+                # it died with rows that it had been sent and had not taken
+                target = self._go_on_offline(target, pending, error)
+                target.finished()
         except WandbFailure as error:
             target.end()
             later = f"upload it later with: wandb sync {target.folder}" if target.folder else "the run folder has everything"
@@ -275,6 +288,7 @@ class _Child:
         os.set_blocking(self._process.stdin.fileno(), False)
         self.folder: str | None = None
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._taken = 0  # rows acknowledged while something else was waited for
         threading.Thread(target=self._listen, name="gradlens-wandb-answers", daemon=True).start()
 
     def _listen(self) -> None:
@@ -304,13 +318,13 @@ class _Child:
 
     def acknowledged(self) -> int:
         """How many more rows W&B has taken. Raises `WandbFailure` if the process said that it failed."""
-        count = 0
         while not self._answers.empty():
             answer = self._answers.get()
             if "failed" in answer:
                 raise WandbFailure(answer["failed"])
-            count += "ack" in answer
-        return count
+            self._taken += "ack" in answer
+        taken, self._taken = self._taken, 0
+        return taken
 
     def finished(self) -> None:
         """Wait until everything is written and uploaded. Raises `WandbFailure` if that takes longer than is left."""
@@ -337,6 +351,7 @@ class _Child:
                 raise WandbFailure(answer["failed"])
             if what in answer:
                 return answer
+            self._taken += "ack" in answer
 
     def _why_ended(self) -> str:
         try:

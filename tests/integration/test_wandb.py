@@ -202,15 +202,18 @@ def worker_pids():
     return [int(line.split()[0]) for line in found.splitlines() if "wandb_worker.py" in line]
 
 
-def test_a_killed_wandb_process_is_replaced_and_every_row_is_somewhere(record_run):
-    recorder, _, run_dir = record_run("offline")
+@pytest.mark.parametrize("when", ["before rows", "with rows that it has not read, at the end"])
+def test_a_killed_wandb_process_is_replaced_and_every_row_is_somewhere(record_run, when):
+    recorder, sink, run_dir = record_run("offline")
     for step in range(1, 11):
         recorder.record(a_record(step))
     wait_until(lambda: events(run_dir, "wandb") or None)
     (pid,) = worker_pids()
-    os.kill(pid, signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL if when == "before rows" else signal.SIGSTOP)
     for step in range(11, 21):
         recorder.record(a_record(step))
+    if when != "before rows":
+        threading.Thread(target=lambda: (wait_until(lambda: sink._deadline and not sink._rows), os.kill(pid, signal.SIGKILL))).start()
     assert recorder.close(SECONDS)
     (fell_back,) = events(run_dir, "wandb_offline")
     assert "exit code -9" in fell_back["reason"]
