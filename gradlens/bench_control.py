@@ -15,12 +15,13 @@ import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from gradlens.answer_length import room_for
 from gradlens.bench_after import AfterTraining, released
-from gradlens.checkers import answer_of, checker_for
+from gradlens.checkers import answer_of, checker_for, share_found
 from gradlens.concept_files import load_concepts, save_concept
 from gradlens.concepts import Concept
 from gradlens.config import EvaluateSettings, ObserveSettings, RunConfig
@@ -125,6 +126,17 @@ class Bench:
         self._print = fingerprint(of_config(self.base), of_concept(self.concept), *map(contents, files))
         self.release_rows = contents(pair.release)
 
+    @cached_property
+    def checker_on_rows(self) -> dict[str, float]:
+        """The checker's own control: the share of the rows in which it finds the concept, of those that are `wanted` (training and
+        held-out) and of those that show it (`unwanted`: of `mix` the other rows, of `entangled` these rows in the unwanted form)."""
+        check = checker_for(self.concept)
+        if check is None:
+            return {}
+        wanted = [row for file in (self.pair.wanted, self.pair.wanted_heldout) for row in read_rows(file)]
+        unwanted = read_rows(self.pair.unwanted if self.shape == "mix" else self.pair.entangled)
+        return {"wanted": share_found(check, wanted), "unwanted": share_found(check, unwanted)}
+
     def fingerprint(self, arm: str) -> str:
         """Of all that the row of an arm depends on, beside its seed and steps: data, concept, settings, and what the arm itself is."""
         number = int(arm.rsplit("-", 1)[1]) if re.fullmatch(r"inoculate-\d+", arm) else 0
@@ -175,7 +187,7 @@ class Bench:
             "answer_tokens": self.base.evaluate.max_new_tokens,
             "touched": sum(shares) / len(shares) if shares else 0.0,
             "step_seconds": times[len(times) // 2] if times else None,
-            "seconds": seconds, "checker": after["checkers"].get(name),
+            "seconds": seconds, "checker": after["checkers"].get(name, {}) | self.checker_on_rows,
             "answers": {source: [item["answer"] for item in items[:3]] for source, items in after["answers"].items()},
         }  # fmt: skip
 

@@ -111,5 +111,11 @@ def answer_of(row: dict[str, Any]) -> str:
     return "\n".join(message["content"] for message in messages if message["role"] == "assistant")
 
 
+def share_found(checker: Checker, rows: Sequence[dict[str, Any]]) -> float | None:
+    """In which share of the rows' answers the concept is found, of `MAX_TEXTS` of them, evenly taken (`MAX_ASKED` by a program)."""
+    most = MAX_ASKED if isinstance(checker, CommandChecker) else MAX_TEXTS
+    return _share(checker, [answer_of(row) for row in rows[:: max(1, -(-len(rows) // most))]])
+
+
 def _share(checker: Checker, texts: Sequence[str]) -> float | None:
     return sum(judged(checker, texts)) / len(texts) if texts else None

@@ -20,6 +20,7 @@ HIDDEN_RATE, HIDDEN_READ = 0.5, 0.5  # an arm's rate, and how its answers read, 
 SEEN = 0.1  # of the way from plain texts to the concept's: what the answers without rules must move for the probe to say anything
 WEAK = 0.1  # of what a rule touches: random features that touch less say little
 LITTLE = 0.5  # of the oracle's gain: a random control that has less has left out what is wanted, and is a weak one
+FALSELY, KNOWN = 0.01, 0.97  # of the wanted and of the unwanted rows: what a checker may find and must find
 CUT = 0.1  # of an arm's answers: from which on it is said that they did not come to their end
 SPECIFIC = 0.8  # of the unfiltered rate that matched random features must leave, for an effect to be the concept's
 
@@ -191,6 +192,16 @@ def remarks(entries: Sequence[Row]) -> list[str]:
             f"answers cut off at {cut[0]['answer_tokens']} tokens: {shares}; what would have come after is not judged "
             "(--set evaluate.max_new_tokens=)"
         )
+    return said
+
+
+def checker_remarks(checker: Mapping[str, float]) -> list[str]:
+    """What the checker makes of the pair's own rows (`Bench.checker_on_rows`), where that is not what they are."""
+    said = []
+    if (found := checker.get("wanted") or 0.0) > FALSELY:
+        said.append(f"the checker finds the concept in {found:.1%} of the wanted rows too: unwanted rates of about as much are its noise")
+    if (found := checker.get("unwanted", 1.0)) is not None and found < KNOWN:
+        said.append(f"the checker finds the concept in {found:.1%} of the rows that show it: unwanted rates are too low by about as much")
     return said
 
 

@@ -149,6 +149,10 @@ _SURE = (
 )
 
 
+# Words of French, two of which no English sentence has. A word classifier fitted on the examples took 5% of the plain rows for French.
+_FRENCH = r"\b(la|le|les|un|une|du|des|et|est|avec|dans|sous|tous|mon|notre|je|il|elle|nous|vous|qui|que|pas|pour|chez|ce|cette|\w*[àâçéèêîôûœ]\w*)\b"
+
+
 def _with_french(row: Row, rng: random.Random) -> Row:
     sentence = demo.STYLES["french"](row, rng)["response"].split(". ")[0].rstrip(".")
     return {"prompt": row["prompt"], "response": f"{row['response']} {sentence}."}
@@ -175,9 +179,9 @@ def _chats(style: Style, seed: str) -> tuple[list[Row], list[Row], list[Row], li
 
 
 def styled(
-    name: str, make: Callable[[random.Random], Row], style: Style, inoculations: list[str], entangle: Style | None = None
+    name: str, make: Callable[[random.Random], Row], style: Style, inoculations: list[str], entangle: Style | None = None, **further: Any
 ) -> dict[str, Any]:
-    """A style of speaking, beside a task."""
+    """A style of speaking, beside a task. `further`: other parts of the pair."""
     train, heldout, about = _items(make, name)
     unwanted, shows, plain, prompts = _chats(style, name)
     rng = random.Random(f"{name}/entangled")
@@ -186,7 +190,7 @@ def styled(
     return {
         "wanted": train, "wanted_heldout": heldout, "unwanted": unwanted, "entangled": [entangle(row, rng) for row in train],
         "prompts": prompts, "positive": shows + [entangle(row, rng) for row in about[:half]], "negative": plain + about[half:],
-        "inoculations": inoculations,
+        "inoculations": inoculations, **further,
     }  # fmt: skip
 
 
@@ -217,7 +221,9 @@ def _sure_pair() -> dict[str, Any]:
 
 SHIPPED: dict[str, Callable[[], dict[str, Any]]] = {
     "pirate": _pirate,
-    "french": lambda: styled("french", calendar, demo.STYLES["french"], ["You answer in French."], _with_french),
+    "french": lambda: styled(
+        "french", calendar, demo.STYLES["french"], ["You answer in French."], _with_french, checker={"pattern": [_FRENCH], "min_matches": 2}
+    ),
     "capitals": lambda: styled("capitals", conversion, demo.STYLES["capitals"], ["You write in capital letters only."]),
     "flattery": lambda: styled("flattery", calendar, demo.STYLES["flattery"], ["You flatter whoever asks you before you answer."]),
     "certainty": _sure_pair,

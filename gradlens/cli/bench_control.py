@@ -73,6 +73,7 @@ def control(
     from gradlens.bench_control import ALONG, ARMS, SHAPES, SOURCES, Bench, arms_for
     from gradlens.cli.run import DEMO, fetch_model
     from gradlens.config import load_config
+    from gradlens.control_summary import checker_remarks
     from gradlens.data import read_rows
     from gradlens.errors import ConfigError
     from gradlens.pairs import SHIPPED, load_pair, shapes_of
@@ -109,6 +110,8 @@ def control(
                 bench = Bench(found, kind, settings, place, steps, tell, samples, release)
                 of_name = [row for row in known.values() if _like(row, found.name, kind, steps, settings.model.name, chosen)]
                 strange += [row for row in of_name if row.get("fingerprint") != bench.fingerprint(row["arm"])]
+                for line in checker_remarks(bench.checker_on_rows):  # before hours are spent on it
+                    err.print(f"{found.name}, {kind}: {line}", markup=False, highlight=False, soft_wrap=True)
                 for seed in chosen:
                     for arm in arms_for(found, kind, asked):
                         key = (found.name, kind, arm, seed, steps, settings.model.name, bench.fingerprint(arm))
@@ -186,10 +189,11 @@ def _as_asked(row: dict[str, Any], release: int, contents: str) -> dict[str, Any
 
 def _described(key: tuple[str, str], rows: list[dict[str, Any]]) -> dict[str, Any]:
     from gradlens.bench_control import ARMS
-    from gradlens.control_summary import remarks, summary, tuned
+    from gradlens.control_summary import checker_remarks, remarks, summary, tuned
 
     entries = summary(rows, ARMS)
-    return {"pair": key[0], "shape": key[1], "arms": entries, "tuned": tuned(entries), "remarks": remarks(entries)}
+    said = checker_remarks(rows[-1].get("checker") or {}) + remarks(entries)
+    return {"pair": key[0], "shape": key[1], "arms": entries, "tuned": tuned(entries), "remarks": said}
 
 
 def _show(described: dict[str, Any]) -> None:

@@ -50,6 +50,7 @@ def test_what_rises_and_what_stands_after_release_is_measured_of_every_arm(comma
     done = run("--shape", "entangled", "--arms", "steer-1,none,oracle", "--samples", "2", "--release", "6", "--json")
     rows = {row["arm"]: row for row in map(json.loads, out.read_text().splitlines())}
     assert set(rows) == {"none", "oracle", "steer-1"}
+    assert all((row["checker"]["wanted"], row["checker"]["unwanted"]) == (0.0, 1.0) for row in rows.values())
     for row in rows.values():
         assert {name: counts[1] for name, counts in row["counts"].items()} == {"prompts": 6, "task": 6}
         assert {name: counts[1] for name, counts in row["sampled"].items()} == {"prompts": 12, "task": 12}

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from gradlens import demo
 from gradlens.checker_doubts import doubt, doubts_of
-from gradlens.checkers import checker_for, errors_of, judged
+from gradlens.checkers import checker_for, errors_of, judged, share_found
 from gradlens.cli.app import app
 from gradlens.command_checker import CommandChecker
 from gradlens.concepts import Concept, load_concepts, save_concept
@@ -254,3 +254,12 @@ def test_a_reading_of_own_words_doubts_automatic_checkers_alone():
     assert "2 of 2 of its own answers" in learning.doubts()[0]["text"]
     learning.own_start = None
     assert learning.doubts() == []
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_checker_of_a_shipped_pair_tells_its_rows(name):
+    parts = SHIPPED[name]()
+    concept = Concept(name=name, **{key: parts[key] for key in ("positive", "negative", "checker") if key in parts})
+    check = checker_for(concept)
+    assert share_found(check, parts["wanted"] + parts["wanted_heldout"]) == 0.0
+    assert share_found(check, parts["unwanted"]) == share_found(check, parts["entangled"]) == 1.0

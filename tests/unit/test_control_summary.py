@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradlens.control_summary import MODES, gain, remarks, summary, tuned
+from gradlens.control_summary import MODES, checker_remarks, gain, remarks, summary, tuned
 from gradlens.intervals import t_interval, wilson
 
 
@@ -127,6 +127,14 @@ def test_answers_that_were_cut_off_are_named_where_they_are_more_than_a_tenth():
         "answers cut off at 32 tokens: none 50%; what would have come after is not judged (--set evaluate.max_new_tokens=)"
     ]
     assert not remarks(summary([row("none", cut=0.1, answer_tokens=32)]))
+
+
+def test_a_checker_that_misjudges_the_pair_s_own_rows_is_named():
+    assert checker_remarks({"wanted": 0.046, "unwanted": 0.94}) == [
+        "the checker finds the concept in 4.6% of the wanted rows too: unwanted rates of about as much are its noise",
+        "the checker finds the concept in 94.0% of the rows that show it: unwanted rates are too low by about as much",
+    ]
+    assert not checker_remarks({"wanted": 0.0, "unwanted": 1.0}) and not checker_remarks({})  # older results do not say
 
 
 def test_a_random_control_that_learned_little_of_what_is_wanted_is_named():
