@@ -26,7 +26,7 @@ from gradlens.control_summary import FAMILIES, MODES, summary, tuned
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-FILES = ("README.md", "docs/attribution.md", "docs/performance.md", "docs/control.md", "docs/control-figures.md")
+FILES = ("README.md", "docs/attribution.md", "docs/alarms.md", "docs/performance.md", "docs/control.md", "docs/control-figures.md")
 IMAGES = ROOT / "docs" / "images"
 TRUTHS = {"drift_direction": "along directions", "drift": "of activations"}
 BEGIN, END = "<!-- table: {} -->", "<!-- end -->"
