@@ -62,7 +62,7 @@ def control(
     holds a fingerprint of the pair's files, its concept and the settings: where one of them changes, runs are run anew, and the old
     results are counted, not shown.
 
-    A pair file of your own: docs/control.md, "Your own pair", has an example, its keys, and what each arm is.
+    A pair file of your own: docs/own-pair.md has an example, its keys, and what each arm is.
     MODE@SOURCE is a mode along directions in place of the concept's features: ablate@probe, grad@gradient, update@mean.
 
     Examples:

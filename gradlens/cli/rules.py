@@ -211,7 +211,7 @@ def _to_read(path: Path, shape: str | None, base: Path | None, changes: list[str
 
     if not (path.is_file() and is_pair(read_yaml(path))):
         if shape is not None or base is not None:
-            raise ConfigError(f"{path}: --shape and --config are for a pair file (docs/control.md), and this is none")
+            raise ConfigError(f"{path}: --shape and --config are for a pair file (docs/own-pair.md), and this is none")
         return load_config(path, changes)
     pair = load_pair(str(path), path.parent)
     shapes = shapes_of(pair)
