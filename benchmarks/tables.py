@@ -30,6 +30,8 @@ FILES = ("README.md", "docs/attribution.md", "docs/alarms.md", "docs/performance
 IMAGES = ROOT / "docs" / "images"
 TRUTHS = {"drift_direction": "along directions", "drift": "of activations"}
 BEGIN, END = "<!-- table: {} -->", "<!-- end -->"
+RUN = ("pair", "shape", "arm", "seed", "steps", "model")  # what makes a row of `control.jsonl` the same run as another
+OLDER = "†"  # answers of at most 32 tokens, and `right` by the last group of digits
 Row = dict[str, Any]
 
 
@@ -128,15 +130,16 @@ def examples() -> str:
 
 
 def release() -> str:
-    """Unwanted answers before and after 100 steps on documentation without the rule, with a rule and in the unfiltered run."""
-    rows = read("release", ("pair", "shape", "arm", "seed"))
+    """Unwanted answers before and after further steps without the rule, with a rule and in the unfiltered run, by what these steps train on."""
+    rows = [row | {"on": row["released"]["data"]} for row in [*read("release", (*RUN, "released")), *read("control", RUN)] if "released" in row]
+    rows = list({tuple(row[key] for key in ("on", *RUN)): row for row in rows}.values())
     lines = []
-    for pair, shape in dict.fromkeys((row["pair"], row["shape"]) for row in rows):
-        for entry in summary([row for row in rows if (row["pair"], row["shape"]) == (pair, shape)], ARMS):
+    for pair, shape, on in sorted({(row["pair"], row["shape"], row["on"]) for row in rows}):
+        for entry in summary([row for row in rows if (row["pair"], row["shape"], row["on"]) == (pair, shape, on)], ARMS):
             later = entry["released"]
             cells = [_share(entry["rate"]), _share(later["rate"], later["rate_interval"]), _share(later["stands"])]
-            lines.append([f"{pair}, {shape}", entry["arm"], str(entry["seeds"]), *cells])
-    return grid(["pair", "arm", "seeds", "unwanted", "after release", "stands"], lines)
+            lines.append([f"{pair}, {shape}", on.removeprefix("demo:"), entry["arm"], str(entry["seeds"]), *cells])
+    return grid(["pair", "100 steps on", "arm", "seeds", "unwanted", "after release", "stands"], lines)
 
 
 def needle() -> str:
@@ -218,9 +221,14 @@ def scaling() -> str:
 
 def _control_panels() -> list[tuple[str, str, list[Row]]]:
     """`(pair, shape, summary)` of everything in `control.jsonl`."""
-    rows = read("control", ("pair", "shape", "arm", "seed", "steps", "model"))
+    rows = read("control", RUN)
     parts = sorted({(row["pair"], row["shape"]) for row in rows})
-    return [(pair, shape, summary([row for row in rows if (row["pair"], row["shape"]) == (pair, shape)], ARMS)) for pair, shape in parts]
+    found = []
+    for part in parts:
+        mine = [row for row in rows if (row["pair"], row["shape"]) == part]
+        older = {row["arm"] for row in mine if "fingerprint" not in row}
+        found.append((*part, [entry | {"older": OLDER if entry["arm"] in older else ""} for entry in summary(mine, ARMS)]))
+    return found
 
 
 def control() -> str:
@@ -228,17 +236,15 @@ def control() -> str:
     lines = []
     for pair, shape, entries in _control_panels():
         for entry in entries:
-            later = entry["released"] or {}
-            stands = "" if later.get("stands") is None else f", {later['stands']:.0%} stands"
             lines.append(
                 [
-                    f"{pair}, {shape}", entry["arm"], str(entry["seeds"]), _share(entry["rate"], entry["rate_interval"]),
+                    f"{pair}, {shape}", entry["arm"] + entry["older"], str(entry["seeds"]), _share(entry["rate"], entry["rate_interval"]),
                     _share(entry["sampled"], entry["sampled_interval"]), _share(entry["gain"], entry["gain_interval"]),
                     _share(entry["right"]), _over(entry["wanted"], entry["wanted_over"]), _over(entry["plain"], entry["plain_over"]),
-                    _share(later.get("rate")) + stands, _share(entry["touched"]), f"{entry['step_seconds']:.1f} s",
+                    _share(entry["touched"]), f"{entry['step_seconds']:.1f} s",
                 ]
             )  # fmt: skip
-    heads = ["pair", "arm", "seeds", "unwanted", "drawn", "gain", "right", "wanted loss", "plain loss", "after release", "touched", "step"]
+    heads = ["pair", "arm", "seeds", "unwanted", "drawn", "gain", "right", "wanted loss", "plain loss", "touched", "step"]
     return grid(heads, lines)
 
 
@@ -263,16 +269,15 @@ def control_best() -> str:
         by_arm, best = {entry["arm"]: entry for entry in entries}, tuned(entries, MODES | FAMILIES)
         if "modes" in best:
             mode = by_arm[best["modes"]]
-            stands = _share((mode["released"] or {}).get("stands"))
             twin = "route" if mode["arm"] == "auto" and "auto-random" not in by_arm else mode["arm"]  # auto is route in a mix
             others = [by_arm.get(f"{twin}-random"), *(by_arm.get(best.get(family)) for family in FAMILIES)]
-            lines.append([f"{pair}, {shape}", str(mode["seeds"]), _both(by_arm.get("none")), _both(mode), stands, *map(_both, others)])
-    return grid(["pair", "seeds", "no rule", "best mode", "stands after release", "random features", *FAMILIES], lines)
+            lines.append([f"{pair}, {shape}", str(mode["seeds"]), _both(by_arm.get("none")), _both(mode), *map(_both, others)])
+    return grid(["pair", "seeds", "no rule", "best mode", "random features", *FAMILIES], lines)
 
 
 def _both(entry: Row | None) -> str:
     """Unwanted answers / gain, and of which arm."""
-    return "-" if entry is None else f"{_share(entry['rate'])} / {_share(entry['gain'])} ({entry['arm']})"
+    return "-" if entry is None else f"{_share(entry['rate'])} / {_share(entry['gain'])} ({entry['arm']}){entry['older']}"
 
 
 def _share(value: float | None, interval: Sequence[float] | None = None) -> str:

@@ -58,7 +58,7 @@ RULES: dict[str, dict[str, Any]] = {
 }
 ARMS = ("none", "oracle", *RULES, *(f"{name}-random" for name in RULES if not name.startswith("steer")),
         "rewrite-scattered", "filter", "inoculate")  # fmt: skip
-BASELINES = ("ablate", "ablate-random", *(f"steer-{strength:g}" for strength in STEER), "inoculate")
+BASELINES = ("ablate", "ablate@mean", "ablate-random", *(f"steer-{strength:g}" for strength in STEER), "inoculate")
 DEFAULT = {  # what a claim needs: no rule, the goal, what gradlens would choose, its control, and the tuned alternatives
     "mix": ("none", "oracle", "auto", "auto-random", *BASELINES, "filter"),
     "entangled": ("none", "oracle", "auto", "auto-random", "route", *BASELINES),
