@@ -154,13 +154,13 @@ def rewrite(
     pieces = [cut(*row, back) for row, back in zip(rows, backs or [None] * len(rows), strict=True)]
     if log_probs is not None:
         bridge(pieces, log_probs, never)
-    else:
-        for piece in pieces:
-            for one in piece.cuts:
-                within = one.at > 0 and piece.counted[one.at - 1]
-                piece.counted[one.at] &= not within or piece.ids[one.at] in never
     found = []
     for (_, counted, _), piece in zip(rows, pieces, strict=True):
+        counts_before = list(piece.counted)  # what a gap makes of one token says nothing of the next
+        for one in piece.cuts:
+            within, ends = one.at > 0 and counts_before[one.at - 1], piece.ids[one.at] in never
+            if log_probs is None and within and not ends:
+                piece.counted[one.at] = False
         left = sum(piece.counted)
         ids, counts, places = assemble(piece)
         if left < LEFT * sum(counted):

@@ -66,6 +66,12 @@ def test_a_row_of_which_hardly_anything_is_left_teaches_nothing():
     assert any(counts)
 
 
+def test_open_gaps_one_token_apart_each_keep_the_next_from_teaching():
+    row = ([1, 2, 3, 4, 5, 6, 7], [False] + [True] * 6, [False, False, True, False, True, False, False])
+    ((ids, counted, _),) = rewrite([row], None)
+    assert ids == [1, 2, 4, 6, 7] and counted == [False, True, False, False, True]
+
+
 def test_without_a_model_gaps_stay_open_and_what_follows_one_teaches_nothing():
     rows = [([1, 2, 3, 4, 5, 6], [False, False, True, True, True, True], [False, False, True, False, True, False])]
     ((ids, counted, _),) = rewrite(rows, None)
