@@ -54,6 +54,15 @@ class ActiveRule:
         """Hookpoints whose features are looked at in each forward pass: none where whole rows are told beforehand."""
         return set() if self.rule.mode == "reweight" and self.rows_by is not None else set(self.features)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What it has come to know and a run that goes on cannot find out anew."""
+        parts = {"same_share": self.same_share, "constrainer": self.constrainer}
+        return {name: part.state_dict() for name, part in parts.items() if part is not None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, values in state.items():
+            getattr(self, name).load_state_dict(values)
+
     def describe(self) -> dict[str, Any]:
         """For the event that a policy is in force: plain data."""
         return {

@@ -156,6 +156,22 @@ class Constrainer:
         self._before = []
         return found.beyond, found.total, broken
 
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's examples and their values before training, which a run that goes on without an adapter could not read any more. The
+        slope only where it is not read anew before the next step."""
+        kept = {name: getattr(self, name) for name in ("batches", "shares", "reference", "seen", "measure")}
+        return {**kept, "size": self.world.size, "slope": self.slope if self.every > 1 else []}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        device = self.parameters[0].device
+        there = lambda value: None if value is None else value.to(device)  # noqa: E731
+        if state["size"] == self.world.size and state["reference"] is not None:  # else other examples are this rank's
+            self.batches = [{key: there(value) for key, value in batch.items()} for batch in state["batches"]]
+            self.shares, self.reference = state["shares"], [there(values) for values in state["reference"]]
+        if state["slope"]:
+            self.slope = [there(part) for part in state["slope"]]
+            self.seen, self.measure = there(state["seen"]), there(state["measure"])
+
     def _read(self, number: int) -> None:
         """The measure and its gradient on one batch, at the parameters as they are, over all ranks."""
         batch, reference = self.batches[number], self.reference[number]

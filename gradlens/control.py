@@ -50,6 +50,7 @@ class Control:
         self.policy, self.rules, self.step = Policy(), [], 0
         self.governor, self.cap, self.balance = Governor(self.tell), NormCap(), Balance(lookup.device)
         self._before: list[tuple[Tensor, Tensor, Turn, Tensor, ActiveRule]] = []
+        self._loaded: dict[str, dict[str, Any]] = {}  # rule -> what a checkpoint says it had come to know
 
     def set_policy(self, policy: Policy) -> None:
         """Look up every rule's features and directions. Raises `ConfigError` where a rule names what does not exist."""
@@ -330,13 +331,15 @@ class Control:
         return scalars
 
     def state_dict(self) -> dict[str, Any]:
-        """What rules have come to know: plain numbers, the same on every rank."""
-        return {"governor": self.governor.state_dict(), "cap": self.cap.state_dict()}
+        """What rules have come to know: tensors and plain numbers. Each rank has its own of `rules`."""
+        rules = {active.rule.model_dump_json(): state for active in self.rules if (state := active.state_dict())}
+        return {"governor": self.governor.state_dict(), "cap": self.cap.state_dict(), "rules": rules}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Before the policy is set."""
         self.governor.load_state_dict(state["governor"])
         self.cap.load_state_dict(state["cap"])
+        self._loaded = dict(state.get("rules", {}))
 
     def _measured_at(self, active: ActiveRule) -> str:
         """The hookpoint at which a rule's target is measured; "" without one."""
@@ -358,7 +361,8 @@ class Control:
         return next(known, None) or self.lookup.constrainers(active.rule, active.features)
 
     def _keep_what_is_known(self, active: ActiveRule) -> None:
-        """Which rows show the concept of a rule already in force, and how its random control has gated so far."""
+        """Which rows show the concept of a rule already in force, and how its random control has gated so far; what a checkpoint holds."""
+        active.load_state_dict(self._loaded.pop(active.rule.model_dump_json(), {}))
         for before in self.rules:
             if before.rule == active.rule:
                 active.same_share = before.same_share

@@ -93,6 +93,13 @@ class SameShare:
         self._owed += own - gate_BS.sum().double()
         return gate_BS
 
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"generator": self._generator.get_state(), "tally": self._tally, "own": self._own, "owed": self._owed}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self._generator.set_state(state["generator"])
+        self._tally, self._own, self._owed = (state[name].to(self._tally.device, copy=True) for name in ("tally", "own", "owed"))
+
 
 def among(ids_N: Sequence[int], d_sae: int) -> Tensor:
     """`bool[F]`, true for these features."""

@@ -69,7 +69,7 @@ class Rank:
     phase: Callable[..., None] = lambda name, **fields: None  # told what the run is doing; fields: done, total
     projector: Callable[[Members], Projector] | None = None  # makes who projects the gradients; None: this process
     initial_policy: Policy | None = None  # the policy to start from; None: the rules of the config
-    watching: Callable[[Lens], None] = lambda lens: None  # told of the lens before the first step
+    watching: Callable[[Lens], None] = lambda lens: None  # told of the lens before the first step, its rules looked up
 
     @contextmanager
     def counted(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:

@@ -149,18 +149,18 @@ def rewrite(
     each row the tokens beside which they do (`cut`).
 
     A token right after an open gap within an answer does not count, since nothing says that it would stand there; what begins an answer
-    and what ends a text (`never`) does.
+    and what ends a text (`never`) does. What does both does not: of that answer nothing is left, and to say nothing is not what it teaches.
     """
     pieces = [cut(*row, back) for row, back in zip(rows, backs or [None] * len(rows), strict=True)]
     if log_probs is not None:
         bridge(pieces, log_probs, never)
-    else:
-        for piece in pieces:
-            for one in piece.cuts:
-                within = one.at > 0 and piece.counted[one.at - 1]
-                piece.counted[one.at] &= not within or piece.ids[one.at] in never
     found = []
     for (_, counted, _), piece in zip(rows, pieces, strict=True):
+        counts_before = list(piece.counted)  # what a gap makes of one token says nothing of the next
+        for one in piece.cuts:
+            within, ends = one.at > 0 and counts_before[one.at - 1], piece.ids[one.at] in never
+            if (ends and not within and not one.best) or (log_probs is None and within and not ends):
+                piece.counted[one.at] = False
         left = sum(piece.counted)
         ids, counts, places = assemble(piece)
         if left < LEFT * sum(counted):

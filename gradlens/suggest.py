@@ -171,7 +171,8 @@ def _row_scores(
 
 
 def settled(rule: Rule, found: Suggestion) -> Rule:
-    """A rule of mode `auto` as what was suggested; amplification is always a matter of `route`, in all rows."""
+    """A rule of mode `auto` as what was suggested; amplification is always a matter of `route`, in all rows. Raises `ConfigError` for a
+    gain that the suggested mode does not have."""
     if rule.gain > 1:
         return rule.model_copy(update={"mode": "route"})
     if found.rule.mode in GATES:
@@ -179,6 +180,11 @@ def settled(rule: Rule, found: Suggestion) -> Rule:
         if rule.rows is None and found.rule.rows is not None:
             update["hookpoints"] = None  # the score is of the detector that tells rows best, wherever that is
         return rule.model_copy(update=update)
+    if rule.gain < 0:
+        raise ConfigError(
+            f"rule {rule.label}: its gain is {rule.gain:g}, and these rows suit mode rewrite, which can only do 0 to 1; give it a gain "
+            "of 0, or name reweight or route"
+        )
     hookpoints = rule.hookpoints or found.rule.hookpoints
     return rule.model_copy(update={"mode": found.rule.mode, "rows": None, "hookpoints": hookpoints})
 

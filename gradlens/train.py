@@ -139,8 +139,8 @@ def _loop(
     elif rank.shared.readings is not None:  # arms start from the same weights
         lens.learning.load_state_dict(rank.shared.readings, probe)
     parallel.train()
-    rank.watching(lens)
     with lens:
+        rank.watching(lens)
         if lens_state is None and rank.shared.readings is None:
             rank.shared.readings = lens.learning.state_dict()
         saved, done, clock = start if checkpoint else None, start, time.perf_counter()

@@ -12,6 +12,7 @@ from words import sentences
 from gradlens.cli.app import app
 from gradlens.cli.bench_control import _loss
 from gradlens.errors import ConfigError, InputError
+from gradlens.rewriter import Rewriter
 
 
 @pytest.fixture
@@ -212,3 +213,12 @@ def test_losses_stand_beside_the_oracle_s_in_words_that_can_be_read():
     assert [_loss(1.99, over) for over in (78.2, 2.4, 0.25, -0.53, None)] == [
         "1.990\n79x", "1.990\n3.4x", "1.990\n+25%", "1.990\n-53%", "1.990",
     ]  # fmt: skip
+
+
+def test_rows_that_one_seed_has_rewritten_are_not_rewritten_again_for_another(command, monkeypatch):
+    run, _ = command
+    made, one = [], Rewriter._rewritten
+    monkeypatch.setattr(Rewriter, "_rewritten", lambda self, rows: (made.extend(map(repr, rows)), one(self, rows))[1])
+    options = ("--arms", "rewrite", "--samples", "0", "--release", "0", "--steps", "4", "--set", "model.method=lora")
+    assert run("--shape", "mix", "--seeds", "0,1", *options).exit_code == 0
+    assert len(made) == len(set(made)) > 8

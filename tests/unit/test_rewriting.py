@@ -66,6 +66,30 @@ def test_a_row_of_which_hardly_anything_is_left_teaches_nothing():
     assert any(counts)
 
 
+def test_an_answer_of_which_only_its_end_is_left_does_not_teach_to_say_nothing():
+    """Short answers: with their end alone a fifth of them or more is left."""
+    end = 11
+    lone = ([1, 2, 5, 6, 7, end], [False, False] + [True] * 4, [False, False, True, True, True, False])
+    ((ids, counted, _),) = rewrite([lone], None, [end])
+    assert ids == [1, 2, end] and not any(counted)
+    two = ([1, 5, 6, end, 2, 7, 8, end], [False] + [True] * 3 + [False] + [True] * 3, [False, True, True] + [False] * 5)
+    ((ids, counted, _),) = rewrite([two], None, [end])  # the second answer is as it was
+    assert ids == [1, end, 2, 7, 8, end] and counted == [False, False, False, True, True, True]
+    lp = torch.full((V, V), 0.001).log()
+    lp[2, 9] = lp[9, end] = torch.tensor(0.9).log()  # the model has something to say there
+    ((ids, counted, _),) = rewrite([lone], model(lp), [end])
+    assert ids == [1, 2, 9, end] and counted == [False, False, True, True]
+    lp[2, end] = torch.tensor(0.95).log()
+    ((ids, counted, _),) = rewrite([lone], model(lp), [end])
+    assert ids == [1, 2, end] and not any(counted)
+
+
+def test_open_gaps_one_token_apart_each_keep_the_next_from_teaching():
+    row = ([1, 2, 3, 4, 5, 6, 7], [False] + [True] * 6, [False, False, True, False, True, False, False])
+    ((ids, counted, _),) = rewrite([row], None)
+    assert ids == [1, 2, 4, 6, 7] and counted == [False, True, False, False, True]
+
+
 def test_without_a_model_gaps_stay_open_and_what_follows_one_teaches_nothing():
     rows = [([1, 2, 3, 4, 5, 6], [False, False, True, True, True, True], [False, False, True, False, True, False])]
     ((ids, counted, _),) = rewrite(rows, None)

@@ -4,6 +4,7 @@ import pytest
 
 from gradlens.concept_files import Concept, Detector
 from gradlens.detector_fit import NOTHING
+from gradlens.errors import ConfigError
 from gradlens.rules import Rule
 from gradlens.suggest import _checked, _choose, _found, _inner_gaps, settled
 
@@ -57,6 +58,17 @@ def test_auto_keeps_what_the_rule_says_and_amplifies_by_route():
     assert settled(there, Found).hookpoints is None
     assert settled(there.model_copy(update={"rows": 0.0}), Found).hookpoints == ["layers.2"]
     assert settled(Rule(concept="c", mode="auto", gain=2), Found).rows is None
+
+
+def test_auto_is_refused_a_gain_that_the_suggested_mode_does_not_have():
+    class Found:
+        rule = Rule(concept="c", mode="rewrite", hookpoints=["layers.1"])
+
+    reverse = Rule(concept="c", mode="auto", gain=-0.5)
+    with pytest.raises(ConfigError, match="its gain is -0.5, and these rows suit mode rewrite"):
+        settled(reverse, Found)
+    Found.rule = Rule(concept="c", mode="reweight", rows=0.3)
+    assert settled(reverse, Found) == Rule(concept="c", mode="reweight", rows=0.3, gain=-0.5)
 
 
 def test_the_checker_says_what_stays_where_it_finds_the_concept_at_all():

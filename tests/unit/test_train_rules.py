@@ -56,6 +56,27 @@ def test_rewrite_takes_the_concepts_words_and_training_goes_on_where_it_was(inpu
     assert curve(rest, "train/loss") == pytest.approx(curve(recorder, "train/loss")[3:], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("rule", "method"),
+    [
+        ({"random_control": 3}, "lora"),
+        ({"mode": "constrain", "every": 2}, "lora"),
+        ({"mode": "constrain"}, "full"),  # what the model before training said of the examples, nobody could say any more
+    ],
+)
+def test_a_rule_goes_on_with_what_it_had_come_to_know(inputs, tmp_path, rule, method):
+    config = tiny_config(inputs, rules=[{"concept": "high", **rule}], model__method=method, train__checkpoint_every=3)
+
+    class Stops:
+        def poll(self, step):
+            return None, step == 3
+
+    whole = trained(config, tmp_path / "whole")[1]
+    assert trained(config, tmp_path / "parts", Stops())[0] == "interrupted"
+    rest = trained(config, tmp_path / "parts")[1]
+    assert curve(rest, "train/loss") == pytest.approx(curve(whole, "train/loss")[3:], rel=1e-6)
+
+
 def test_constrain_reads_the_tokens_that_express_the_concept_in_its_examples(inputs, tmp_path):
     rule = {"concept": "high", "mode": "constrain", "every": 2}
     status, recorder = trained(tiny_config(inputs, rules=[rule], train__steps=4), tmp_path)
