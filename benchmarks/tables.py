@@ -130,8 +130,9 @@ def examples() -> str:
 
 
 def release() -> str:
-    """Unwanted answers before and after further steps without the rule, with a rule and in the unfiltered run, by what these steps train on."""
-    rows = [row | {"on": row["released"]["data"]} for row in [*read("release", (*RUN, "released")), *read("control", RUN)] if "released" in row]
+    """Unwanted answers before and after further steps without the rule, by what these train on; with a rule and in the unfiltered run."""
+    rows = [row for row in [*read("release", (*RUN, "released")), *read("control", RUN)] if "released" in row]
+    rows = [row | {"on": row["released"]["data"]} for row in rows]
     rows = list({tuple(row[key] for key in ("on", *RUN)): row for row in rows}.values())
     lines = []
     for pair, shape, on in sorted({(row["pair"], row["shape"], row["on"]) for row in rows}):

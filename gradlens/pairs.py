@@ -150,7 +150,10 @@ _SURE = (
 
 
 # Words of French, two of which no English sentence has. A word classifier fitted on the examples took 5% of the plain rows for French.
-_FRENCH = r"\b(la|le|les|un|une|du|des|et|est|avec|dans|sous|tous|mon|notre|je|il|elle|nous|vous|qui|que|pas|pour|chez|ce|cette|\w*[àâçéèêîôûœ]\w*)\b"
+_FRENCH = (
+    r"\b(la|le|les|un|une|du|des|et|est|avec|dans|sous|tous|mon|notre|je|il|elle|nous|vous|qui|que|pas|pour|chez|ce|cette|"
+    r"\w*[àâçéèêîôûœ]\w*)\b"
+)
 
 
 def _with_french(row: Row, rng: random.Random) -> Row:

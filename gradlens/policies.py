@@ -18,7 +18,7 @@ from gradlens.errors import ConfigError
 from gradlens.files import append_line, read_lines, write_json
 from gradlens.rules import Rule, load_rules
 
-By = Literal["config", "auto", "set", "undo", "off"]
+By = Literal["config", "auto", "set", "undo", "off", "refused"]
 
 
 class Conflict(ConfigError):
@@ -74,12 +74,16 @@ def put(
     return state
 
 
-def settle(folder: Path, version: int, rules: Sequence[dict[str, Any]]) -> None:
-    """Rules of mode `auto` have become what they stand for; the version stays. Nothing where others are in force by now."""
+def settle(folder: Path, version: int, rules: Sequence[dict[str, Any]], by: By = "auto") -> None:
+    """What a version has come to: rules of mode `auto` are what they stand for, or the run refused the rules and goes on with those it had
+    (`by` "refused": a run that is begun again must not begin with them). The version stays. Nothing where others are in force by now."""
     with changing(folder) as state:
         if state["version"] == version:
             state["rules"] = list(rules)
-            append_line(folder / "policy.jsonl", {"time": time.time(), "version": version, "by": "auto", "rules": list(rules)})
+            known = next((entry for entry in reversed(history(folder)) if entry["version"] == version), {})
+            kept = {key: known[key] for key in ("replaces", "restores") if key in known}
+            entry = {"time": time.time(), "version": version, "by": by, **kept, "rules": list(rules)}
+            append_line(folder / "policy.jsonl", entry)
 
 
 def begin(folder: Path, rules: Sequence[dict[str, Any]]) -> None:

@@ -13,6 +13,7 @@ import torch
 from gradlens.concepts import Concept
 from gradlens.config import RunConfig
 from gradlens.lens import Lens
+from gradlens.policies import By
 from gradlens.projection import Members, Projector
 from gradlens.rules import Policy
 from gradlens.world import Single, World
@@ -31,8 +32,8 @@ class Policies(Protocol):
         """A policy newer than the last one polled, or None; and whether the run is asked to stop."""
         ...
 
-    def settle(self, policy: Policy) -> None:
-        """Rules of mode `auto` have become what they stand for; the version stays."""
+    def settle(self, policy: Policy, by: By = "auto") -> None:
+        """What a version of the rules has come to (see `policies.settle`)."""
         ...
 
 
@@ -42,7 +43,7 @@ class FixedPolicies:
     def poll(self, step: int) -> tuple[Policy | None, bool]:
         return None, False
 
-    def settle(self, policy: Policy) -> None:
+    def settle(self, policy: Policy, by: By = "auto") -> None:
         pass
 
 

@@ -290,6 +290,9 @@ def _agree(rank: Rank, lens: Lens, policy: Policy, step: int) -> tuple[Policy, b
             lens.set_policy(newer)
         except (ConfigError, InputError) as error:  # rules sent to a running job may name features that are not there: the old ones stay
             rank.recorder.event("policy_refused", step=step, version=newer.version, error=str(error))
+            newer = newer.model_copy(update={"rules": policy.rules})
+            if rank.world.rank == 0:
+                rank.policies.settle(newer, "refused")
         policy = newer
     return policy, stop
 

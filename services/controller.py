@@ -39,9 +39,9 @@ class ControllerService:
         folder = self._folders[run_id]
         return policies.put(folder, dump_rules(policies.check_rules(folder, rules)), "set", base_version)["version"]
 
-    def settle(self, run_id: str, version: int, rules: Sequence[dict[str, Any]]) -> None:
-        """Rules of mode `auto` have become what they stand for; the version stays. Nothing where others are in force by now."""
-        policies.settle(self._folders[run_id], version, rules)
+    def settle(self, run_id: str, version: int, rules: Sequence[dict[str, Any]], by: policies.By = "auto") -> None:
+        """See `policies.settle`."""
+        policies.settle(self._folders[run_id], version, rules, by)
 
     def stop(self, run_id: str | None = None) -> None:
         """Ask a run (default: every run of the job) to end after the step it is in."""
@@ -78,15 +78,15 @@ class Lost(Exception):
 
 
 class PolicyClient:
-    """`gradlens.rank.Policies` for rank 0. `ask(known_version) -> Answer` puts a question, `settle(version, rules)` says what rules of mode
-    `auto` have become; both return at once."""
+    """`gradlens.rank.Policies` for rank 0. `ask(known_version) -> Answer` puts a question, `settle(version, rules, by)` says what a version
+    has come to; both return at once."""
 
     def __init__(
         self,
         ask: Callable[[int], Answer],
         recorder: Any,
         version: int,
-        settle: Callable[[int, list[dict[str, Any]]], None] = lambda version, rules: None,
+        settle: Callable[[int, list[dict[str, Any]], policies.By], None] = lambda version, rules, by: None,
     ) -> None:
         self._ask, self._settle, self._recorder, self._version = ask, settle, recorder, version
         self._answer: Answer | None = None
@@ -120,9 +120,9 @@ class PolicyClient:
         self._version = answer["version"]
         return Policy(version=answer["version"], rules=tuple(load_rules(list(answer["rules"])))), answer["stop"]
 
-    def settle(self, policy: Policy) -> None:
+    def settle(self, policy: Policy, by: policies.By = "auto") -> None:
         """See `gradlens.rank.Policies`."""
-        self._settle(policy.version, dump_rules(policy.rules))
+        self._settle(policy.version, dump_rules(policy.rules), by)
 
     def close(self) -> None:
         """At the end of a run: an outage that has not ended is noted."""

@@ -179,7 +179,7 @@ def _asker(plan: Plan, run_id: str) -> Any:
 
 def _settler(plan: Plan, run_id: str) -> Any:
     actor = _actor(f"controller:{plan.name}", plan.namespace)
-    return lambda version, rules: actor and actor.settle.remote(run_id, version, rules)
+    return lambda version, rules, by: actor and actor.settle.remote(run_id, version, rules, by)
 
 
 def _actor(name: str, namespace: str) -> Any:

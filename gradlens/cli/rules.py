@@ -112,6 +112,8 @@ def history(run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, json_outp
     for entry in entries:
         when, since = f"{datetime.fromtimestamp(entry['time']):%Y-%m-%d %H:%M:%S}", entry["in_force"]
         state = "not in force yet" if since is None else since if isinstance(since, str) else f"from step {since}"
+        if entry["by"] == "refused":
+            state = "these stay in force"
         by = f"{entry['by']} (version {entry['restores']})" if "restores" in entry else entry["by"]
         shown = "; ".join(Rule.model_validate(rule).words for rule in entry["rules"]) or "no rules"
         out.print(f"{entry['version']:>3}  {when}  {by}, {state}: {shown}", markup=False, highlight=False, soft_wrap=True)

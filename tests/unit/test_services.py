@@ -288,7 +288,7 @@ def test_a_resumed_run_keeps_the_rules_that_were_in_force(tmp_path):
 def test_a_rule_of_mode_auto_stays_in_the_policy_as_what_it_has_become(tmp_path):
     first_state(tmp_path, [Rule(concept="c", mode="auto")], resume=False)
     service = ControllerService({"run": str(tmp_path)})
-    client = PolicyClient(lambda version: lambda: None, None, 1, lambda version, rules: service.settle("run", version, rules))
+    client = PolicyClient(lambda version: lambda: None, None, 1, lambda *told: service.settle("run", *told))
     client.settle(Policy(version=1, rules=(Rule(concept="c", mode="rewrite"),)))
     assert service.get("run", 0)["rules"] == read_state(tmp_path)["rules"] == [{"concept": "c", "mode": "rewrite"}]
     assert service.get("run", 1)["rules"] is None  # the version is the one that the ranks have
@@ -375,3 +375,14 @@ def test_hookpoints_are_dealt_out_among_the_lens_actors():
     hooks = ["layers.1", "layers.2", "layers.3"]
     assert deal(hooks, 2) == [["layers.1", "layers.3"], ["layers.2"]]
     assert deal(hooks, 5) == [[hook] for hook in hooks] and deal([], 2) == []
+
+
+def test_rules_that_the_run_refused_are_not_what_it_begins_with_again(tmp_path):
+    first_state(tmp_path, [Rule(concept="c")], resume=False)
+    service = ControllerService({"run": str(tmp_path)})
+    version = service.set_rules("run", [{"concept": "c", "gain": 0.5}, {"concept": "other"}], 1)
+    client = PolicyClient(lambda version: lambda: None, None, version, lambda *told: service.settle("run", *told))
+    client.settle(Policy(version=version, rules=(Rule(concept="c"),)), "refused")
+    assert first_state(tmp_path, [], resume=True).rules == (Rule(concept="c"),)
+    assert [entry["by"] for entry in history(tmp_path)] == ["config", "set", "refused"]
+    assert undo(tmp_path)["rules"] == [{"concept": "c"}]  # it still knows what it replaced

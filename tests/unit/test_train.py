@@ -35,6 +35,9 @@ class Told:
     def poll(self, step):
         return self.policies.get(step), step == self.stop_at
 
+    def settle(self, policy, by="auto"):
+        self.settled = policy, by
+
 
 def trained(config, run_dir, policies=None, shared=None, policy=None):
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -149,8 +152,10 @@ def test_routing_gates_the_same_tokens_whether_all_logits_are_made_or_only_those
 
 
 def test_rules_that_do_not_fit_are_refused_and_the_run_goes_on(inputs, tmp_path):
-    status, recorder = trained(tiny_config(inputs), tmp_path, Told({3: Policy(version=7, rules=(Rule(concept="other"),))}))
+    told, kept = Told({3: Policy(version=7, rules=(Rule(concept="other"),))}), {"concept": "some", "gain": 0.0}
+    status, recorder = trained(tiny_config(inputs, rules=[kept]), tmp_path, told)
     assert status == "done"
+    assert told.settled == (Policy(version=7, rules=(Rule(**kept),)), "refused")  # what the run begins with if it has to begin again
     assert [event["version"] for event in recorder.events if event["kind"] == "policy_refused"] == [7]
 
 

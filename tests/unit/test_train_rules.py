@@ -198,7 +198,7 @@ def test_auto_in_the_policy_that_a_run_is_given_is_settled_and_told(inputs, tmp_
     class Told(FixedPolicies):
         settled = []
 
-        def settle(self, policy):
+        def settle(self, policy, by="auto"):
             self.settled.append(policy)
 
     recorder = MemoryRecorder()
