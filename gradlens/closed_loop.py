@@ -31,7 +31,7 @@ TINY = 1e-30
 class Target(BaseModel):
     """What a rule holds: a measure of its concept at, below or above a value, by finding the gain itself."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Kind = Field("at_most", description="at_most: a cap (0: suppress); at_least: a floor; follow: the value, or the curve.")
     value: float | None = Field(None, description="The target, in the measure's own units (see `gradlens runs show` for its size).")
@@ -58,8 +58,6 @@ class Target(BaseModel):
             raise ValueError("target: give either value or curve")
         if any(first >= second for (first, _), (second, _) in zip(self.curve, self.curve[1:], strict=False)):
             raise ValueError("target: the steps of a curve must rise")
-        if not all(map(math.isfinite, [self.value or 0.0, *(value for _, value in self.curve)])):
-            raise ValueError("target: value and curve must be finite")
         low, high = self.bounds
         if low > high:
             raise ValueError(f"target: gain_min ({low:g}) is above gain_max ({high:g})")

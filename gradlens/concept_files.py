@@ -26,7 +26,7 @@ Rows = str | list[str | dict[str, Any]]
 class CheckerSpec(BaseModel):
     """How a text is judged to show the concept; see `checkers.py`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     pattern: list[str] = Field([], description="Regular expressions, case ignored except in (?-i:...).")
     min_matches: int = Field(1, ge=1, description="Matches (of all patterns together) from which on a text counts.")
@@ -36,8 +36,8 @@ class CheckerSpec(BaseModel):
         description="Or a program, run without a shell: a JSON line with `text` for each answer on its standard input, a number a line on "
         "its output. Words that name a file beside the concept file are taken from there.",
     )
-    threshold: float = Field(0.5, allow_inf_nan=False, description="The number from which on the command says that a text counts.")
-    timeout: float = Field(120, gt=0, allow_inf_nan=False, description="Seconds that the command has for all answers of one reading.")
+    threshold: float = Field(0.5, description="The number from which on the command says that a text counts.")
+    timeout: float = Field(120, gt=0, description="Seconds that the command has for all answers of one reading.")
 
     @property
     def arguments(self) -> list[str]:
@@ -59,7 +59,7 @@ class CheckerSpec(BaseModel):
 class Detection(BaseModel):
     """How well a set of features tells the concept's positives from its negatives, on texts that did not choose them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     auc: float = Field(..., description="AUC over texts of the set: mean over tokens of the summed activations.")
     best_feature: int = Field(..., description="The one feature of the set with the best AUC on the half that chose.")
@@ -83,7 +83,7 @@ class RowDetector(BaseModel):
     """Which texts show the concept: where the weighted sum of a text's mean feature activations and the bias together are above 0
     (`row_detector.py`)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     features: list[int] = Field(..., description="Feature ids.")
     weights: list[float] = Field(..., description="Weight of each feature's mean activation over a text's counted tokens.")
@@ -99,7 +99,7 @@ class RowDetector(BaseModel):
 class Detector(BaseModel):
     """Which tokens express the concept: where the weighted sum of feature activations and the bias together are above 0 (`detector.py`)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     features: list[int] = Field(..., description="Feature ids.")
     weights: list[float] = Field(..., description="Weight of each feature's activation.")
@@ -119,7 +119,7 @@ class Detector(BaseModel):
 class Concept(BaseModel):
     """A named concept: examples, features per hookpoint, a direction file, or several of these."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name in rules, curves and reports.")
     description: str = Field("", description="One line for people.")

@@ -23,7 +23,7 @@ from gradlens.rules import Rule
 class Settings(BaseModel):
     """Base of every part: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LoraSettings(Settings):
@@ -131,7 +131,7 @@ class EvaluateSettings(Settings):
     max_new_tokens: int = Field(32, ge=1, description="Tokens generated per prompt.")
     max_rows: int = Field(32, ge=1, description="Rows used of each file.")
     samples: int = Field(0, ge=0, description="Answers drawn for each prompt beside the greedy one, for the concepts' rates.")
-    temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="Temperature at which they are drawn.")
+    temperature: float = Field(1.0, gt=0, description="Temperature at which they are drawn.")
 
 
 class WandbSettings(Settings):

@@ -48,7 +48,7 @@ GATES = ("route", "reweight")  # modes that decide which tokens teach
 class Rule(BaseModel):
     """One rule: concept x gain x mode x hookpoints x schedule."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field("", description="Name in events and curves; default: mode and concept.")
     concept: str | None = Field(None, description="Name of a concept of this run.")
@@ -63,7 +63,6 @@ class Rule(BaseModel):
     )
     rows: float | None = Field(
         None,
-        allow_inf_nan=False,
         description="route, reweight: act only in rows that score this at least by the concept's row detector, which is fitted on its "
         "examples (0: where it finds a text as likely to show the concept as not); the model before training reads every row once. "
         "reweight: in all of such a row. null: in all rows. `auto` finds it.",

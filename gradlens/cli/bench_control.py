@@ -174,7 +174,8 @@ def _grouped(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str,
 
 def _lacks(row: dict[str, Any], samples: int, release: int, contents: str) -> bool:
     """Whether a row was written without what is asked for now."""
-    return "displacement" not in row or (samples > 0 and "sampled" not in row) or (release > 0 and _released_else(row, release, contents))
+    drawn, asked = (sum(n for _, n in row.get(kind, {}).values()) for kind in ("sampled", "counts"))
+    return "displacement" not in row or drawn < samples * asked or (release > 0 and _released_else(row, release, contents))
 
 
 def _released_else(row: dict[str, Any], release: int, contents: str) -> bool:
