@@ -47,6 +47,16 @@ def test_fast_forms_equal_their_definition(kind, T):
     assert A.attribution_eager(dictionary, h, g).abs().max() > 0
 
 
+@pytest.mark.parametrize("kept", [0, 10**7], ids=["formed", "kept"])
+def test_more_active_features_than_dimensions_explain_everything_in_float32_too(kept, monkeypatch):
+    monkeypatch.setattr(A, "GRAM", kept)
+    exact = make("relu", D=32, F=400)
+    h, g = torch.randn(2, 40, 32, generator=torch.Generator().manual_seed(0))
+    assert (exact.encode(h.double()) > 0).sum(1).min() > 32
+    explained, total = A.explained_energy(exact.to(dtype=torch.float32), h, g)
+    assert (explained / total).item() == pytest.approx(1, abs=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_attribution_equals_the_autograd_oracle(kind):
     dictionary = make(kind)
