@@ -184,7 +184,9 @@ class Projection:
         tokens_B = val_TK.new_zeros(rows).index_add_(0, every.row_T, every.counted_T.to(val_TK.dtype)).clamp_min(1)
         for index, key in enumerate(self._of(name)):
             members = self._members[key]
-            mine_TK = torch.isin(idx_TK, members) / len(members)
+            # by a table: `isin` compares every pair with every member, and where these are many it sorts, which makes the host wait
+            is_member_F = torch.zeros(dictionary.d_sae, dtype=val_TK.dtype, device=members.device)
+            mine_TK = is_member_F.index_fill_(0, members, 1 / len(members))[idx_TK]
             act_T = ((val_TK * mine_TK).sum(-1) * drawn.counted_T).to(val_TK.dtype)
             taught_T = torch.full_like(act_T, torch.nan) if drawn.loss_T is None else act_T * drawn.loss_T.to(act_T.dtype)
             if weight != 1:

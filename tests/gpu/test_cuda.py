@@ -27,7 +27,8 @@ def tokens(T: int = 300, width: int = 32) -> Tokens:
 
 def projection_on(device: str, kind: str) -> Projection:
     dictionary = make(kind, D=32, F=80).to(device, torch.float32)
-    return Projection({HOOK: dictionary}, {("some", HOOK): [1, 2]}, ObserveSettings(estimators=ALL))
+    members = {("some", HOOK): [1, 2], ("many", HOOK): list(range(70))}
+    return Projection({HOOK: dictionary}, members, ObserveSettings(estimators=ALL))
 
 
 @pytest.mark.parametrize("kind", KINDS)
