@@ -102,6 +102,7 @@ class Projection:
         self._members = {
             key: torch.tensor(ids, device=dictionaries[key[1]].W_dec.device) for key, ids in members.items() if key[1] in dictionaries
         }
+        self._ids = {key: torch.tensor(ids) for key, ids in members.items() if key in self._members}  # on the CPU: fetching them would wait
         self._bases = {key: group_basis(dictionaries[key[1]], ids) for key, ids in self._members.items()}
         self._sums = {name: _Sums(dictionary, len(self._of(name))) for name, dictionary in dictionaries.items()}
         self._examples: list[dict[str, Any]] = []
@@ -291,7 +292,7 @@ class Projection:
         scalars: dict[str, float] = {}
         features = {}
         for name, sums in contents.hooks.items():
-            concepts = {concept: ids.cpu() for (concept, hookpoint), ids in self._members.items() if hookpoint == name}
+            concepts = {concept: ids for (concept, hookpoint), ids in self._ids.items() if hookpoint == name}
             found = {key: sums[key] for key in self._totals[name]}
             features[name] = read_sums(name, sums, found, concepts, self.observe, ranks, scalars)
             for key, value in found.items():

@@ -152,6 +152,14 @@ def test_steps_beyond_what_may_wait_are_dropped_in_their_turn_and_counted(device
     assert seen == [(n, n < WAITING) for n in range(WAITING + 2)]
 
 
+def test_what_has_arrived_is_read_without_asking_the_device_for_anything(monkeypatch):
+    projection = Projection({HOOK: tiny_dictionary()}, {("some", HOOK): [3, 5, 9]}, ObserveSettings(estimators=ALL))
+    projection.add(HOOK, some_tokens())
+    contents = projection._contents(1)
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: pytest.fail("a copy from the device waits for all that is queued there"))
+    assert projection._read(contents, 1)["features"][HOOK]["feature"].size
+
+
 def test_on_the_cpu_everything_is_handed_on_at_once():
     box, seen = Outbox(), []
     tensor = torch.ones(2)
