@@ -107,8 +107,8 @@ class FakeEvent:
         self.arrived = False
         FakeEvent.made.append(self)
 
-    def record(self):
-        pass
+    def record(self, stream):
+        self.stream = stream
 
     def query(self):
         return self.arrived
@@ -122,6 +122,7 @@ def device(monkeypatch):
     """Tensors of the meta device stand for those of an accelerator."""
     FakeEvent.made = []
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"stream of {device}")
     monkeypatch.setattr(outbox, "ASYNCHRONOUS", ("meta",))
     monkeypatch.setattr(outbox, "_copied", lambda leaf: torch.ones(2))
     return lambda: torch.empty(2, device="meta")
@@ -132,7 +133,7 @@ def test_what_leaves_a_device_is_handed_on_in_order_when_it_has_arrived(device):
     box.put({"a": device(), "n": 1}, lambda content: seen.append(content["n"]))
     box.put(None, lambda _: seen.append("skipped"))  # waits for the one before
     box.put({"a": device(), "n": 2}, lambda content: seen.append(content["n"]))
-    assert seen == []
+    assert seen == [] and FakeEvent.made[0].stream == "stream of meta"  # of the tensors' device, not of whichever is current
     FakeEvent.made[1].arrived = True
     box.flush(wait=False)
     assert seen == []  # the first has not arrived
