@@ -113,7 +113,7 @@ class MicroBatch:
         flat = x_BSD.flatten(0, 1)
         if flat.device.type == "cpu":
             return flat[self.keep_BS.flatten()]
-        return flat * self.keep_BS.flatten()[:, None].to(flat.dtype) if zero else flat
+        return flat.masked_fill(~self.keep_BS.flatten()[:, None], 0) if zero else flat  # a NaN times 0 would stay
 
     def tokens(self, h_BSD: Tensor, g_TD: Tensor) -> Tokens:
         """What is projected: the tokens of `select`, each with its row, and whether it counts."""
@@ -122,7 +122,8 @@ class MicroBatch:
         if positions_BS is None:
             positions_BS = torch.arange(self.keep_BS.shape[1], device=self.keep_BS.device).expand_as(self.keep_BS)
         counted_T, row_T, position_T = (self.select(x_BS[..., None])[:, 0] for x_BS in (self.keep_BS, rows_BS, positions_BS))
-        loss_T = None if self.token_loss_BS is None else self.select(self.token_loss_BS[..., None])[:, 0]
+        # a loop's loss can count tokens that do not count here: a row's first token after padding on the left
+        loss_T = None if self.token_loss_BS is None else self.select(self.token_loss_BS[..., None], zero=True)[:, 0]
         return Tokens(self.select(h_BSD), g_TD, counted_T, row_T, position_T, len(self.keep_BS), self.row_ids, loss_T)
 
 

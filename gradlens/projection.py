@@ -125,12 +125,13 @@ class Projection:
         dictionary, sums, wanted, concepts = (
             self.dictionaries[hookpoint], self._sums[hookpoint], self.observe.estimators, self._of(hookpoint)
         )  # fmt: skip
-        tokens, bad_T = _finite(tokens, dictionary.work_dtype)
+        given = tokens
+        tokens, bad_T = _finite(given, dictionary.work_dtype)
         g_TD = tokens.g_TD
         sums.g_sum += g_TD.sum(0, dtype=torch.float64)
         sums.scalars[1] += torch.einsum("td,td->t", g_TD, g_TD).double().sum()
         sums.scalars[2] += tokens.counted_T.sum()
-        sums.scalars[4] += bad_T.sum()
+        sums.scalars[4] += (bad_T & given.counted_T).sum()  # what padding holds nobody asks
         for index, key in enumerate(concepts):
             sums.groups[index] += (g_TD @ self._bases[key].to(g_TD.dtype)).double().square().sum()
         if "energy" in wanted:

@@ -8,6 +8,7 @@ import torch
 from conftest import tiny_dictionary
 
 from gradlens import attribution, outbox
+from gradlens.capture import MicroBatch
 from gradlens.config import ObserveSettings
 from gradlens.outbox import WAITING, Outbox
 from gradlens.projection import Projection, Tokens
@@ -89,6 +90,30 @@ def test_a_token_that_is_not_finite_is_counted_and_adds_nothing(where):
     for key, total in totals.items():
         torch.testing.assert_close(total, expected[key], rtol=1e-5, atol=1e-6, msg=key)
     assert f"{HOOK}/not_finite_tokens" not in read(good)[0]["scalars"]
+
+
+class Elsewhere(torch.Tensor):
+    """Values that say they are on an accelerator, where all positions stay."""
+
+    device = torch.device("meta")
+
+
+def test_on_an_accelerator_tokens_that_do_not_count_add_nothing_whatever_they_hold():
+    ids = torch.arange(12).view(2, 6)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    batch = MicroBatch.of((), {"input_ids": ids, "attention_mask": mask, "labels": ids.where(mask > 0, -100)}, "response")
+    assert batch.loss_BS[0, 1] and not batch.keep_BS[0, 2]  # padding predicts a row's first token
+    g = torch.ones(2, 6, 3)
+    g[0, 0] = torch.nan
+    assert batch.select(g.as_subclass(Elsewhere), zero=True).sum(1).eq(3 * batch.keep_BS.flatten()).all()
+    batch.note_logits(torch.randn(2, 6, 20))
+    known = batch.tokens(g, batch.select(g)).loss_T
+    batch.token_loss_BS = batch.token_loss_BS.as_subclass(Elsewhere)
+    assert batch.tokens(g, batch.select(g)).loss_T.sum() == pytest.approx(known.sum().item())
+    padded = some_tokens()
+    padded.counted_T[7] = False
+    padded.h_TD[7], padded.g_TD[7], padded.loss_T[7] = torch.nan, torch.nan, 0
+    assert f"{HOOK}/not_finite_tokens" not in read(padded)[0]["scalars"]
 
 
 def test_without_a_finite_token_nothing_is_known():
