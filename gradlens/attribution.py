@@ -139,8 +139,6 @@ def explained_energy(dictionary: Dictionary, h_TD: Tensor, g_TD: Tensor, active:
     explained = torch.zeros((), dtype=torch.float64, device=g_TD.device)
     gram_FF = dictionary.gram if dictionary.d_sae**2 <= GRAM else None
     K = idx_TK.shape[1]
-    # as large as what rounding makes of an eigenvalue that is 0: below it the matrix need not be positive, and the solution is anything
-    ridge = max(1e-10, K * torch.finfo(g_TD.dtype).eps)
     dots_TK = pair_dots(dictionary, g_TD, idx_TK).double() / dictionary.norms[idx_TK]
     tokens = max(1, TILE // (K * (K if gram_FF is not None else dictionary.d_out)))
     for idx, val, dots in zip(idx_TK.split(tokens), val_TK.split(tokens), dots_TK.split(tokens), strict=True):
@@ -150,8 +148,10 @@ def explained_energy(dictionary: Dictionary, h_TD: Tensor, g_TD: Tensor, active:
         else:
             at_TKK = idx[:, :, None] * dictionary.d_sae + idx[:, None, :]
             gram_TKK = gram_FF.view(-1).index_select(0, at_TKK.flatten()).view(at_TKK.shape).double()  # four times as fast as gram_FF[...]
-        # Inactive slots get a row of the unit matrix; the ridge keeps dependent rows solvable (more of them than dimensions always are).
+        # Inactive slots get a row of the unit matrix. The ridge keeps dependent rows solvable (more of them than dimensions always are): as
+        # large as what rounding makes of an eigenvalue that is 0, below which the matrix need not be positive, and the solution anything.
         is_active = (val > 0).double()
+        ridge = (torch.finfo(g_TD.dtype).eps * is_active.sum(-1, keepdim=True)).clamp_min(1e-10)
         gram_TKK = gram_TKK * (is_active[:, :, None] * is_active[:, None, :]) + torch.diag_embed(1 - is_active + ridge)
         dots = dots * is_active
         solved_TK = torch.cholesky_solve(dots[..., None], torch.linalg.cholesky_ex(gram_TKK)[0])[..., 0]
