@@ -342,6 +342,13 @@ def test_what_cannot_be_watched_is_refused_with_a_reason():
         lens_of(engine, torch.optim.SGD(model.parameters()))
 
 
+def test_a_model_spread_over_devices_is_refused_with_a_reason():
+    model = tiny_model()
+    model.model.layers[3].to("meta")
+    with pytest.raises(ConfigError, match="parameters are on cpu and meta.*on one device"):
+        lens_of(model, torch.optim.SGD(model.parameters(), lr=0.0))
+
+
 def test_a_model_left_in_evaluation_mode_is_one_clear_line_at_the_first_step():
     model = tiny_model().eval()  # as from_pretrained gives it, and Lightning leaves it
     optimizer = torch.optim.SGD(trainable(model), lr=0.1)
