@@ -6,9 +6,11 @@ Shape suffixes: B rows, S positions, C positions with logits, T counted tokens (
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -142,6 +144,22 @@ def inference(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """In the precision of the tensors themselves, wherever a loop has its `torch.autocast`."""
+    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
+
+
+def outside_autocast(method: Callable[..., None]) -> Callable[..., None]:
+    """A method of what has a `model`, run `without_autocast`: a loop may step its optimizer inside one."""
+
+    @wraps(method)
+    def run(self: Any, *args: Any) -> None:
+        with without_autocast(next(self.model.parameters()).device):
+            method(self, *args)
+
+    return run
 
 
 @contextmanager
