@@ -74,7 +74,8 @@ def pair_dots(dictionary: Dictionary, g_TD: Tensor, idx_TK: Tensor, impl: Impl =
 
         return kernels.gated(idx_TK, torch.ones_like(idx_TK, dtype=g_TD.dtype), g_TD, dictionary.W_dec)
     if g_TD.is_cuda and dictionary.W_dec.dtype != g_TD.dtype:  # to pick the rows that are used would make the host wait
-        return pair_dots(dictionary, g_TD.to(dictionary.W_dec.dtype), idx_TK, "torch").to(g_TD.dtype)
+        size_T1 = g_TD.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(g_TD.dtype).tiny)  # a small gradient is 0 in float16
+        return pair_dots(dictionary, (g_TD / size_T1).to(dictionary.W_dec.dtype), idx_TK, "torch").to(g_TD.dtype) * size_T1
     parts = []
     for idx, g in zip(idx_TK.split(TOKENS), g_TD.split(TOKENS), strict=True):
         T, K = idx.shape
