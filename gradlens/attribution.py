@@ -74,7 +74,8 @@ def pair_dots(dictionary: Dictionary, g_TD: Tensor, idx_TK: Tensor, impl: Impl =
 
         return kernels.gated(idx_TK, torch.ones_like(idx_TK, dtype=g_TD.dtype), g_TD, dictionary.W_dec)
     if g_TD.is_cuda and dictionary.W_dec.dtype != g_TD.dtype:  # to pick the rows that are used would make the host wait
-        return pair_dots(dictionary, g_TD.to(dictionary.W_dec.dtype), idx_TK, "torch").to(g_TD.dtype)
+        size_T1 = g_TD.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(g_TD.dtype).tiny)  # a small gradient is 0 in float16
+        return pair_dots(dictionary, (g_TD / size_T1).to(dictionary.W_dec.dtype), idx_TK, "torch").to(g_TD.dtype) * size_T1
     parts = []
     for idx, g in zip(idx_TK.split(TOKENS), g_TD.split(TOKENS), strict=True):
         T, K = idx.shape
@@ -148,9 +149,11 @@ def explained_energy(dictionary: Dictionary, h_TD: Tensor, g_TD: Tensor, active:
         else:
             at_TKK = idx[:, :, None] * dictionary.d_sae + idx[:, None, :]
             gram_TKK = gram_FF.view(-1).index_select(0, at_TKK.flatten()).view(at_TKK.shape).double()  # four times as fast as gram_FF[...]
-        # Inactive slots get a row of the unit matrix; the ridge keeps dependent rows solvable and costs 1e-10 relative.
+        # Inactive slots get a row of the unit matrix. The ridge keeps dependent rows solvable (more of them than dimensions always are): as
+        # large as what rounding makes of an eigenvalue that is 0, below which the matrix need not be positive, and the solution anything.
         is_active = (val > 0).double()
-        gram_TKK = gram_TKK * (is_active[:, :, None] * is_active[:, None, :]) + torch.diag_embed(1 - is_active + 1e-10)
+        ridge = (torch.finfo(g_TD.dtype).eps * is_active.sum(-1, keepdim=True)).clamp_min(1e-10)
+        gram_TKK = gram_TKK * (is_active[:, :, None] * is_active[:, None, :]) + torch.diag_embed(1 - is_active + ridge)
         dots = dots * is_active
         solved_TK = torch.cholesky_solve(dots[..., None], torch.linalg.cholesky_ex(gram_TKK)[0])[..., 0]
         explained += (dots * solved_TK).sum()

@@ -6,9 +6,11 @@ Shape suffixes: B rows, S positions, C positions with logits, T counted tokens (
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +115,7 @@ class MicroBatch:
         flat = x_BSD.flatten(0, 1)
         if flat.device.type == "cpu":
             return flat[self.keep_BS.flatten()]
-        return flat * self.keep_BS.flatten()[:, None].to(flat.dtype) if zero else flat
+        return flat.masked_fill(~self.keep_BS.flatten()[:, None], 0) if zero else flat  # a NaN times 0 would stay
 
     def tokens(self, h_BSD: Tensor, g_TD: Tensor) -> Tokens:
         """What is projected: the tokens of `select`, each with its row, and whether it counts."""
@@ -122,7 +124,8 @@ class MicroBatch:
         if positions_BS is None:
             positions_BS = torch.arange(self.keep_BS.shape[1], device=self.keep_BS.device).expand_as(self.keep_BS)
         counted_T, row_T, position_T = (self.select(x_BS[..., None])[:, 0] for x_BS in (self.keep_BS, rows_BS, positions_BS))
-        loss_T = None if self.token_loss_BS is None else self.select(self.token_loss_BS[..., None])[:, 0]
+        # a loop's loss can count tokens that do not count here: a row's first token after padding on the left
+        loss_T = None if self.token_loss_BS is None else self.select(self.token_loss_BS[..., None], zero=True)[:, 0]
         return Tokens(self.select(h_BSD), g_TD, counted_T, row_T, position_T, len(self.keep_BS), self.row_ids, loss_T)
 
 
@@ -141,6 +144,22 @@ def inference(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """In the precision of the tensors themselves, wherever a loop has its `torch.autocast`."""
+    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
+
+
+def outside_autocast(method: Callable[..., None]) -> Callable[..., None]:
+    """A method of what has a `model`, run `without_autocast`: a loop may step its optimizer inside one."""
+
+    @wraps(method)
+    def run(self: Any, *args: Any) -> None:
+        with without_autocast(next(self.model.parameters()).device):
+            method(self, *args)
+
+    return run
 
 
 @contextmanager

@@ -64,7 +64,8 @@ def encode_active_eager(dictionary: Dictionary, x_TD: Tensor) -> tuple[Tensor, T
 
 def full(dictionary: Dictionary, val_TK: Tensor) -> Tensor:
     """Tokens that may have had more active features than there was room for, `bool[T]`."""
-    limited = val_TK.is_cuda and dictionary.activation != "topk" and val_TK.shape[1] < dictionary.d_sae
+    chosen = dictionary.activation in ("topk", "groupmax") or (dictionary.activation == "batchtopk" and dictionary.threshold is None)
+    limited = val_TK.is_cuda and not chosen and val_TK.shape[1] < dictionary.d_sae  # those that choose take no room
     return (val_TK > 0).all(-1) if limited else torch.zeros(len(val_TK), dtype=torch.bool, device=val_TK.device)
 
 

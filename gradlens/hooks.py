@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from gradlens.capture import MicroBatch
+from gradlens.capture import MicroBatch, without_autocast
 from gradlens.config import ObserveSettings
 from gradlens.control import Control
 from gradlens.dictionary import Dictionary
@@ -287,13 +287,20 @@ class Hooks:
 
     def _ablate(self, names: list[str], h: Tensor, count: bool) -> Tensor | None:
         new = h
-        for name in names:
-            if self.control.edits_activation(name):
-                self._ablated.add(names[0])
-                new = self.control.edit_activation(name, new, count)
+        with without_autocast(h.device):
+            for name in names:
+                if self.control.edits_activation(name):
+                    self._ablated.add(names[0])
+                    new = self.control.edit_activation(name, new, count)
         return None if new is h else new
 
     def _on_gradient(
+        self, names: list[str], h_BSD: Tensor, batch: MicroBatch, pairs: dict[str, tuple[Tensor, Tensor]], inputs: Inputs, g_BSD: Tensor
+    ) -> Tensor | None:
+        with without_autocast(g_BSD.device):  # a loop may call backward inside
+            return self._with_gradient(names, h_BSD, batch, pairs, inputs, g_BSD)
+
+    def _with_gradient(
         self, names: list[str], h_BSD: Tensor, batch: MicroBatch, pairs: dict[str, tuple[Tensor, Tensor]], inputs: Inputs, g_BSD: Tensor
     ) -> Tensor | None:
         self.saw_gradients = True
@@ -317,7 +324,8 @@ class Hooks:
     @torch.no_grad()
     def encode(self, name: str, h_TD: Tensor) -> tuple[Tensor, Tensor]:
         """The active features that a route rule looks at, before the backward pass."""
-        return encode_active(self.dictionaries[name], h_TD.to(self.dtype), room=ROOM)
+        with without_autocast(h_TD.device):
+            return encode_active(self.dictionaries[name], h_TD.to(self.dtype), room=ROOM)
 
     # -- the head: which tokens teach -------------------------------------------------------------------------------------------
 

@@ -257,6 +257,15 @@ def self_check(device: torch.device | str, dtype: torch.dtype) -> str | None:
         "quadratic_form": lambda: (quadratic_form(gram.float(), V), dots_TF.square().sum(0)),
         "scale_along": lambda: (scale_along(X, P, 3.0), (x + 2 * (x @ Q) @ Q.T).to(dtype)),
     }
+    if dtype == torch.float32:  # large dictionaries are kept in half precision, beside activations and gradients that are not
+        E2, B2, V2, L2 = (tensor.bfloat16() for tensor in (E, B, V, L))
+        cases |= {
+            "encode_threshold (half-precision weights)": lambda: (dense(*encode_threshold(X, E2, B2, L2, F)), acts),
+            "encode_topk (half-precision weights)": lambda: (encode_topk(X, E2, B2, K)[1], pre.topk(K)[0].relu()),
+            "gated (half-precision weights)": lambda: (gated(idx, val.float(), X, V2), dots_TF.gather(1, idx) * (val > 0)),
+            "energy_sum (half-precision weights)": lambda: (energy_sum(X, V2), dots_TF.square().sum(0)),
+            "quadratic_form (half-precision weights)": lambda: (quadratic_form(gram.float(), V2), dots_TF.square().sum(0)),
+        }
     for name, case in cases.items():
         try:
             found, expected = case()

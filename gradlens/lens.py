@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gradlens.active_rules import Lookup
-from gradlens.capture import counted_tokens
+from gradlens.capture import counted_tokens, outside_autocast, without_autocast
 from gradlens.concept_files import Detector
 from gradlens.config import ObserveSettings
 from gradlens.constrainer import constrainer_of
@@ -252,9 +252,10 @@ class Lens:
         if not counted_tokens(found[0]["input_ids"], found[0].get("attention_mask"), found[0].get("labels"), self.observe.tokens).any():
             return
         self.probe = found
-        self._measure_start()
-        if self._reads:
-            self.learning.watch_updates()
+        with without_autocast(ids.device):  # later readings are made outside
+            self._measure_start()
+            if self._reads:
+                self.learning.watch_updates()
         if any(rule.random_control is not None for rule in self._policy.rules):
             self.control.set_policy(self._policy)  # drawn again, now that it is known how often features fire
 
@@ -278,6 +279,7 @@ class Lens:
             **({"closure": then_ours} if "closure" in kwargs else {}),
         }
 
+    @outside_autocast
     def _before_step(self) -> None:
         self._check_fired()
         if self.dictionaries and self.hooks.observing() and not self.hooks.saw_gradients and self.world.size == 1:
@@ -314,6 +316,7 @@ class Lens:
         self.hooks.holds, self.hooks.saw_gradients = False, False
         self._tell_once("skipped", "skipped", reason="the gradient scaler skipped a step; what was read of it is dropped")
 
+    @outside_autocast
     def _after_step(self) -> None:
         self.control.after_step()
         observed = self.hooks.observing()

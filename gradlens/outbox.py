@@ -21,7 +21,8 @@ class Outbox:
     """Hands nested tensors on as CPU tensors, in the order in which they came."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[Any, Any, Callable[[Any], None]]] = deque()  # when it is there, what it is, who gets it
+        # events after which it is there (none: it is), what it is, who gets it
+        self._waiting: deque[tuple[list[Any], Any, Callable[[Any], None]]] = deque()
         self.dropped = 0
 
     def put(self, content: Any, then: Callable[[Any], None]) -> None:
@@ -30,28 +31,28 @@ class Outbox:
         The tensors may be changed as soon as this returns. `then(None)` where too much is on its way already.
         """
         self.flush(wait=False)
-        on_device = any(isinstance(leaf, Tensor) and leaf.device.type in ASYNCHRONOUS for leaf in tree_leaves(content))
-        if on_device and sum(arrived is not None for arrived, _, _ in self._waiting) >= WAITING:
+        tensors = (leaf for leaf in tree_leaves(content) if isinstance(leaf, Tensor))
+        devices = {tensor.device for tensor in tensors if tensor.device.type in ASYNCHRONOUS}
+        if devices and sum(bool(arrived) for arrived, _, _ in self._waiting) >= WAITING:
             self.dropped += 1
-            content, on_device = None, False
-        if not on_device and not self._waiting:
+            content, devices = None, set()
+        if not devices and not self._waiting:
             then(tree_map_only(Tensor, Tensor.cpu, content))
             return
-        arrived = None
-        if on_device:
+        arrived = []
+        if devices:
             content = tree_map_only(Tensor, _copied, content)
-            arrived = torch.cuda.Event()
-            arrived.record()
+            arrived = [_noted(device) for device in devices]
         else:
             content = tree_map_only(Tensor, lambda leaf: leaf.cpu().clone(), content)
         self._waiting.append((arrived, content, then))
 
     def flush(self, wait: bool = True) -> None:
         """Hand on what has arrived; `wait`: all."""
-        while self._waiting and (self._waiting[0][0] is None or wait or self._waiting[0][0].query()):
+        while self._waiting and (wait or all(event.query() for event in self._waiting[0][0])):
             arrived, content, then = self._waiting.popleft()
-            if arrived is not None:
-                arrived.synchronize()
+            for event in arrived:
+                event.synchronize()
             then(content)
 
 
@@ -59,3 +60,10 @@ def _copied(leaf: Tensor) -> Tensor:
     if leaf.device.type == "cpu":
         return leaf
     return torch.empty(leaf.shape, dtype=leaf.dtype, pin_memory=True).copy_(leaf, non_blocking=True)
+
+
+def _noted(device: torch.device) -> Any:
+    """An event after the copies from a device: on its stream, which is not the current one where another device is current."""
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event

@@ -102,6 +102,7 @@ class Projection:
         self._members = {
             key: torch.tensor(ids, device=dictionaries[key[1]].W_dec.device) for key, ids in members.items() if key[1] in dictionaries
         }
+        self._ids = {key: torch.tensor(ids) for key, ids in members.items() if key in self._members}  # on the CPU: fetching them would wait
         self._bases = {key: group_basis(dictionaries[key[1]], ids) for key, ids in self._members.items()}
         self._sums = {name: _Sums(dictionary, len(self._of(name))) for name, dictionary in dictionaries.items()}
         self._examples: list[dict[str, Any]] = []
@@ -124,12 +125,13 @@ class Projection:
         dictionary, sums, wanted, concepts = (
             self.dictionaries[hookpoint], self._sums[hookpoint], self.observe.estimators, self._of(hookpoint)
         )  # fmt: skip
-        tokens, bad_T = _finite(tokens, dictionary.work_dtype)
+        given = tokens
+        tokens, bad_T = _finite(given, dictionary.work_dtype)
         g_TD = tokens.g_TD
         sums.g_sum += g_TD.sum(0, dtype=torch.float64)
         sums.scalars[1] += torch.einsum("td,td->t", g_TD, g_TD).double().sum()
         sums.scalars[2] += tokens.counted_T.sum()
-        sums.scalars[4] += bad_T.sum()
+        sums.scalars[4] += (bad_T & given.counted_T).sum()  # what padding holds nobody asks
         for index, key in enumerate(concepts):
             sums.groups[index] += (g_TD @ self._bases[key].to(g_TD.dtype)).double().square().sum()
         if "energy" in wanted:
@@ -184,7 +186,9 @@ class Projection:
         tokens_B = val_TK.new_zeros(rows).index_add_(0, every.row_T, every.counted_T.to(val_TK.dtype)).clamp_min(1)
         for index, key in enumerate(self._of(name)):
             members = self._members[key]
-            mine_TK = torch.isin(idx_TK, members) / len(members)
+            # by a table: `isin` compares every pair with every member, and where these are many it sorts, which makes the host wait
+            is_member_F = torch.zeros(dictionary.d_sae, dtype=val_TK.dtype, device=members.device)
+            mine_TK = is_member_F.index_fill_(0, members, 1 / len(members))[idx_TK]
             act_T = ((val_TK * mine_TK).sum(-1) * drawn.counted_T).to(val_TK.dtype)
             taught_T = torch.full_like(act_T, torch.nan) if drawn.loss_T is None else act_T * drawn.loss_T.to(act_T.dtype)
             if weight != 1:
@@ -289,7 +293,7 @@ class Projection:
         scalars: dict[str, float] = {}
         features = {}
         for name, sums in contents.hooks.items():
-            concepts = {concept: ids.cpu() for (concept, hookpoint), ids in self._members.items() if hookpoint == name}
+            concepts = {concept: ids for (concept, hookpoint), ids in self._ids.items() if hookpoint == name}
             found = {key: sums[key] for key in self._totals[name]}
             features[name] = read_sums(name, sums, found, concepts, self.observe, ranks, scalars)
             for key, value in found.items():

@@ -51,6 +51,12 @@ def check_trainable(model: nn.Module, optimizer: Any, world: World) -> None:
     own = {id(parameter) for parameter in model.parameters()}
     if not any(id(parameter) in own for group in inner.param_groups for parameter in group["params"]):
         raise ConfigError("the optimizer trains none of this model's parameters; make it from those of the model that is watched")
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    if len(devices) > 1:
+        raise ConfigError(
+            f"the model's parameters are on {' and '.join(devices)} (device_map?): readings and rules need all of it on one device; "
+            "load it without device_map, or spread it over ranks with FSDP2"
+        )
     inner_model = unwrap(model)
     kind = type(inner_model).__name__
     if kind.endswith(("ForSequenceClassification", "ForTokenClassification")):

@@ -6,6 +6,7 @@ from conftest import tiny_batch, tiny_dictionary, tiny_model
 from test_attribution import KINDS, make
 from tiny_job import tiny_config, write_inputs
 
+from gradlens import attribution, engine
 from gradlens.config import ObserveSettings
 from gradlens.lens import Lens
 from gradlens.projection import Projection, Tokens
@@ -25,9 +26,16 @@ def tokens(T: int = 300, width: int = 32) -> Tokens:
     )
 
 
-def projection_on(device: str, kind: str) -> Projection:
+def projection_on(device: str, kind: str, **observe: float) -> Projection:
     dictionary = make(kind, D=32, F=80).to(device, torch.float32)
-    return Projection({HOOK: dictionary}, {("some", HOOK): [1, 2]}, ObserveSettings(estimators=ALL))
+    members = {("some", HOOK): [1, 2], ("many", HOOK): list(range(70))}
+    return Projection({HOOK: dictionary}, members, ObserveSettings(estimators=ALL, **observe))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_kernels_are_right_here(dtype):  # else what follows would be read by PyTorch, and nobody would know
+    kernels = pytest.importorskip("gradlens.kernels", reason="Triton is not installed: the kernels are not tested")
+    assert kernels.self_check("cuda", dtype) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -44,8 +52,13 @@ def test_the_readings_are_those_of_the_cpu(kind):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "batchtopk"])  # without a threshold the batch is asked
-def test_nothing_in_a_hook_makes_the_host_wait(kind):
-    projection = projection_on("cuda", kind)
+@pytest.mark.parametrize("share, impl", [(1.0, "triton"), (0.25, "triton"), (1.0, "torch")])
+def test_nothing_in_a_hook_makes_the_host_wait(kind, share, impl, monkeypatch):
+    if impl == "torch":
+        monkeypatch.setattr(engine, "_trusted", lambda device, dtype: False)
+    if share < 1:
+        monkeypatch.setattr(attribution, "GRAM", 0)  # as of a large dictionary: products of rows are formed, of a few tokens
+    projection = projection_on("cuda", kind, token_share=share)
     given = tokens().map(lambda part: part.to("cuda"))
     projection.add(HOOK, given)  # kernels are compiled, norms and products of rows are made
     projection.take(1)
@@ -75,4 +88,4 @@ def test_a_whole_job_runs_on_the_device(tmp_path):
     pytest.importorskip("ray")
     from gradlens_services.job import run_job
 
-    assert run_job(tiny_config(write_inputs(tmp_path)))["status"] == "done"
+    assert run_job(tiny_config(write_inputs(tmp_path), train__device="cuda"))["status"] == "done"

@@ -47,6 +47,30 @@ def test_fast_forms_equal_their_definition(kind, T):
     assert A.attribution_eager(dictionary, h, g).abs().max() > 0
 
 
+@pytest.mark.parametrize("kept", [0, 10**7], ids=["formed", "kept"])
+def test_more_active_features_than_dimensions_explain_everything_in_float32_too(kept, monkeypatch):
+    monkeypatch.setattr(A, "GRAM", kept)
+    exact = make("relu", D=32, F=400)
+    h, g = torch.randn(2, 40, 32, generator=torch.Generator().manual_seed(0))
+    assert (exact.encode(h.double()) > 0).sum(1).min() > 32
+    explained, total = A.explained_energy(exact.to(dtype=torch.float32), h, g)
+    assert (explained / total).item() == pytest.approx(1, abs=1e-4)
+
+
+class OnGpu(torch.Tensor):
+    """Values that say they are on one."""
+
+    is_cuda = True
+
+
+def test_a_small_gradient_is_not_lost_on_a_dictionary_kept_in_float16():
+    exact = make("topk")
+    g = 1e-9 * torch.randn(7, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    idx = torch.arange(35).view(7, 5)
+    found = A.pair_dots(exact.to(dtype=torch.float16), g.float().as_subclass(OnGpu), idx, impl="torch")
+    torch.testing.assert_close(torch.Tensor(found).double(), A.pair_dots_eager(exact, g, idx), rtol=0.01, atol=1e-11)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_attribution_equals_the_autograd_oracle(kind):
     dictionary = make(kind)

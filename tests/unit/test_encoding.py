@@ -8,7 +8,7 @@ from test_dictionary import CASES, D, F, T, build, tokens
 
 from gradlens import encoding
 from gradlens.dictionary import ACTIVATIONS, Dictionary
-from gradlens.encoding import decode_active, encode_active, encode_active_eager, health
+from gradlens.encoding import decode_active, encode_active, encode_active_eager, full, health
 from gradlens.peak_memory import PeakMemory
 
 
@@ -114,3 +114,17 @@ def test_without_variance_there_is_no_fvu():
     for count in (0, 1):
         found = health(build("topk"), tokens(count=count))
         assert math.isnan(found.fvu) and found.tokens == count
+
+
+class OnGpu(torch.Tensor):
+    """Values that say they are on one."""
+
+    is_cuda = True
+
+
+def test_only_where_room_is_limited_can_a_token_have_had_too_many_active_features():
+    val = torch.tensor([[1.0, 2.0, 3.0], [1.0, 0.0, 2.0]])
+    crowded = lambda name, **extra: full(build(name, **extra), val.as_subclass(OnGpu)).tolist()  # noqa: E731
+    assert crowded("relu") == crowded("batchtopk", threshold=torch.ones(F).double()) == [True, False]
+    assert crowded("topk") == crowded("groupmax") == crowded("batchtopk") == [False, False]
+    assert full(build("relu"), val).tolist() == [False, False]

@@ -8,6 +8,7 @@ import torch
 from conftest import tiny_dictionary
 
 from gradlens import attribution, outbox
+from gradlens.capture import MicroBatch
 from gradlens.config import ObserveSettings
 from gradlens.outbox import WAITING, Outbox
 from gradlens.projection import Projection, Tokens
@@ -91,6 +92,30 @@ def test_a_token_that_is_not_finite_is_counted_and_adds_nothing(where):
     assert f"{HOOK}/not_finite_tokens" not in read(good)[0]["scalars"]
 
 
+class Elsewhere(torch.Tensor):
+    """Values that say they are on an accelerator, where all positions stay."""
+
+    device = torch.device("meta")
+
+
+def test_on_an_accelerator_tokens_that_do_not_count_add_nothing_whatever_they_hold():
+    ids = torch.arange(12).view(2, 6)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    batch = MicroBatch.of((), {"input_ids": ids, "attention_mask": mask, "labels": ids.where(mask > 0, -100)}, "response")
+    assert batch.loss_BS[0, 1] and not batch.keep_BS[0, 2]  # padding predicts a row's first token
+    g = torch.ones(2, 6, 3)
+    g[0, 0] = torch.nan
+    assert batch.select(g.as_subclass(Elsewhere), zero=True).sum(1).eq(3 * batch.keep_BS.flatten()).all()
+    batch.note_logits(torch.randn(2, 6, 20))
+    known = batch.tokens(g, batch.select(g)).loss_T
+    batch.token_loss_BS = batch.token_loss_BS.as_subclass(Elsewhere)
+    assert batch.tokens(g, batch.select(g)).loss_T.sum() == pytest.approx(known.sum().item())
+    padded = some_tokens()
+    padded.counted_T[7] = False
+    padded.h_TD[7], padded.g_TD[7], padded.loss_T[7] = torch.nan, torch.nan, 0
+    assert f"{HOOK}/not_finite_tokens" not in read(padded)[0]["scalars"]
+
+
 def test_without_a_finite_token_nothing_is_known():
     broken = some_tokens()
     broken.g_TD[:] = float("nan")
@@ -107,8 +132,8 @@ class FakeEvent:
         self.arrived = False
         FakeEvent.made.append(self)
 
-    def record(self):
-        pass
+    def record(self, stream):
+        self.stream = stream
 
     def query(self):
         return self.arrived
@@ -122,6 +147,7 @@ def device(monkeypatch):
     """Tensors of the meta device stand for those of an accelerator."""
     FakeEvent.made = []
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"stream of {device}")
     monkeypatch.setattr(outbox, "ASYNCHRONOUS", ("meta",))
     monkeypatch.setattr(outbox, "_copied", lambda leaf: torch.ones(2))
     return lambda: torch.empty(2, device="meta")
@@ -132,7 +158,7 @@ def test_what_leaves_a_device_is_handed_on_in_order_when_it_has_arrived(device):
     box.put({"a": device(), "n": 1}, lambda content: seen.append(content["n"]))
     box.put(None, lambda _: seen.append("skipped"))  # waits for the one before
     box.put({"a": device(), "n": 2}, lambda content: seen.append(content["n"]))
-    assert seen == []
+    assert seen == [] and FakeEvent.made[0].stream == "stream of meta"  # of the tensors' device, not of whichever is current
     FakeEvent.made[1].arrived = True
     box.flush(wait=False)
     assert seen == []  # the first has not arrived
@@ -150,6 +176,14 @@ def test_steps_beyond_what_may_wait_are_dropped_in_their_turn_and_counted(device
     assert box.dropped == 2 and seen == []
     box.flush()
     assert seen == [(n, n < WAITING) for n in range(WAITING + 2)]
+
+
+def test_what_has_arrived_is_read_without_asking_the_device_for_anything(monkeypatch):
+    projection = Projection({HOOK: tiny_dictionary()}, {("some", HOOK): [3, 5, 9]}, ObserveSettings(estimators=ALL))
+    projection.add(HOOK, some_tokens())
+    contents = projection._contents(1)
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: pytest.fail("a copy from the device waits for all that is queued there"))
+    assert projection._read(contents, 1)["features"][HOOK]["feature"].size
 
 
 def test_on_the_cpu_everything_is_handed_on_at_once():

@@ -137,6 +137,33 @@ def test_autocast_reads_the_gradient_there_is(dtype):
     assert (lens.totals[HOOK]["push"] - full.totals[HOOK]["push"]).norm() < 0.05 * full.totals[HOOK]["push"].norm()
 
 
+def test_readings_are_the_same_whatever_of_a_loop_is_inside_autocast():
+    found = []
+    rule = Rule(concept="some", mode="route", gain=0.5, tokens="own")
+    for inside in (0, 1, 2):  # the forward pass only; backward too; the step too
+        model = tiny_model().train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        concepts = {"some": {HOOK: [1, 2, 3]}}
+        observe = SETTINGS.model_copy(update={"drift_every": 1})
+        with lens_of(model, optimizer, Policy(version=1, rules=(rule,)), concepts=concepts, observe=observe, probe=None) as lens:
+            within = torch.autocast("cpu", torch.bfloat16)
+            within.__enter__()
+            loss = model(**tiny_batch(0)).loss
+            if inside < 1:
+                within.__exit__(None, None, None)
+            loss.backward()
+            if inside == 1:
+                within.__exit__(None, None, None)
+            optimizer.step()
+            if inside == 2:
+                within.__exit__(None, None, None)
+        assert all(values.eq(0).all() for values in lens.drift(HOOK))  # of the first batch, which is read in the forward pass
+        assert lens.totals[HOOK]["update"].eq(0).all()
+        found.append(lens)
+    for other in found[1:]:
+        assert_same(found[0], other, rtol=1e-12)
+
+
 def scaled(model, scaler, give=True, break_step=None, steps=3, accumulate=2):
     optimizer = torch.optim.SGD(model.train().parameters(), lr=1e-2)
     with lens_of(model, optimizer, scaler=scaler if give else None) as lens:
@@ -340,6 +367,13 @@ def test_what_cannot_be_watched_is_refused_with_a_reason():
     engine.module = model
     with pytest.raises(ConfigError, match="FSDP2"):
         lens_of(engine, torch.optim.SGD(model.parameters()))
+
+
+def test_a_model_spread_over_devices_is_refused_with_a_reason():
+    model = tiny_model()
+    model.model.layers[3].to("meta")
+    with pytest.raises(ConfigError, match="parameters are on cpu and meta.*on one device"):
+        lens_of(model, torch.optim.SGD(model.parameters(), lr=0.0))
 
 
 def test_a_model_left_in_evaluation_mode_is_one_clear_line_at_the_first_step():
