@@ -39,15 +39,19 @@ class ActiveRule:
     instead_of: ActiveRule | None = None  # route, random control: the rule in whose place it stands
     same_share: SameShare | None = None  # and what makes it gate as large a share of the tokens
     rewriter: Rewriter | None = None
-    silent: int = 0  # rows that rewriting has left nothing of, of
-    rows: int = 0
     shift: dict[str, Tensor] = field(default_factory=dict)  # hookpoint -> [D] what steer adds, or the mean that mean-ablate draws towards
     writers: list[tuple[Tensor, Turn, Tensor]] = field(default_factory=list)  # param and update: what is edited, turned how, along what
     constrainer: Constrainer | None = None
 
     def __post_init__(self) -> None:
         self.wanted = torch.zeros_like(self.touched)  # loss tokens that a budget has left alone; route only
+        self.rows, self.silent = torch.zeros_like(self.touched), torch.zeros_like(self.touched)  # rewritten, and of these left with nothing
         self.broken = torch.zeros_like(self.touched)  # edits that have made something finite not finite
+
+    @property
+    def sums(self) -> list[Tensor]:
+        """What is counted in a step, and added over ranks."""
+        return [self.touched, self.total, self.wanted, self.rows, self.silent, self.broken]
 
     @property
     def reads(self) -> set[str]:

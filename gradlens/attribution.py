@@ -155,8 +155,9 @@ def explained_energy(dictionary: Dictionary, h_TD: Tensor, g_TD: Tensor, active:
         ridge = (torch.finfo(g_TD.dtype).eps * is_active.sum(-1, keepdim=True)).clamp_min(1e-10)
         gram_TKK = gram_TKK * (is_active[:, :, None] * is_active[:, None, :]) + torch.diag_embed(1 - is_active + ridge)
         dots = dots * is_active
-        solved_TK = torch.cholesky_solve(dots[..., None], torch.linalg.cholesky_ex(gram_TKK)[0])[..., 0]
-        explained += (dots * solved_TK).sum()
+        # with gram = L Lᵀ: dots · gram⁻¹ dots = |L⁻¹ dots|², one triangular solution instead of two
+        half_TK1 = torch.linalg.solve_triangular(torch.linalg.cholesky_ex(gram_TKK)[0], dots[..., None], upper=False)
+        explained += half_TK1.square().sum()
     return explained, torch.einsum("td,td->t", g_TD, g_TD).double().sum()
 
 

@@ -294,7 +294,7 @@ class Control:
 
     def counters(self) -> list[Tensor]:
         """Sums of this step, to be added over ranks in place."""
-        return [tensor for active in self.rules for tensor in (active.touched, active.total, active.wanted, active.broken)]
+        return [tensor for active in self.rules for tensor in active.sums]
 
     def acting(self) -> list[str]:
         """The rules that act at this step, with their gains, in words."""
@@ -316,13 +316,12 @@ class Control:
                 scalars[f"rule/{label}/share"] = float(active.touched) / total
             if active.constrainer is not None and active.constrainer.seen is not None:
                 scalars[f"rule/{label}/measure"] = float(active.constrainer.seen)
-            if active.rows:
-                scalars[f"rule/{label}/silent_rows"] = active.silent / active.rows
+            if active.rewriter is not None and float(active.rows) > 0:
+                scalars[f"rule/{label}/silent_rows"] = float(active.silent / active.rows)
             if made and total > 0:
                 self.governor.spend(active.rule, self.step, float(active.touched) / total, float(active.touched + active.wanted) / total)
-            for tensor in (active.touched, active.total, active.wanted, active.broken):
+            for tensor in active.sums:
                 tensor.zero_()
-            active.silent = active.rows = 0
         if self.cap.scale != 1:
             scalars["policy/norm_scale"], self.cap.scale = self.cap.scale, 1.0
         if self.balance.scale != 1:

@@ -32,7 +32,7 @@ Inputs = dict[str, dict[int, Tensor]]  # hookpoint of a transcoder -> number of 
 
 
 class Hooks:
-    """The hooks of one lens. `rows`, `scale`, `fired`, `saw_gradients`, `holds` are read and set by the lens."""
+    """The hooks of one lens. `rows`, `scale`, `fired`, `saw_gradients` are read and set by the lens."""
 
     def __init__(
         self,
@@ -62,7 +62,6 @@ class Hooks:
         self.scale = 1.0  # that the loss of the step in progress is multiplied by
         self.fired: set[str] = set()  # hookpoints that any forward pass of training has passed
         self.saw_gradients = False  # in the step in progress
-        self.holds = False  # the projector holds something of the step in progress
         self._prepares = False  # the loop has its batches rewritten itself
         self._positions = WeakTensorKeyDictionary()  # `input_ids` of a prepared batch -> where its tokens stood before
         self._within = False  # a forward pass of the model is in progress
@@ -70,7 +69,7 @@ class Hooks:
 
     def end_step(self) -> None:
         """Forget what belongs to the step in progress."""
-        self.rows, self.saw_gradients, self.holds = None, False, False
+        self.rows, self.saw_gradients = None, False
         self._batch: MicroBatch | None = None  # of the forward pass in progress, if it is one of training
         self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
         self._inputs: Inputs = {}  # what transcoders read in the forward pass in progress
@@ -315,7 +314,7 @@ class Hooks:
                 g_TD = batch.select(edited, zero=True)
                 if self.scale != 1:  # in the precision that is computed in: a small gradient is zero in float16 without its scale
                     g_TD = g_TD.to(self.dtype) / self.scale
-                tokens, self.holds = batch.tokens(h_BSD, g_TD), True
+                tokens = batch.tokens(h_BSD, g_TD)
                 for name in names:  # what a transcoder reads and the gradient where it acts
                     own = replace(tokens, h_TD=batch.select(self._read(name, h_BSD, inputs))) if name in self.readers else tokens
                     self.projector.add(name, own, pairs.get(name))

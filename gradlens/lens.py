@@ -306,14 +306,14 @@ class Lens:
         if self.scaler is None or not self.scaler.is_enabled():
             return
         scale = float(self.scaler.get_scale())
-        if self.hooks.holds and scale != self.hooks.scale:
+        if self.hooks.saw_gradients and scale != self.hooks.scale:  # in a step that is not observed rules have counted all the same
             self._let_go()
         self.hooks.scale = scale
 
     def _let_go(self) -> None:
         self.projector.drop()
         self.control.drain(made=False)
-        self.hooks.holds, self.hooks.saw_gradients = False, False
+        self.hooks.saw_gradients = False
         self._tell_once("skipped", "skipped", reason="the gradient scaler skipped a step; what was read of it is dropped")
 
     @outside_autocast

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradlens.attribution import feature_sums
-from gradlens.capture import Stop, counted_tokens, inference
+from gradlens.capture import Stop, counted_tokens, inference, uncompiled
 from gradlens.dictionary import Dictionary
 from gradlens.encoding import encode_active
 from gradlens.hookpoints import canonical, find_hookpoint, unwrap
@@ -64,6 +64,7 @@ def change_of_activations(
             return look
 
         with ExitStack() as stack:
+            stack.enter_context(uncompiled(inner))  # a compiled forward does not pass hooks that came after it
             for name, hookpoint in wanted.items():
                 stack.callback(hookpoint.watch(reader(name)).remove)
             try:

@@ -186,6 +186,25 @@ def test_a_gradient_scaler_does_not_scale_readings():
         assert a[f"{HOOK}/gradient_norm"] == pytest.approx(b[f"{HOOK}/gradient_norm"], rel=1e-5)
 
 
+def test_what_a_rule_counted_in_a_skipped_step_goes_with_it_where_that_step_is_not_observed():
+    def shares(break_step, batches):
+        model = tiny_model().train()
+        optimizer, scaler = torch.optim.SGD(model.parameters(), lr=1e-2), torch.amp.GradScaler("cpu", init_scale=1024.0)
+        rule = Rule(features={HOOK: [1, 2, 3]}, mode="grad", gain=0.5)
+        with lens_of(model, optimizer, Policy(rules=(rule,)), scaler=scaler, observe=ObserveSettings(every=100)) as lens:
+            for step, number in enumerate(batches):
+                scaler.scale(model(**tiny_batch(number)).loss).backward()
+                if step == break_step:
+                    next(model.parameters()).grad[0, 0] = float("inf")
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad()
+        scalars = [record["scalars"] for record in lens.recorder.records]
+        return [found[key] for found in scalars if (key := f"rule/{rule.label}/share") in found]
+
+    assert shares(1, (0, 1, 2)) == pytest.approx(shares(None, (0, 2)), rel=1e-5)
+
+
 def test_a_step_that_the_scaler_skips_leaves_nothing_behind():
     lens = scaled(tiny_model(), torch.amp.GradScaler("cpu", init_scale=1024.0), break_step=1, steps=3)
     model = tiny_model().train()
