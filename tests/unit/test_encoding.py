@@ -81,6 +81,15 @@ def test_memory_does_not_grow_with_the_dictionary(activation):
     assert peaks[2**18] < 64e6, f"{peaks[2**18] / 1e6:.0f} MB; [T, F] would be {600 * 2**18 * 4 / 1e6:.0f} MB"
 
 
+def test_weights_in_half_precision_are_converted_a_little_at_a_time():
+    D, F = 512, 2**15
+    randn = lambda *shape: torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)  # noqa: E731
+    d = Dictionary(randn(D, F), randn(F), randn(F, D), randn(D), activation="topk", k=8)
+    with PeakMemory() as memory:
+        encode_active(d, torch.randn(4, D))  # few tokens: a tile of them spans the whole dictionary, 67 MB in float32
+    assert memory.peak < 24e6
+
+
 def test_a_dictionary_kept_in_half_precision_is_computed_in_the_precision_of_the_input():
     d = build("jumprelu").to(dtype=torch.float16)
     x = tokens()
