@@ -228,4 +228,7 @@ def load_rules(items: list[Any]) -> list[Rule]:
                 rules.append(Rule.model_validate(entry))
             except ValidationError as error:
                 raise ConfigError(explain(error, f"{source}: rule {index + 1}", Rule)) from None
+    labels = [rule.label for rule in rules]
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise ConfigError(f"rules: two are called {twice}, and their curves would be one; give one of them a `name`")
     return rules
