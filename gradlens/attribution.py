@@ -144,8 +144,8 @@ def explained_energy(dictionary: Dictionary, h_TD: Tensor, g_TD: Tensor, active:
     tokens = max(1, TILE // (K * (K if gram_FF is not None else dictionary.d_out)))
     for idx, val, dots in zip(idx_TK.split(tokens), val_TK.split(tokens), dots_TK.split(tokens), strict=True):
         if gram_FF is None:
-            rows_TKD = dictionary.W_dec[idx].to(g_TD.dtype)
-            gram_TKK = (rows_TKD @ rows_TKD.mT).double() / (dictionary.norms[idx][:, :, None] * dictionary.norms[idx][:, None, :])
+            rows_TKD = dictionary.W_dec[idx].double()
+            gram_TKK = rows_TKD @ rows_TKD.mT / (dictionary.norms[idx][:, :, None] * dictionary.norms[idx][:, None, :])
         else:
             at_TKK = idx[:, :, None] * dictionary.d_sae + idx[:, None, :]
             gram_TKK = gram_FF.view(-1).index_select(0, at_TKK.flatten()).view(at_TKK.shape).double()  # four times as fast as gram_FF[...]
