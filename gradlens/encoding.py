@@ -113,7 +113,7 @@ def health(dictionary: Dictionary, x_TD: Tensor, y_TO: Tensor | None = None) -> 
 
 def _blocks(dictionary: Dictionary, tokens: int) -> list[slice]:
     """Features of one tile of `tokens` tokens (and of weights that are converted), block after block; whole groups in all but the last."""
-    rows = dictionary.W_enc.shape[0] if dictionary.W_enc.element_size() < 4 else 0  # weights in half precision: a block of them is converted
+    rows = dictionary.W_enc.shape[0] if dictionary.W_enc.element_size() < 4 else 0  # in half precision: a block of them is converted
     size = max(GROUP, TILE // max(tokens, rows, 1) // GROUP * GROUP)
     return [slice(first, min(first + size, dictionary.d_sae)) for first in range(0, dictionary.d_sae, size)]
 
