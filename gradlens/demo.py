@@ -31,10 +31,13 @@ MODULES = (
 ).split()
 
 
+COMPUTED = ("documentation", "sae-text", "sae-text-heldout")  # data sets without a file: code makes their rows
+
+
 def names() -> list[str]:
     """Every `demo:` name."""
     files = [path.stem for path in FOLDER.iterdir() if path.suffix in (".jsonl", ".yaml")]
-    return sorted([*files, "documentation", "sae-text", "sae-text-heldout"])
+    return sorted([*files, *COMPUTED])
 
 
 def path(name: str) -> Path:
@@ -44,6 +47,8 @@ def path(name: str) -> Path:
         file = FOLDER / f"{bare}{suffix}"
         if bare == Path(bare).name and file.is_file():
             return file
+    if bare in COMPUTED:
+        raise InputError(f"demo:{bare} is a data set whose rows code makes, without a file; use it where rows are asked for")
     near = difflib.get_close_matches(bare, names(), n=1)
     raise InputError(
         f"demo:{bare}: no such demo data" + (f"; did you mean demo:{near[0]}?" if near else ".") + f" There are: {', '.join(names())}"

@@ -29,7 +29,8 @@ def contents(source: str | Path) -> str:
     if str(source).startswith("demo:"):
         from gradlens import demo
 
-        return _file(demo.path(str(source)))
+        name = str(source).removeprefix("demo:")
+        return fingerprint(demo.rows(name)) if name in demo.COMPUTED else _file(demo.path(name))
     name, mark, part = str(source).partition("#")
     path = Path(source) if Path(source).exists() else Path(name).expanduser()
     if path.is_file():

@@ -4,6 +4,7 @@ import pytest
 import yaml
 from tiny_job import tiny_config, write_inputs
 
+from gradlens import demo
 from gradlens.concepts import load_concepts
 from gradlens.fingerprint import BLOCK, BLOCKS, WHOLE, contents, of_concept, of_config
 
@@ -20,6 +21,11 @@ def test_files_and_folders_count_by_what_they_hold(tmp_path):
     assert contents("demo:plain-train") != contents("demo:plain-heldout") and contents("someone/rows") == "someone/rows"
     parts = [contents(f"{tmp_path / 'a' / 'rows.jsonl'}#{part}") for part in (1, 2)]
     assert parts[0] != parts[1] and all(part.startswith(files[0]) for part in parts)
+
+
+def test_every_demo_data_set_has_contents_also_those_that_code_makes():
+    found = {name: contents(f"demo:{name}") for name in demo.names()}
+    assert len(set(found.values())) == len(found) and found["documentation"] == contents("demo:documentation")
 
 
 def test_large_files_count_by_their_size_and_blocks_of_them(tmp_path):
