@@ -290,7 +290,8 @@ class Learning:
             total, rows, raw = self._uptake[hookpoint]
             if len(rows) < MIN_TEXTS or not rows.isfinite().all():
                 return None
-            return beyond_chance(rows) & (total > 0) & self.gained(hookpoint)
+            candidates = rows.where(raw != 0, 0.0)  # what no token of the probe set expresses falls where ordinary text has it
+            return beyond_chance(candidates, rising=True) & (total > 0) & self.gained(hookpoint)
         now, then = self.last[hookpoint].rows, self.start[hookpoint].rows
         if now is None or then is None or len(now) < MIN_TEXTS or not now.isfinite().all():
             return None
