@@ -122,9 +122,11 @@ def student(values_R: Tensor) -> float:
     if n < MIN_VALUES or not float(x.mean()) > 0:
         return 1.0
     t = float(x.mean() / (x.std() / n**0.5).clamp_min(1e-30))
-    # the tail from t on, with u = t / z: z from 0 to 1
     z, weight = np.polynomial.legendre.leggauss(64)
     z, weight = (z + 1) / 2, weight / 2
     scale = math.exp(math.lgamma(n / 2) - math.lgamma((n - 1) / 2)) / math.sqrt((n - 1) * math.pi)
-    log_density = -n / 2 * np.log1p((t / z) ** 2 / (n - 1))
-    return float(min(1.0, scale * (weight * np.exp(log_density) * t / z**2).sum()))
+    density = lambda u: np.exp(-n / 2 * np.log1p(u**2 / (n - 1)))  # noqa: E731
+    if t < 1:  # half less what lies below t: the tail of a small t would be between the first two z
+        return float(0.5 - scale * t * (weight * density(t * z)).sum())
+    # the tail from t on, with u = t / z: z from 0 to 1
+    return float(min(1.0, scale * (weight * density(t / z) * t / z**2).sum()))
