@@ -107,7 +107,7 @@ class Learning:
             self._short = read_probe(self.model, self.dictionaries, self._update_rows(), self.observe.tokens)
 
     def _update_rows(self) -> list[Batch]:
-        return spread(self.probe or [], self.observe.update_rows)
+        return spread(self.probe or [], self.observe.update_rows, self.observe.tokens)
 
     def _speaks(self) -> bool:
         return self.tokenizer is not None and self.observe.own_prompts > 0 and hasattr(self.model, "generate")
