@@ -432,6 +432,8 @@ class Learning:
         """Tensors, numbers and texts only."""
         start = {name: vars(reading).copy() for name, reading in (self.start or {}).items()}
         state: dict[str, Any] = {"start": start, "reference": dict(self.reference), "alarmed": list(self.alarmed)}
+        if self.probe is not None:  # it may be the first batch of training, which does not come again
+            state["probe"] = [{name: x.cpu() for name, x in batch.items() if isinstance(x, Tensor)} for batch in self.probe]
         if self.known is not None:
             pairs = {name: vars(part).copy() for name, part in self.known.pairs.items()}
             state["known"] = {**vars(self.known), "pairs": pairs}

@@ -490,6 +490,7 @@ class Lens:
         updates = ("update", "update_direction")
         self.projector.set_totals({n: {k: v for k, v in part.items() if k not in updates} for n, part in state["totals"].items()})
         self.learning.updates = {n: {k: v.clone() for k, v in part.items() if k in updates} for n, part in state["totals"].items()}
+        self.probe = state.get("probe") if self.probe is None else self.probe  # another first batch would be another start
         self.learning.load_state_dict(state, self.probe)
         if "control" in state:
             self.control.load_state_dict(state["control"])
