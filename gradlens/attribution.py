@@ -112,7 +112,7 @@ def energy(dictionary: Dictionary, g_TD: Tensor, impl: Impl = "auto") -> Tensor:
         from gradlens import kernels
 
         total_F = kernels.quadratic_form(gram_DD, dictionary.W_dec) if by_gram else kernels.energy_sum(g_TD, dictionary.W_dec)
-        return total_F / dictionary.norms.square()
+        return total_F / dictionary.norms / dictionary.norms  # the square of a row of zeros would be 0
     parts = []
     for rows in dictionary.W_dec.split(max(1, TILE // (D if by_gram else TOKENS))):
         rows = rows.to(wide_TD.dtype)
@@ -120,7 +120,8 @@ def energy(dictionary: Dictionary, g_TD: Tensor, impl: Impl = "auto") -> Tensor:
             parts.append(torch.linalg.vecdot(rows @ gram_DD, rows))
         else:
             parts.append(sum((g @ rows.T).square_().sum(0) for g in wide_TD.split(TOKENS)))
-    return torch.cat(parts) / dictionary.norms.to(wide_TD.dtype).square()
+    norms_F = dictionary.norms.to(wide_TD.dtype)
+    return torch.cat(parts) / norms_F / norms_F
 
 
 def energy_eager(dictionary: Dictionary, g_TD: Tensor) -> Tensor:
@@ -144,8 +145,8 @@ def explained_energy(dictionary: Dictionary, h_TD: Tensor, g_TD: Tensor, active:
     tokens = max(1, TILE // (K * (K if gram_FF is not None else dictionary.d_out)))
     for idx, val, dots in zip(idx_TK.split(tokens), val_TK.split(tokens), dots_TK.split(tokens), strict=True):
         if gram_FF is None:
-            rows_TKD = dictionary.W_dec[idx].double()
-            gram_TKK = rows_TKD @ rows_TKD.mT / (dictionary.norms[idx][:, :, None] * dictionary.norms[idx][:, None, :])
+            rows_TKD = dictionary.W_dec[idx].double() / dictionary.norms[idx][:, :, None]
+            gram_TKK = rows_TKD @ rows_TKD.mT
         else:
             at_TKK = idx[:, :, None] * dictionary.d_sae + idx[:, None, :]
             gram_TKK = gram_FF.view(-1).index_select(0, at_TKK.flatten()).view(at_TKK.shape).double()  # four times as fast as gram_FF[...]

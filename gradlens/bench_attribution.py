@@ -75,7 +75,8 @@ class _Collector:
                 self.seconds.setdefault(name, []).append(value)
         if len(self.few) < TIMED:
             began = time.perf_counter()
-            read_probe(self.lens.model, self.lens.dictionaries, spread(self.lens.probe, FEW), self.lens.observe.tokens)
+            tokens = self.lens.observe.tokens
+            read_probe(self.lens.model, self.lens.dictionaries, spread(self.lens.probe, FEW, tokens), tokens)
             self.few.append(time.perf_counter() - began)
 
     def event(self, kind: str, **fields: Any) -> None:

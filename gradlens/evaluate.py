@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from gradlens.data import Example
 
 Progress = Callable[[int], object]  # called with the number of rows done since the last call
+# What a model's own generation config may ask for and is not asked here: a penalty on tokens that have been also looks at the padding.
+_PLAIN = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_return_sequences": 1, "num_beams": 1}
+_ALL_TOKENS = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
 
 
 @contextmanager
@@ -87,8 +90,9 @@ def continue_texts(
 
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     pad, ends = pad_id_of(tokenizer), _end_ids(model, tokenizer)
-    drawn = {"do_sample": False} if temperature is None else {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    config = GenerationConfig(max_new_tokens=max_new_tokens, num_beams=1, use_cache=True, pad_token_id=pad, eos_token_id=ends, **drawn)
+    drawn = {"do_sample": False} if temperature is None else {"do_sample": True, "temperature": temperature, **_ALL_TOKENS}
+    lengths = {"max_new_tokens": max_new_tokens, "pad_token_id": pad, "eos_token_id": ends}
+    config = GenerationConfig(use_cache=True, **lengths, **_PLAIN, **drawn)
     device = next(model.parameters()).device
     answers: list[list[int]] = [[] for _ in ids]
     with undisturbed(model):

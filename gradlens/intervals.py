@@ -32,5 +32,5 @@ def t_interval(values: Sequence[float]) -> list[float] | None:
         return None
     mean = sum(values) / n
     error = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    half = (T95[n - 2] if n - 2 < len(T95) else 1.96) * error
+    half = T95[min(n - 2, len(T95) - 1)] * error  # of more seeds than the table has a little too wide, never too narrow
     return [mean - half, mean + half]

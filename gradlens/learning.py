@@ -107,7 +107,7 @@ class Learning:
             self._short = read_probe(self.model, self.dictionaries, self._update_rows(), self.observe.tokens)
 
     def _update_rows(self) -> list[Batch]:
-        return spread(self.probe or [], self.observe.update_rows)
+        return spread(self.probe or [], self.observe.update_rows, self.observe.tokens)
 
     def _speaks(self) -> bool:
         return self.tokenizer is not None and self.observe.own_prompts > 0 and hasattr(self.model, "generate")
@@ -290,7 +290,8 @@ class Learning:
             total, rows, raw = self._uptake[hookpoint]
             if len(rows) < MIN_TEXTS or not rows.isfinite().all():
                 return None
-            return beyond_chance(rows) & (total > 0) & self.gained(hookpoint)
+            candidates = rows.where(raw != 0, 0.0)  # what no token of the probe set expresses falls where ordinary text has it
+            return beyond_chance(candidates, rising=True) & (total > 0) & self.gained(hookpoint)
         now, then = self.last[hookpoint].rows, self.start[hookpoint].rows
         if now is None or then is None or len(now) < MIN_TEXTS or not now.isfinite().all():
             return None
@@ -431,6 +432,8 @@ class Learning:
         """Tensors, numbers and texts only."""
         start = {name: vars(reading).copy() for name, reading in (self.start or {}).items()}
         state: dict[str, Any] = {"start": start, "reference": dict(self.reference), "alarmed": list(self.alarmed)}
+        if self.probe is not None:  # it may be the first batch of training, which does not come again
+            state["probe"] = [{name: x.cpu() for name, x in batch.items() if isinstance(x, Tensor)} for batch in self.probe]
         if self.known is not None:
             pairs = {name: vars(part).copy() for name, part in self.known.pairs.items()}
             state["known"] = {**vars(self.known), "pairs": pairs}

@@ -29,7 +29,7 @@ from gradlens.flaws import flaws_in
 from gradlens.hookpoints import canonical, d_model, in_stream
 from gradlens.hooks import Hooks
 from gradlens.learning import Learning
-from gradlens.probe import ProbeReading
+from gradlens.probe import ProbeReading, unpacked
 from gradlens.projection import Members, Projection, Projector
 from gradlens.routers import Routers, event_of
 from gradlens.rules import Policy
@@ -246,9 +246,7 @@ class Lens:
         ids = kwargs.get("input_ids", args[0] if args else None)
         if self.probe is not None or not isinstance(ids, Tensor):
             return
-        kept = {"input_ids": ids} | {key: kwargs.get(key) for key in ("attention_mask", "labels")}
-        found = [{key: value.detach().clone() for key, value in kept.items() if isinstance(value, Tensor)}]
-        found = self.world.broadcast(found)
+        found = self.world.broadcast([unpacked(ids, kwargs)])
         if not counted_tokens(found[0]["input_ids"], found[0].get("attention_mask"), found[0].get("labels"), self.observe.tokens).any():
             return
         self.probe = found
@@ -492,6 +490,7 @@ class Lens:
         updates = ("update", "update_direction")
         self.projector.set_totals({n: {k: v for k, v in part.items() if k not in updates} for n, part in state["totals"].items()})
         self.learning.updates = {n: {k: v.clone() for k, v in part.items() if k in updates} for n, part in state["totals"].items()}
+        self.probe = state.get("probe") if self.probe is None else self.probe  # another first batch would be another start
         self.learning.load_state_dict(state, self.probe)
         if "control" in state:
             self.control.load_state_dict(state["control"])

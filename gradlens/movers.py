@@ -94,8 +94,9 @@ def _spread(acts_T: np.ndarray, row_T: np.ndarray) -> np.ndarray:
     out_T = np.zeros(len(acts_T))
     count_T = np.zeros(len(acts_T))
     for shift in range(-AROUND, AROUND + 1):
-        to = slice(max(0, shift), len(acts_T) + min(0, shift))
-        of = slice(max(0, -shift), len(acts_T) + min(0, -shift))
+        left = max(0, len(acts_T) - abs(shift))  # none of fewer tokens than that
+        to = slice(max(0, shift), max(0, shift) + left)
+        of = slice(max(0, -shift), max(0, -shift) + left)
         same = row_T[to] == row_T[of]
         out_T[to] += acts_T[of] * same
         count_T[to] += same

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradlens.attribution import feature_sums
 from gradlens.capture import counted_tokens, read_with_loss
+from gradlens.data import IGNORE
 from gradlens.dictionary import Dictionary
 from gradlens.encoding import decode_active, encode_active
 from gradlens.errors import InputError
@@ -67,6 +70,8 @@ def read_tokens(
         if not keep_BS.any():
             continue
         lengths += [n for n in keep_BS.sum(1).tolist() if n]
+        if tokens == "all":  # prompts too have probabilities, which labels would hide
+            batch = {key: value for key, value in batch.items() if key != "labels"}
         read, loss_BS = read_with_loss(model, places(dictionaries), batch)
         kept = lambda h_BSD, dictionary: h_BSD[keep_BS.to(h_BSD.device)].to(dictionary.work_dtype)  # noqa: B023, E731
         for name, dictionary in dictionaries.items():
@@ -120,20 +125,40 @@ def _read(dictionary: Dictionary, h_TD: Tensor, y_TO: Tensor, lengths: list[int]
     return reading, Pairs.cat(pairs) if with_pairs else None
 
 
+def unpacked(ids_BS: Tensor, given: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A copy of a batch (`input_ids`, `attention_mask` and `labels` of `given`) with one text in each row: texts packed into one row, told
+    apart by `position_ids` alone, are put below each other. What is not of the shape of the ids is left out."""
+    found = {name: given.get(name) for name in ("attention_mask", "labels", "position_ids")}
+    found = {"input_ids": ids_BS} | {name: x for name, x in found.items() if isinstance(x, Tensor) and x.shape == ids_BS.shape}
+    found = {name: x.detach().clone() for name, x in found.items()}
+    positions_BS = found.pop("position_ids", None)
+    if positions_BS is None or "attention_mask" in found or not (positions_BS[:, 1:] == 0).any():
+        return found
+    begins_BS = positions_BS == 0
+    begins_BS[:, 0] = True
+    lengths = begins_BS.flatten().nonzero().flatten().diff(append=torch.tensor([ids_BS.numel()], device=ids_BS.device)).tolist()
+    texts = {name: x.flatten().split(lengths) for name, x in {**found, "attention_mask": torch.ones_like(ids_BS)}.items()}
+    pad = torch.nn.utils.rnn.pad_sequence
+    return {name: pad(parts, batch_first=True, padding_value=IGNORE if name == "labels" else 0) for name, parts in texts.items()}
+
+
 def evenly(total: int, count: int) -> list[int]:
     """At most `count` numbers below `total`, evenly spread."""
     return torch.linspace(0, total - 1, min(count, total)).round().int().tolist() if total else []
 
 
-def spread(batches: list[dict[str, Tensor]], rows: int) -> list[dict[str, Tensor]]:
-    """At most `rows` rows of the batches, evenly spread over them; padding that no picked row needs is cut."""
-    wanted = set(evenly(sum(len(batch["input_ids"]) for batch in batches), rows))
+def spread(batches: list[dict[str, Tensor]], rows: int, tokens: str = "response") -> list[dict[str, Tensor]]:
+    """At most `rows` rows of the batches, evenly spread over those in which a token counts; padding that no picked row needs is cut."""
+    counting = [
+        counted_tokens(batch["input_ids"], batch.get("attention_mask"), batch.get("labels"), tokens).any(1).nonzero().flatten().tolist()
+        for batch in batches
+    ]
+    wanted = set(evenly(sum(map(len, counting)), rows))
     picked: list[dict[str, Tensor]] = []
     number = 0
-    for batch in batches:
-        size = len(batch["input_ids"])
-        mine = [index for index in range(size) if number + index in wanted]
-        number += size
+    for batch, able in zip(batches, counting, strict=True):
+        mine = [index for at, index in enumerate(able) if number + at in wanted]
+        number += len(able)
         if mine:
             used = slice(None)
             if batch.get("attention_mask") is not None:

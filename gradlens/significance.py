@@ -37,10 +37,11 @@ def fudge(change_RF: Tensor) -> float:
     return changed.median().item() if len(changed) else 0.0
 
 
-def beyond_chance(change_RF: Tensor, fdr: float = FDR, flips: int = FLIPS, seed: int = 0) -> Tensor:
+def beyond_chance(change_RF: Tensor, fdr: float = FDR, flips: int = FLIPS, seed: int = 0, rising: bool = False) -> Tensor:
     """Features whose drift is beyond chance, `bool[F]`: at most a share `fdr` of them is expected to be there by chance.
 
-    `change_RF`: mean activation of each feature on each text, now minus before. All False with fewer than `MIN_TEXTS` texts. Cost:
+    `change_RF`: mean activation of each feature on each text, now minus before. `rising`: only those that rise, and the share is of these;
+    picked from both directions it would not hold of them, where many fall. All False with fewer than `MIN_TEXTS` texts. Cost:
     `flips` products of signs with the changes, 2·flips·R·F over the features that change at all, no buffer larger than that.
     """
     found = torch.zeros(change_RF.shape[1], dtype=torch.bool)
@@ -50,15 +51,15 @@ def beyond_chance(change_RF: Tensor, fdr: float = FDR, flips: int = FLIPS, seed:
     if R < MIN_TEXTS or not changed_F.any():
         return found
     floor = fudge(change_RF)
-    found_F = statistic(change_RF, floor).abs()
+    sized = (lambda value_F: value_F) if rising else torch.abs
     generator = torch.Generator().manual_seed(seed)
 
     def by_chance() -> Iterator[Tensor]:
         for _ in range(flips):
             signs_R = torch.randint(0, 2, (R, 1), generator=generator).double() * 2 - 1
-            yield statistic(change_RF * signs_R, floor)
+            yield sized(statistic(change_RF * signs_R, floor))
 
-    found[changed_F] = _accepted(found_F, by_chance(), flips, fdr)
+    found[changed_F] = _accepted(sized(statistic(change_RF, floor)), by_chance(), flips, fdr)
     return found
 
 
@@ -81,11 +82,11 @@ def risen(first_RF: Tensor, last_SF: Tensor, fdr: float = FDR, draws: int = FLIP
 
     def difference(order: Tensor) -> Tensor:
         first, last = both[order[:R]], both[order[R:]]
-        return (last.mean(0) - first.mean(0)) / (error(first, last) + floor)
+        return (last.mean(0) - first.mean(0)).abs() / (error(first, last) + floor)
 
     generator = torch.Generator().manual_seed(seed)
     dealt = (difference(torch.randperm(R + S, generator=generator)) for _ in range(draws))
-    found[active_F] = _accepted(difference(torch.arange(R + S)).abs(), dealt, draws, fdr)
+    found[active_F] = _accepted(difference(torch.arange(R + S)), dealt, draws, fdr)
     return found
 
 
@@ -95,7 +96,7 @@ def _accepted(found_F: Tensor, by_chance: Iterator[Tensor], draws: int, fdr: flo
     candidates, order = found_F.sort(descending=True)
     count_F = torch.zeros(F, dtype=torch.float64)  # of the n-th candidate: how many statistics by chance are as large
     for drawn in by_chance:
-        count_F += F - torch.searchsorted(drawn.abs().sort().values, candidates)
+        count_F += F - torch.searchsorted(drawn.sort().values, candidates)
     rate = count_F / draws / torch.arange(1, F + 1)
     accepted = ((rate <= fdr) & (candidates > 0)).nonzero()
     found = torch.zeros(F, dtype=torch.bool)
@@ -121,9 +122,11 @@ def student(values_R: Tensor) -> float:
     if n < MIN_VALUES or not float(x.mean()) > 0:
         return 1.0
     t = float(x.mean() / (x.std() / n**0.5).clamp_min(1e-30))
-    # the tail from t on, with u = t / z: z from 0 to 1
     z, weight = np.polynomial.legendre.leggauss(64)
     z, weight = (z + 1) / 2, weight / 2
     scale = math.exp(math.lgamma(n / 2) - math.lgamma((n - 1) / 2)) / math.sqrt((n - 1) * math.pi)
-    log_density = -n / 2 * np.log1p((t / z) ** 2 / (n - 1))
-    return float(min(1.0, scale * (weight * np.exp(log_density) * t / z**2).sum()))
+    density = lambda u: np.exp(-n / 2 * np.log1p(u**2 / (n - 1)))  # noqa: E731
+    if t < 1:  # half less what lies below t: the tail of a small t would be between the first two z
+        return float(0.5 - scale * t * (weight * density(t * z)).sum())
+    # the tail from t on, with u = t / z: z from 0 to 1
+    return float(min(1.0, scale * (weight * density(t / z) * t / z**2).sum()))

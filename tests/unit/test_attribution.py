@@ -241,3 +241,18 @@ def test_estimators_of_a_large_dictionary_take_little_memory(monkeypatch):
     monkeypatch.undo()
     torch.testing.assert_close(whole[0], A.explained_energy(small, h, g)[0])
     assert 0 < found[0] < found[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_row_of_zeros_has_no_energy_and_explains_nothing(dtype, monkeypatch):
+    dictionary = make("relu").to(dtype=dtype)
+    W_dec = dictionary.W_dec.clone()
+    W_dec[[0, 5]] = 0  # 0 is also what unused places of the active pairs hold
+    dictionary = dataclasses.replace(dictionary, W_dec=W_dec)
+    h, g = torch.randn(2, 60, 13, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    for some in (g, g[:1]):  # by second moments, and token by token
+        torch.testing.assert_close(A.energy(dictionary, some), A.energy_eager(dictionary, some), rtol=1e-4, atol=1e-5)
+    assert A.energy(dictionary, g)[5] == 0
+    monkeypatch.setattr(A, "GRAM", 0)
+    explained, eager = A.explained_energy(dictionary, h, g)[0], A.explained_energy_eager(dictionary, h, g)[0]
+    torch.testing.assert_close(explained, eager, rtol=1e-3, atol=1e-3)

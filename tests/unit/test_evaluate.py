@@ -41,6 +41,16 @@ def test_answers_are_greedy_and_do_not_depend_on_the_batch():
     assert generate_answers(model, tokenizer, rows, 6) == expected  # the answer in a row is not given away
 
 
+def test_what_the_model_s_own_generation_config_asks_for_changes_no_answer():
+    model, tokenizer = tiny_model().eval(), word_tokenizer(chat=True)
+    prompts = prompt_ids(tokenizer, PROMPTS)
+    answers = {temperature: continue_texts(model, tokenizer, prompts, 6, temperature=temperature) for temperature in (None, 1.0)}
+    own = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "min_p": 0.9, "typical_p": 0.1, "num_return_sequences": 2}
+    model.generation_config.update(do_sample=True, **own)
+    for temperature, expected in answers.items():
+        assert continue_texts(model, tokenizer, prompts, 6, temperature=temperature) == expected
+
+
 def test_evaluation_leaves_the_model_and_the_random_state_alone():
     model, tokenizer = tiny_model(), word_tokenizer(chat=True)
     model.train()

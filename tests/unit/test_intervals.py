@@ -26,3 +26,9 @@ def test_wilson_interval_holds_the_share_and_solves_its_equation(hits, n):
 def test_the_t_interval_is_the_textbook_s():
     assert t_interval([1.0, 2.0, 3.0]) == pytest.approx([2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5])
     assert t_interval([1.0, 2.0]) is None
+
+
+def test_the_t_interval_of_more_seeds_than_the_table_has_is_not_too_narrow():
+    values = [float(i) for i in range(12)]
+    error = math.sqrt(sum((value - 5.5) ** 2 for value in values) / 11 / 12)
+    assert t_interval(values)[1] >= 5.5 + 2.201 * error  # Student's t with 11 degrees of freedom

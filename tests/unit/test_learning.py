@@ -232,3 +232,21 @@ def test_only_texts_that_express_a_concept_are_asked_whether_it_is_learned():
     # features 1 and 2 on the six texts that were tested, of which 2 stays at nothing; over all twelve it would be below zero
     assert told[0]["uptake"] == pytest.approx(1.7 / 6 / 2) and told[0]["texts"] == 6
     assert f"taught is being learned: uptake +0.142 at {HOOK} in the 6 probe texts that show it (chance " in told[0]["text"]
+
+
+def test_what_falls_does_not_let_chance_pass_for_learned():
+    """Features that ordinary text has more of than the probe set fall with certainty; the stated share of errors is of those that rise."""
+    made, hits, wrong = learning(), 0, 0
+    made.start[HOOK].acts[:] = 1.0
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        gain = 0.05 + 0.25 * torch.rand(12, 1, generator=generator)
+        rows = gain * torch.randn(12, 80, generator=generator)
+        rows[:, :6] += 2 * gain
+        rows[:, 30:] = -gain * torch.rand(50, generator=generator)
+        raw = torch.ones(80)
+        raw[70:] = 0.0  # no token of the probe set expresses these at all
+        made._uptake = {HOOK: (rows.mean(0), rows, raw)}
+        found = made.learned(HOOK)
+        hits, wrong = hits + int(found[:6].sum()), wrong + int(found[6:].sum())
+    assert hits >= 0.9 * 10 * 6 and wrong <= 0.08 * hits

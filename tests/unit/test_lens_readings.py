@@ -154,6 +154,20 @@ def test_state_dict_continues_totals_and_drift_baseline():
     assert torch.equal(fresh.totals[HOOK]["push"], lens.totals[HOOK]["push"])
 
 
+def test_a_loop_without_a_probe_set_goes_on_with_the_first_batch_of_its_first_part():
+    dictionary, model = tiny_dictionary(), tiny_model()
+    lens, _ = train(model, lens_args={"dictionaries": {HOOK: dictionary}})
+    fresh = Lens(model, torch.optim.SGD(trainable(model), lr=0.1), {HOOK: dictionary})
+    fresh.load_state_dict(lens.state_dict())
+    with fresh:
+        model(**tiny_batch(77)).loss.backward()
+        fresh.optimizer.step()
+    assert torch.equal(fresh.start[HOOK].acts, lens.start[HOOK].acts) and torch.equal(
+        fresh.probe[0]["input_ids"], lens.probe[0]["input_ids"]
+    )
+    assert fresh.drift(HOOK)[0].any()
+
+
 def test_what_does_not_fit_is_refused_with_a_reason():
     model = tiny_model()
     optimizer = torch.optim.SGD(trainable(model), lr=0.1)

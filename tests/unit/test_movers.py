@@ -60,3 +60,12 @@ def test_the_passage_is_the_strongest_stretch_of_one_text_also_of_a_short_one():
     marked = weight > 0
     assert passage(TEXT, ROWS, weight, marked, length=24) == "The [sum] is [4]."
     assert passage(TEXT, ROWS, weight, marked, length=3) == "[sum] is [4]"
+
+
+def test_fewer_tokens_than_an_activation_is_spread_over_are_enough():
+    acts = np.array([[1.0, 0, 0, 0, 0, 0], [2.0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1.0]])
+    movers = [
+        Mover("layers.1", number, 1.0, share, acts_T) for number, (share, acts_T) in enumerate(zip((0.5, 0.3, 0.2), acts, strict=True))
+    ]
+    found = cluster(movers, np.arange(6))
+    assert [[mover.feature for mover in group] for group in found] == [[0, 1], [2]]

@@ -11,9 +11,10 @@ from gradlens.config import ObserveSettings
 from gradlens.excerpts import place_of_words
 from gradlens.hookpoints import unwrap
 from gradlens.learning import Learning
+from gradlens.lens import Lens
 from gradlens.movers import Mover
 from gradlens.own import OwnReading, before_training, place_in_answer, prompts_of, read_own, read_written
-from gradlens.probe import ProbeTokens, read_probe, spread
+from gradlens.probe import ProbeTokens, read_probe, read_tokens, spread
 
 HOOK = "layers.2"
 
@@ -136,3 +137,40 @@ def test_the_answer_that_gained_most_comes_with_the_place_of_what_it_gained():
     learning.own_last.known = None
     word = own["said"]["now"].split()[-1]
     assert learning._own_evidence([mover], [word])["at"]["now"] == place_of_words(own["said"]["now"], [word])  # of the texts alone
+
+
+def test_rows_are_picked_among_those_in_which_a_token_counts():
+    batch = tiny_batch(0)
+    batch["labels"][[0, 2]] = -100
+    [picked] = spread([batch], 2)
+    assert torch.equal(picked["input_ids"], batch["input_ids"][1:2, : int(batch["attention_mask"][1].sum())])
+    dictionaries, observe = {HOOK: tiny_dictionary()}, ObserveSettings(update_rows=2)
+    four = {key: torch.cat([value[:1], value[1:2], value[1:2], value[2:]]) for key, value in batch.items()}
+    learning = Learning(tiny_model().eval(), dictionaries, observe, {})
+    learning.begin([four])
+    learning.watch_updates()  # the first and the last row have nothing to read
+
+
+def test_with_all_tokens_prompts_have_the_probabilities_that_the_model_gives_them():
+    model, batch = tiny_model().eval(), tiny_batch(0)
+    _, known = read_tokens(model, {HOOK: tiny_dictionary()}, [batch], "all")
+    log_p = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.log_softmax(-1)
+    expected = log_p[:, :-1].gather(-1, batch["input_ids"][:, 1:, None])[..., 0].exp()[batch["attention_mask"][:, 1:].bool()]
+    torch.testing.assert_close(known.prob_T.float(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_texts_packed_into_one_row_are_read_one_by_one():
+    model, dictionaries = tiny_model().train(), {HOOK: tiny_dictionary()}
+    ids = torch.randint(3, 96, (1, 12), generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]])
+    optimizer = torch.optim.SGD([p for p in model.parameters()], lr=0.0)
+    with Lens(model, optimizer, dictionaries, observe=ObserveSettings(tokens="all")) as lens:
+        model(input_ids=ids, position_ids=positions, labels=ids).loss.backward()
+        optimizer.step()
+    texts = [{"input_ids": part} for part in (ids[:, :5], ids[:, 5:])]
+    alone = read_probe(model, dictionaries, texts, "all")[HOOK]
+    torch.testing.assert_close(lens.start[HOOK].acts, alone.acts, rtol=1e-4, atol=1e-5)
+    assert lens.start[HOOK].tokens == 10 and len(lens.start[HOOK].rows) == 2
+    torch.testing.assert_close(lens.start[HOOK].rows[1], alone.rows[1], rtol=1e-4, atol=1e-5)
+    [probe] = lens.probe
+    assert probe["labels"][0].tolist() == [*ids[0, :5].tolist(), -100, -100] and probe["attention_mask"].sum(1).tolist() == [5, 7]

@@ -133,3 +133,9 @@ def test_student_s_false_alarms_are_no_more_than_asked_for(n, tails):
     draw = {"normal": rng.standard_normal, "heavy": lambda size: rng.standard_t(3, size), "short": lambda size: rng.uniform(-1, 1, size)}
     found = [student(torch.from_numpy(values)) <= 0.01 for values in draw[tails]((2000, n))]
     assert np.mean(found) <= 0.02
+
+
+@pytest.mark.parametrize(("n", "t", "chance"), [(9, 1e-9, 0.5), (9, 0.001, 0.49961), (5, 0.271, 0.4), (11, 0.7, 0.25), (4, 0.978, 0.2)])
+def test_student_s_tail_of_a_small_t_is_nearly_a_half(n, t, chance):
+    x = torch.linspace(-1, 1, n, dtype=torch.float64)
+    assert student(x + t * x.std() / n**0.5) == pytest.approx(chance, rel=0.002)
