@@ -210,7 +210,7 @@ def _rising(change_RF: Tensor, known: set[int]) -> list[list[float]]:
     """`[feature, change]` of those that rose most beyond chance."""
     if len(change_RF) < MIN_TEXTS:
         return []
-    mean_F = change_RF.mean(0).where(beyond_chance(change_RF), torch.zeros(()))
+    mean_F = change_RF.mean(0).where(beyond_chance(change_RF, rising=True), torch.zeros(()))
     mean_F[list(known)] = 0
     best = mean_F.topk(min(RISING, len(mean_F)))
     return [[int(i), value.item()] for i, value in zip(best.indices, best.values, strict=True) if value > 0]
