@@ -297,7 +297,7 @@ class Projection:
             found = {key: sums[key] for key in self._totals[name]}
             features[name] = read_sums(name, sums, found, concepts, self.observe, ranks, scalars)
             for key, value in found.items():
-                self._totals[name][key] += value.nan_to_num() if key == "taught" else value
+                self._totals[name][key] += value.nan_to_num()  # a step of which nothing is known adds nothing
         rows = {"examples": read_examples(contents.examples, ranks), "lessons": read_lessons(contents.lessons)}
         return {"features": features, "scalars": scalars, **rows}
 
