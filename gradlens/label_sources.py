@@ -4,7 +4,7 @@
 | --- | --- |
 | Neuronpedia | a folder of `batch-N.jsonl.gz` (or one above it), one such file, or the JSON list of its API; `index`, `description` |
 | Delphi | a folder of `MODULE_latentN.txt` (or one above it), each a JSON text |
-| JSON | `{index: text}`, `{hookpoint: {index: text}}`, or a list of rows |
+| JSON | `{index: text}`, `{index: row}`, `{hookpoint: {index: text}}`, or a list of rows |
 | CSV, TSV | with a header: a column of indices, one of labels, optionally one of who said it |
 
 A feature may have several labels: they stay in the order of the files, unranked.
@@ -122,6 +122,8 @@ def _of_json(data: Any, path: Path, hookpoint: str) -> list[Label]:
 
     if isinstance(data, list):
         return [_of_row(row, path) for row in data]
+    if data and all(isinstance(row, dict) and any(name.strip().lower() in TEXT for name in row) for row in data.values()):
+        return [_of_row({INDEX[0]: index, **row}, path) for index, row in data.items()]
     by_hookpoint = {place(key): value for key, value in data.items() if isinstance(value, dict)}
     if by_hookpoint:
         data = by_hookpoint.get(place(hookpoint), {}) if hookpoint else {}

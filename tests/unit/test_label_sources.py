@@ -43,6 +43,14 @@ def test_a_neuronpedia_export_keeps_every_explainer_and_its_page(tmp_path):
         load_labels(export)
 
 
+def test_rows_by_index_are_rows_and_no_hookpoints(tmp_path):
+    (tmp_path / "labels.json").write_text(json.dumps({"12": {"label": "the sea", "source": "me"}, "3": {"label": "ships"}}))
+    found = load_labels(tmp_path / "labels.json", "layers.12")
+    assert [(label.feature, label.label, label.source) for label in found.values()] == [(12, "the sea", "me"), (3, "ships", "labels.json")]
+    (tmp_path / "labels.json").write_text(json.dumps({"12": {"5": "of block 12"}, "13": {"5": "of block 13"}}))
+    assert load_labels(tmp_path / "labels.json", "layers.13")[5].label == "of block 13"
+
+
 def test_results_of_delphi_are_those_of_the_hookpoint(tmp_path):
     folder = tmp_path / "results" / "explanations"
     folder.mkdir(parents=True)
