@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from gradlens_services import controller as control
 from gradlens_services.controller import ControllerService, PolicyClient, first_state
-from gradlens_services.job import Alarms
+from gradlens_services.job import Alarms, _new, _summaries
 from gradlens_services.lens import deal
 from gradlens_services.recorder import Lost, RecorderClient, RecorderService
 
+from gradlens.config import RunConfig
 from gradlens.errors import ConfigError
 from gradlens.files import append_line
 from gradlens.policies import Conflict, history, put, read_state, undo
@@ -234,6 +235,15 @@ def test_alarms_are_told_once_as_they_come_and_not_those_of_before(tmp_path):
     assert alarms.new() == [("new", {"kind": "alarm", "step": 8}), ("new", alarm(9))]
     (new / "events.jsonl").unlink()
     assert alarms.new() == []
+
+
+def test_an_interrupted_study_tells_of_the_arms_that_were_begun_and_of_no_others(tmp_path):
+    runs = [_new(RunConfig(**CONFIG, name=arm, arm=arm, runs_dir=str(tmp_path))) for arm in ("none", "rules", "oracle")]
+    assert [summary["arm"] for summary in _summaries(runs, None)] == ["none"]  # stopped while the first was being prepared
+    with RunWriter.open_existing(runs[1].folder) as writer:
+        writer.record(record(1))
+    assert [summary["arm"] for summary in _summaries(runs, None)] == ["none", "rules"]
+    assert not (runs[2].folder / "summary.json").exists()
 
 
 def test_a_controller_keeps_versions_and_finds_them_again_after_a_restart(tmp_path):
