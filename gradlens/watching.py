@@ -52,8 +52,12 @@ class Watch(Lens):
     labels: dict[str, dict[int, str]]
     run_dir: Path | None = None
     of_trainer = False  # entered by a trainer's callback
+    _begun = False
 
     def __enter__(self) -> Watch:
+        if self._begun and self.run_dir is not None:  # what it recorded is closed, and is not to be taken back
+            raise ConfigError(f"this watch has its run already, {self.run_dir}: make another one with gradlens.watch(...)")
+        self._begun = True
         try:
             if (other := _WATCHED.get(unwrap(self.model))) is not None:
                 if not (self.of_trainer and other.of_trainer):  # each would take the other's start-up test and probe for training

@@ -183,6 +183,19 @@ def test_a_model_is_watched_once_at_a_time(tmp_path):
         pass
 
 
+def test_a_watch_is_entered_once_and_its_run_stays(saved, tmp_path):
+    model = tiny_model().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    with gradlens.watch(model, optimizer, {HOOK: saved}, runs_dir=tmp_path) as lens:
+        loop(model, optimizer, 1)
+        with pytest.raises(ConfigError, match="make another one"):
+            lens.__enter__()
+        loop(model, optimizer, 1)
+    with pytest.raises(ConfigError, match="make another one"):
+        lens.__enter__()
+    assert RunReader(lens.run_dir).summary["steps"] == 2
+
+
 def test_a_training_that_ended_in_an_exception_does_not_stand_in_the_way(tmp_path):
     class Breaks(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
