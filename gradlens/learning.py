@@ -376,6 +376,11 @@ class Learning:
             return [f"<{i}>" for i in ids_T.tolist()]
         return self.tokenizer.batch_decode([[i] for i in ids_T.tolist()])
 
+    def _counted_ids(self, batches: list[Batch]) -> Tensor:
+        """The tokens of a probe set that are read, one after another."""
+        keep = [counted_tokens(b["input_ids"], b.get("attention_mask"), b.get("labels"), self.observe.tokens) for b in batches]
+        return torch.cat([batch["input_ids"][keep_BS] for batch, keep_BS in zip(batches, keep, strict=True)]).cpu()
+
     def _ordinary_words(self) -> dict[str, float]:
         if not self._ordinary and self._reference_batches:
             ids, rows = [], []
@@ -446,7 +451,7 @@ class Learning:
         return state
 
     def load_state_dict(self, state: dict[str, Any], probe: list[Batch] | None) -> None:
-        """Continue where `state_dict` was taken, on the same probe set."""
+        """Continue where `state_dict` was taken. Raises `ConfigError` for another probe set than that: nothing could be compared."""
         self.probe = probe
         self.start = {name: ProbeReading(**values) for name, values in state["start"].items()} or None
         self.last = self.start
@@ -454,6 +459,9 @@ class Learning:
         if "known" in state:
             pairs = {name: Pairs(**part) for name, part in state["known"]["pairs"].items()}
             self.known = ProbeTokens(**{**state["known"], "pairs": pairs})
+            if probe is not None and not torch.equal(self._counted_ids(probe), self.known.ids_T):
+                keys = "probe, observe.probe_rows, observe.tokens, data.train and data.max_length"
+                raise ConfigError(f"the probe set is not the one that this run was first read on; leave {keys} as they were")
         self.generated = list(state.get("generated", []))
         if "routed" in state:
             self.routed_start = self.routed_last = RouterReading(**state["routed"])

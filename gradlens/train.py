@@ -112,6 +112,10 @@ def _loop(
     checkpoint = last_checkpoint(rank.run_dir)
     if checkpoint is not None:
         start, lens_state = load_checkpoint(checkpoint[1], model, optimizer, world)
+        if new := [name for name in dictionaries if name not in lens_state["totals"]]:
+            raise ConfigError(f"dictionaries.{new[0]}: this run began without it, and has nothing to compare with; begin another")
+        for group in optimizer.param_groups:  # the checkpoint holds that of the first part; a learning rate is set at every step
+            group["weight_decay"] = settings.weight_decay
     rank.phase("checking hooks" if config.dictionaries else "starting")
     lens = Lens(
         model,

@@ -12,7 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gradlens import train
 from gradlens.checkpoint import last_checkpoint
-from gradlens.errors import InputError, RunError
+from gradlens.data import Example
+from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.files import read_lines
 from gradlens.rank import FixedPolicies, Rank, Shared
 from gradlens.recorder import MemoryRecorder
@@ -116,6 +117,26 @@ def test_a_damaged_checkpoint_is_refused_with_the_way_out(inputs, tmp_path):
     (last_checkpoint(tmp_path)[1] / "optimizer.pt").write_bytes(b"not a pickle")
     with pytest.raises(InputError, match="step-000002: not a readable checkpoint"):
         trained(tiny_config(inputs, train__steps=4), tmp_path)
+
+
+def test_a_run_goes_on_with_the_weight_decay_that_it_is_given(inputs, tmp_path):
+    trained(tiny_config(inputs, train__steps=1), tmp_path)
+    trained(tiny_config(inputs, train__steps=2, train__weight_decay=0.5), tmp_path)
+    state = torch.load(last_checkpoint(tmp_path)[1] / "optimizer.pt", weights_only=True)
+    assert [group["weight_decay"] for group in state["param_groups"]] == [0.5]
+
+
+def test_a_run_is_not_resumed_on_another_probe_set(inputs, tmp_path):
+    trained(tiny_config(inputs, train__steps=1), tmp_path)
+    with pytest.raises(ConfigError, match="the probe set is not the one that this run was first read on"):
+        trained(tiny_config(inputs, train__steps=2, observe__probe_rows=2), tmp_path)
+
+
+def test_a_run_is_not_resumed_with_a_dictionary_that_it_has_not_read_from_the_beginning(inputs, tmp_path):
+    trained(tiny_config(inputs, train__steps=1), tmp_path)
+    more = {**inputs["dictionaries"], "layers.1": inputs["dictionaries"]["layers.2"]}
+    with pytest.raises(ConfigError, match="dictionaries.layers.1: this run began without it"):
+        trained(tiny_config(inputs, train__steps=2, dictionaries=more), tmp_path)
 
 
 def test_only_the_newest_checkpoints_stay(inputs, tmp_path):
