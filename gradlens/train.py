@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -105,7 +105,7 @@ def _loop(
     parameters = list(trainable(model).values())
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     mixture = Mixture(sources, config.data.weights, settings.batch_size, settings.seed, _kept(config))
-    pad, rows = pad_id_of(tokenizer), RowLog(rank.run_dir if world.rank == 0 else None, tokenizer)
+    pad, rows = pad_id_of(tokenizer), RowLog(rank.run_dir if world.rank == 0 else None, tokenizer, rank.recorder.event)
     parallel = data_parallel(model, rank.device, world)
     call = LossFunction(parallel)
     start, lens_state = 0, None
@@ -230,10 +230,13 @@ class LossFunction:
 
 
 class RowLog:
-    """`rows.jsonl`: the rows that training has seen, each once, in the order of first use, with their tokens as text."""
+    """`rows.jsonl`: the rows that training has seen, each once, in the order of first use, with their tokens as text.
 
-    def __init__(self, run_dir: Path | None, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    A row that cannot be written (no space left) is tried again when it comes again; `tell(kind, **fields)` hears of it once.
+    """
+
+    def __init__(self, run_dir: Path | None, tokenizer: Any, tell: Callable[..., None]) -> None:
+        self.tokenizer, self.tell, self.told = tokenizer, tell, False
         self.path = None if run_dir is None else run_dir / "rows.jsonl"
         self.seen = {row["row_id"] for row in read_lines(self.path) if "row_id" in row} if self.path else set()
 
@@ -242,9 +245,16 @@ class RowLog:
             return
         for example in examples:
             if example.row_id not in self.seen:
-                self.seen.add(example.row_id)
                 tokens = self.tokenizer.batch_decode([[token] for token in example.input_ids])
-                append_line(self.path, {"row_id": example.row_id, "source": example.source, "text": example.text, "tokens": tokens})
+                row = {"row_id": example.row_id, "source": example.source, "text": example.text, "tokens": tokens}
+                try:
+                    append_line(self.path, row)
+                except OSError as error:  # only whoever looks at the run needs it: training goes on
+                    if not self.told:
+                        self.tell("storage_error", file=self.path.name, error=str(error))
+                    self.told = True
+                else:
+                    self.seen.add(example.row_id)
 
 
 def learning_rate(peak: float, step: int, warmup: int) -> float:

@@ -9,6 +9,7 @@ from conftest import tiny_batch, tiny_model
 from safetensors.torch import load_file
 from tiny_job import tiny_config, write_inputs
 from transformers import GPT2Config, GPT2LMHeadModel
+from words import word_tokenizer
 
 from gradlens import train
 from gradlens.checkpoint import last_checkpoint
@@ -19,7 +20,7 @@ from gradlens.rank import FixedPolicies, Rank, Shared
 from gradlens.recorder import MemoryRecorder
 from gradlens.rules import Policy, Rule
 from gradlens.run_inputs import hold_out
-from gradlens.train import LossFunction, learning_rate, train_rank
+from gradlens.train import LossFunction, RowLog, learning_rate, train_rank
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +213,17 @@ def test_rows_of_the_probe_set_are_held_out_of_training():
 def test_a_source_too_small_to_hold_out_from_is_probed_where_it_is_trained():
     kept, probe = hold_out([[1, 2, 3]], 2)
     assert (kept, probe) == ([[1, 2, 3]], [1, 2])
+
+
+def test_a_row_that_cannot_be_written_down_costs_its_text_and_not_the_run(tmp_path):
+    recorder, row = MemoryRecorder(), Example([3, 4], [3, 4], 0, "low", "w3 w4")
+    (tmp_path / "rows.jsonl").mkdir()  # as good as a full disk
+    rows = RowLog(tmp_path, word_tokenizer(), recorder.event)
+    rows.add([row]), rows.add([row])
+    assert [(event["kind"], event["file"]) for event in recorder.events] == [("storage_error", "rows.jsonl")]
+    (tmp_path / "rows.jsonl").rmdir()
+    rows.add([row]), rows.add([row])
+    assert [entry["tokens"] for entry in read_lines(tmp_path / "rows.jsonl")] == [["w3", "w4"]]
 
 
 def test_warm_up_is_linear_and_then_constant():
