@@ -79,14 +79,14 @@ def train_rank(rank: Rank) -> str:
     model = to_train(config, model, rank.device)
     torch.manual_seed(config.train.seed + 1 + world.rank)  # dropout differs between ranks
     status = _loop(rank, model, tokenizer, dictionaries, concepts, policy, sources, probe)
+    if config.train.save_model and world.rank == 0:  # before anything that may fail once more
+        rank.phase("saving model")
+        model.save_pretrained(rank.run_dir / "model")
+        tokenizer.save_pretrained(rank.run_dir / "model")
     if status == "done" and world.rank == 0:
         after = _evaluated(rank, model, tokenizer, concepts, "after")
         if after:
             write_evaluation(rank.run_dir, "after", after)
-    if config.train.save_model and world.rank == 0:
-        rank.phase("saving model")
-        model.save_pretrained(rank.run_dir / "model")
-        tokenizer.save_pretrained(rank.run_dir / "model")
     world.broadcast(None)  # nobody leaves while rank 0 still works
     return status
 

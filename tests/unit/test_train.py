@@ -260,3 +260,15 @@ def test_a_checker_that_finds_untaught_concepts_is_told_of_before_the_first_step
     prompts.write_text('{"prompt": "w5 w6"}\n')
     _, recorder = trained(tiny_config(inputs, evaluate={"prompts": {"asked": str(prompts)}, "max_new_tokens": 3}), tmp_path / "run")
     assert [event["text"] for event in recorder.events if event["kind"] == "doubtful_checker"] == [told["text"]]
+
+
+def test_a_run_whose_last_evaluation_fails_has_its_model(inputs, tmp_path, monkeypatch):
+    def fails(rank, model, tokenizer, concepts, when):
+        if when == "after":
+            raise ConfigError("checker.command judge: no answer")
+        return {}
+
+    monkeypatch.setattr(train, "_evaluated", fails)
+    with pytest.raises(ConfigError):
+        trained(tiny_config(inputs, train__steps=1), tmp_path)
+    assert (tmp_path / "model" / "adapter_model.safetensors").is_file()
