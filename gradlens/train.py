@@ -186,7 +186,9 @@ def _loop(
             lens.balance()
             norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf).item()
             now = time.perf_counter()
-            scalars = {"train/loss": loss_mean, "train/lr": optimizer.param_groups[0]["lr"], "train/grad_norm": norm}
+            scalars = {"train/lr": optimizer.param_groups[0]["lr"], "train/grad_norm": norm}
+            if counted:  # a step of nothing but rows that are left out has no loss
+                scalars["train/loss"] = loss_mean
             scalars |= {"train/tokens": float(counted), "train/step_seconds": now - clock}
             clock = now
             if not (math.isfinite(loss_mean) and math.isfinite(norm)):
@@ -195,7 +197,7 @@ def _loop(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             done = step + 1
-            rank.phase("training", done=done, total=settings.steps, loss=loss_mean)
+            rank.phase("training", done=done, total=settings.steps, loss=scalars.get("train/loss"))
             if settings.checkpoint_every and done % settings.checkpoint_every == 0:
                 saved = _save(rank, done, model, optimizer, lens)
         if saved != done:

@@ -204,6 +204,13 @@ def test_an_oracle_sees_the_wanted_rows_of_each_batch_and_no_others(inputs, tmp_
     assert {row["source"] for row in everything} == {low, high}
 
 
+def test_a_step_without_a_token_to_learn_has_no_loss(inputs, tmp_path):
+    _, recorder = trained(tiny_config(inputs, data__keep=inputs["data"]["train"][:1], train__batch_size=1), tmp_path)
+    losses, tokens = curve(recorder, "train/loss"), curve(recorder, "train/tokens")
+    assert len(tokens) == 6 and tokens.count(0) == 3
+    assert len(losses) == 3 and min(losses) > 0
+
+
 def test_rows_of_the_probe_set_are_held_out_of_training():
     kept, probe = hold_out([list(range(40)), list(range(100, 140))], 6)
     assert probe == [37, 38, 39, 137, 138, 139]
