@@ -66,7 +66,7 @@ class Learning:
         self.start: dict[str, ProbeReading] | None = None  # before training
         self.last: dict[str, ProbeReading] | None = None
         self.known: ProbeTokens | None = None  # the probe's tokens before training
-        self._shown: dict[str, Tensor] = {}  # concept -> texts of the probe set that its checker finds it in
+        self._shown: dict[str, Tensor | None] = {}  # concept -> texts of the probe set that its checker finds it in
         self.reference: dict[str, Tensor] = {}  # mean activation on ordinary text
         self.own_start: OwnReading | None = None
         self.own_last: OwnReading | None = None
@@ -361,25 +361,30 @@ class Learning:
         return now.acts - then.acts, dictionary.along((now.mean - then.mean).to(dictionary.W_dec.device)).cpu()
 
     def shown(self, concept: str) -> Tensor | None:
-        """Texts of the probe set that the concept's checker finds it in, `bool[R]`; None without a checker or a tokenizer."""
+        """Texts of the probe set that the concept's checker finds it in, `bool[R]`; None without a checker or a tokenizer, and where the
+        checker fails."""
         check = self.checkers.get(concept)
         if check is None or self.tokenizer is None:
             return None
         if concept not in self._shown:
             parts = self.known.ids_T.split(torch.bincount(self.known.row_T.long()).tolist())
             texts = self.tokenizer.batch_decode([part.tolist() for part in parts], skip_special_tokens=True)
-            self._shown[concept] = torch.tensor(judged(check, texts))
+            try:
+                self._shown[concept] = torch.tensor(judged(check, texts))
+            except ConfigError as error:  # a program of the user's, in mid-training
+                warnings.warn(f"which texts of the probe set show {concept} is not known: {error}", stacklevel=2)
+                self._shown[concept] = None
         return self._shown[concept]
-
-    def _words(self, ids_T: Tensor) -> list[str]:
-        if self.tokenizer is None:
-            return [f"<{i}>" for i in ids_T.tolist()]
-        return self.tokenizer.batch_decode([[i] for i in ids_T.tolist()])
 
     def _counted_ids(self, batches: list[Batch]) -> Tensor:
         """The tokens of a probe set that are read, one after another."""
         keep = [counted_tokens(b["input_ids"], b.get("attention_mask"), b.get("labels"), self.observe.tokens) for b in batches]
         return torch.cat([batch["input_ids"][keep_BS] for batch, keep_BS in zip(batches, keep, strict=True)]).cpu()
+
+    def _words(self, ids_T: Tensor) -> list[str]:
+        if self.tokenizer is None:
+            return [f"<{i}>" for i in ids_T.tolist()]
+        return self.tokenizer.batch_decode([[i] for i in ids_T.tolist()])
 
     def _ordinary_words(self) -> dict[str, float]:
         if not self._ordinary and self._reference_batches:
