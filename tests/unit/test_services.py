@@ -340,6 +340,17 @@ def test_new_rules_and_the_wish_to_stop_reach_the_client(desk):
     assert client.poll(2) == (None, True)
 
 
+def test_rules_that_cannot_be_read_are_refused_and_training_goes_on(desk, tmp_path):
+    recorder = MemoryRecorder()
+    client = PolicyClient(desk, recorder, 0)
+    client.poll(0)
+    put(tmp_path, [{"concept": "a", "mode": "of a later version"}], "set")
+    assert client.poll(1) == (None, False) and client.poll(2) == (None, False)
+    assert [(event["kind"], event["version"]) for event in recorder.events] == [("policy_refused", 1)]
+    desk.service.set_rules("run", [{"concept": "a"}], 1)
+    assert client.poll(3)[0].version == 2
+
+
 def test_a_slow_controller_is_not_waited_for(desk):
     client = PolicyClient(desk, MemoryRecorder(), 0)
     desk.slow = True
