@@ -160,6 +160,18 @@ def test_a_failing_view_is_let_go_and_the_record_goes_on(tmp_path):
     assert [event["kind"] for event in reader.events] == ["sink_note", "recorder_error"]
 
 
+def test_a_view_that_cannot_be_made_is_left_out_and_the_record_goes_on(tmp_path):
+    def make(config, folder):
+        raise ConfigError("trackers: aim is not installed")
+
+    RunWriter(tmp_path / "run", CONFIG).close()
+    service = RecorderService({"run": str(tmp_path / "run")}, make_sinks=make)
+    service.write("run", "s", [(0, "open", None), (1, "record", record(1)), (2, "close", None)])
+    reader = RunReader(tmp_path / "run")
+    assert list(reader.curve("train/loss")[0]) == [1]
+    assert [(event["kind"], event["error"]) for event in reader.events] == [("recorder_error", "trackers: aim is not installed")]
+
+
 class Seen:
     """A view that keeps what it is shown, and may fail at events."""
 
