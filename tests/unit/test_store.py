@@ -11,6 +11,7 @@ import pytest
 
 from gradlens import segments
 from gradlens.errors import ConfigError, InputError, RunError
+from gradlens.runfolder import is_running
 from gradlens.runs import find_run, list_runs, runs_table
 from gradlens.store import RunReader, RunWriter
 
@@ -312,6 +313,15 @@ def test_one_writer_at_a_time_and_no_run_over_another(tmp_path):
     with pytest.raises(InputError, match="no run to resume"):
         RunWriter.open_existing(tmp_path / "nothing", 1)
     RunWriter.open_existing(tmp_path / "run").close()
+
+
+def test_a_run_that_has_ended_is_not_going_on_though_a_process_forked_meanwhile_lives(tmp_path):
+    writer = RunWriter(tmp_path / "run")
+    forked = os.dup(writer._lock.fileno())  # what a worker of a DataLoader holds
+    assert is_running(tmp_path / "run")
+    writer.close()
+    assert not is_running(tmp_path / "run")
+    os.close(forked)
 
 
 def test_runs_are_found_by_path_id_beginning_and_last(tmp_path):
