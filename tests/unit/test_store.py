@@ -369,3 +369,14 @@ def test_segments_of_a_version_with_fewer_columns_are_read(tmp_path, monkeypatch
             rows = reader.query("SELECT row_id, token_taught FROM examples ORDER BY row_id").to_pylist()
             assert [row["row_id"] for row in rows] == [1, 3] and rows[0]["token_taught"] is None
             writer.seal()
+
+
+def test_a_manifest_that_names_files_elsewhere_is_refused_and_they_stay(tmp_path):
+    with RunWriter(tmp_path / "run") as writer:
+        writer.record(a_record(1))
+    manifest = tmp_path / "run" / "statistics" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"scalars-', '"../../scalars-'))
+    (tmp_path / "scalars-000001.parquet").touch()
+    with pytest.raises(InputError, match="not a manifest .*scalars-000001.parquet is not the name of a segment"):
+        RunWriter.open_existing(tmp_path / "run", 0)
+    assert (tmp_path / "scalars-000001.parquet").exists()
