@@ -187,7 +187,7 @@ class RunConfig(Settings):
 # Fields that may hold a path, resolved against the config file's folder when such a path exists there.
 _PATHS = (
     ("model", "name"), ("data", "train"), ("data", "wanted"), ("data", "keep"), ("dictionaries",), ("labels",), ("concepts",), ("rules",),
-    ("evaluate", "heldout"), ("evaluate", "prompts"), ("probe",),
+    ("evaluate", "heldout"), ("evaluate", "prompts"), ("probe",), ("observe", "reference"),
 )  # fmt: skip
 
 

@@ -84,9 +84,16 @@ def _read_jsonl(path: Path) -> list[Row]:
 
 def _parse(line: str, where: str) -> Any:
     try:
-        return json.loads(line)
+        row = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not valid JSON: {error.msg} at column {error.colno}; expected one JSON object per line") from None
+    if "\\ud" in line or "\\uD" in line:  # such escapes come in pairs; half of one no tokenizer takes and no file
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start].encode("ascii", "backslashreplace").decode()
+            raise InputError(f"{where}: half of a character ({half}), cut out of a text; give it whole, or take it out") from None
+    return row
 
 
 def checked(row: Any, where: str) -> Row:

@@ -66,7 +66,7 @@ class Learning:
         self.start: dict[str, ProbeReading] | None = None  # before training
         self.last: dict[str, ProbeReading] | None = None
         self.known: ProbeTokens | None = None  # the probe's tokens before training
-        self._shown: dict[str, Tensor] = {}  # concept -> texts of the probe set that its checker finds it in
+        self._shown: dict[str, Tensor | None] = {}  # concept -> texts of the probe set that its checker finds it in
         self.reference: dict[str, Tensor] = {}  # mean activation on ordinary text
         self.own_start: OwnReading | None = None
         self.own_last: OwnReading | None = None
@@ -362,15 +362,25 @@ class Learning:
         return now.acts - then.acts, dictionary.along((now.mean - then.mean).to(dictionary.W_dec.device)).cpu()
 
     def shown(self, concept: str) -> Tensor | None:
-        """Texts of the probe set that the concept's checker finds it in, `bool[R]`; None without a checker or a tokenizer."""
+        """Texts of the probe set that the concept's checker finds it in, `bool[R]`; None without a checker or a tokenizer, and where the
+        checker fails."""
         check = self.checkers.get(concept)
         if check is None or self.tokenizer is None:
             return None
         if concept not in self._shown:
             parts = self.known.ids_T.split(torch.bincount(self.known.row_T.long()).tolist())
             texts = self.tokenizer.batch_decode([part.tolist() for part in parts], skip_special_tokens=True)
-            self._shown[concept] = torch.tensor(judged(check, texts))
+            try:
+                self._shown[concept] = torch.tensor(judged(check, texts))
+            except ConfigError as error:  # a program of the user's, in mid-training
+                warnings.warn(f"which texts of the probe set show {concept} is not known: {error}", stacklevel=2)
+                self._shown[concept] = None
         return self._shown[concept]
+
+    def _counted_ids(self, batches: list[Batch]) -> Tensor:
+        """The tokens of a probe set that are read, one after another."""
+        keep = [counted_tokens(b["input_ids"], b.get("attention_mask"), b.get("labels"), self.observe.tokens) for b in batches]
+        return torch.cat([batch["input_ids"][keep_BS] for batch, keep_BS in zip(batches, keep, strict=True)]).cpu()
 
     def _words(self, ids_T: Tensor) -> list[str]:
         if self.tokenizer is None:
@@ -449,7 +459,7 @@ class Learning:
         return state
 
     def load_state_dict(self, state: dict[str, Any], probe: list[Batch] | None) -> None:
-        """Continue where `state_dict` was taken, on the same probe set."""
+        """Continue where `state_dict` was taken. Raises `ConfigError` for another probe set than that: nothing could be compared."""
         self.probe = probe
         self.start = {name: ProbeReading(**values) for name, values in state["start"].items()} or None
         self.last = self.start
@@ -457,6 +467,9 @@ class Learning:
         if "known" in state:
             pairs = {name: Pairs(**part) for name, part in state["known"]["pairs"].items()}
             self.known = ProbeTokens(**{**state["known"], "pairs": pairs})
+            if probe is not None and not torch.equal(self._counted_ids(probe), self.known.ids_T):
+                keys = "probe, observe.probe_rows, observe.tokens, data.train and data.max_length"
+                raise ConfigError(f"the probe set is not the one that this run was first read on; leave {keys} as they were")
         self.generated = list(state.get("generated", []))
         if "routed" in state:
             self.routed_start = self.routed_last = RouterReading(**state["routed"])

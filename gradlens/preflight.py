@@ -69,6 +69,8 @@ def checks(config: RunConfig) -> Iterator[tuple[str, str, Look]]:
     for index, source in enumerate(data.train):
         yield f"data.train.{index}", source, lambda s=source: _rows(s, data.loss_on)
     yield "data", "", lambda: _mixture(config)
+    if config.train.device == "cuda" and config.ray.address is None:
+        yield "train.device", "", lambda: _gpus(config)
     for name, source in evaluate.heldout.items():
         yield f"evaluate.heldout.{name}", source, lambda s=source: _rows(s, "response")
     for name, source in evaluate.prompts.items():
@@ -152,6 +154,17 @@ def _mixture(config: RunConfig) -> Found:
     if config.train.batch_size < config.train.num_workers:
         raise ConfigError(f"train.batch_size ({config.train.batch_size}) is less than train.num_workers ({config.train.num_workers})")
     return Found(f"{len(data.train)} file{'s' if len(data.train) > 1 else ''}, weights {data.weights or 'equal'}")
+
+
+def _gpus(config: RunConfig) -> Found:
+    """A GPU for every rank: Ray would wait for one without end."""
+    import torch
+
+    there, wanted = torch.cuda.device_count(), config.train.num_workers
+    if there < wanted:
+        has = "1 GPU" if there == 1 else f"{there} GPUs"
+        raise ConfigError(f"train.device: cuda, and this machine has {has} for train.num_workers: {wanted}; take fewer, or device: auto")
+    return Found(f"{there} GPU{'s' if there > 1 else ''}")
 
 
 def _model(config: RunConfig, known: _Known) -> Found:

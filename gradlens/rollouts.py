@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gradlens.hookpoints import unwrap
 
 PROMPTS = 12  # in a reading: chance is judged over prompts, and six of them are the least
+KEPT = 2048  # texts that are waited with for so many prompts; where there are fewer prompts, none of them is ever read
 
 
 class Rollouts:
@@ -21,7 +22,7 @@ class Rollouts:
     def __init__(self, model: nn.Module) -> None:
         self._batches: list[dict[str, Tensor]] = []
         self._texts: set[bytes] = set()
-        self._prompts: set[bytes] = set()
+        self._prompts: set[bytes] = set()  # of the texts
         self.collecting = True
         self._handle = unwrap(model).register_forward_pre_hook(torch.compiler.disable(self._on_model), with_kwargs=True)
 
@@ -29,9 +30,12 @@ class Rollouts:
         """The batches, once there are prompts enough; then collecting stops until `collecting` is set again."""
         if len(self._prompts) < PROMPTS:
             return None
-        found, self._batches, self.collecting = self._batches, [], False
-        self._texts, self._prompts = set(), set()
+        found, self.collecting = self._batches, False
+        self._forget()
         return found
+
+    def _forget(self) -> None:
+        self._batches, self._texts, self._prompts = [], set(), set()
 
     def close(self) -> None:
         self._handle.remove()
@@ -52,3 +56,5 @@ class Rollouts:
         if new:
             batch = {"input_ids": ids, "labels": labels, "attention_mask": mask}
             self._batches.append({name: value[new].detach().clone() for name, value in batch.items()})
+        if len(self._texts) > KEPT and len(self._prompts) < PROMPTS:
+            self._forget()

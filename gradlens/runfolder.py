@@ -64,6 +64,12 @@ def take_lock(run_dir: Path) -> Any:
     raise RunError(f"{run_dir}: another process is writing this run; wait for it to end")
 
 
+def give_lock(lock: Any) -> None:
+    """Give it free for processes that were forked meanwhile too (workers of a DataLoader): they hold the same open file."""
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    lock.close()
+
+
 def is_running(run_dir: str | Path) -> bool:
     """Whether a live process writes this run folder."""
     try:

@@ -166,7 +166,10 @@ def read_manifest(folder: Path) -> list[dict[str, Any]]:
     path = folder / MANIFEST
     try:
         data = json.loads(path.read_bytes())
-        return [entry for entry in data["segments"] if entry["table"] in SCHEMAS]
+        entries = [entry for entry in data["segments"] if entry["table"] in SCHEMAS]
+        if elsewhere := [entry["file"] for entry in entries if not _NAME.match(entry["file"].removesuffix(".parquet"))]:
+            raise ValueError(f"{elsewhere[0]} is not the name of a segment")  # files that it names are read, and removed
+        return entries
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError) as error:

@@ -22,7 +22,7 @@ import yaml
 from gradlens import segments
 from gradlens.errors import ConfigError, InputError
 from gradlens.files import append_line, jsonable, read_lines, write_atomic, write_json
-from gradlens.runfolder import is_running, new_run_id, take_lock, versions
+from gradlens.runfolder import give_lock, is_running, new_run_id, take_lock, versions
 from gradlens.segments import DENSE, SCHEMAS
 from gradlens.worked import seconds_until_stop
 
@@ -131,7 +131,7 @@ class RunWriter:
         self.seal()
         if self._unreported:
             self._report()
-        self._lock.close()
+        give_lock(self._lock)
 
     def __enter__(self) -> RunWriter:
         return self

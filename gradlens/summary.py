@@ -14,7 +14,7 @@ from gradlens.errors import GradlensError
 from gradlens.files import jsonable
 from gradlens.findings import alarms, beyond_chance, clusters, current, flat, in_words, labelled, routing, routing_in_words, told_of_answers
 from gradlens.top import MEASURED, has, nothing_taught, ranked_by, ranking
-from gradlens.worked import seconds_worked
+from gradlens.worked import seconds_until_stop, seconds_worked
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -39,7 +39,7 @@ def build_summary(reader: RunReader, status: Literal["done", "interrupted", "fai
     version = scalars.get("policy/version")
     events = reader.events
     versions = [event["version"] for event in events if event.get("kind") == "policy" and "version" in event]
-    ended = time.time() if status != "stopped" else max(path.stat().st_mtime for path in reader.run_dir.rglob("*"))
+    worked = seconds_until_stop(reader.run_dir) if status == "stopped" else seconds_worked(reader.run_dir, events, time.time())
     return jsonable(
         {
             "run_id": reader.run_id,
@@ -59,7 +59,7 @@ def build_summary(reader: RunReader, status: Literal["done", "interrupted", "fai
             "targets": _targets(events),
             "policy_version": int(version[1][-1]) if version else max(versions, default=0),
             "gaps": [event for event in events if event.get("kind") == "gap"],
-            "seconds": round(seconds_worked(reader.run_dir, events, ended), 1),
+            "seconds": round(worked, 1),
             "evaluation": {"nll": run["nll"], "rates": run["rates"]} if reader.evaluation else None,
             "doubts": run["doubts"],
         }

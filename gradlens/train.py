@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -79,14 +79,14 @@ def train_rank(rank: Rank) -> str:
     model = to_train(config, model, rank.device)
     torch.manual_seed(config.train.seed + 1 + world.rank)  # dropout differs between ranks
     status = _loop(rank, model, tokenizer, dictionaries, concepts, policy, sources, probe)
+    if config.train.save_model and world.rank == 0:  # before anything that may fail once more
+        rank.phase("saving model")
+        model.save_pretrained(rank.run_dir / "model")
+        tokenizer.save_pretrained(rank.run_dir / "model")
     if status == "done" and world.rank == 0:
         after = _evaluated(rank, model, tokenizer, concepts, "after")
         if after:
             write_evaluation(rank.run_dir, "after", after)
-    if config.train.save_model and world.rank == 0:
-        rank.phase("saving model")
-        model.save_pretrained(rank.run_dir / "model")
-        tokenizer.save_pretrained(rank.run_dir / "model")
     world.broadcast(None)  # nobody leaves while rank 0 still works
     return status
 
@@ -105,13 +105,17 @@ def _loop(
     parameters = list(trainable(model).values())
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     mixture = Mixture(sources, config.data.weights, settings.batch_size, settings.seed, _kept(config))
-    pad, rows = pad_id_of(tokenizer), RowLog(rank.run_dir if world.rank == 0 else None, tokenizer)
+    pad, rows = pad_id_of(tokenizer), RowLog(rank.run_dir if world.rank == 0 else None, tokenizer, rank.recorder.event)
     parallel = data_parallel(model, rank.device, world)
     call = LossFunction(parallel)
     start, lens_state = 0, None
     checkpoint = last_checkpoint(rank.run_dir)
     if checkpoint is not None:
         start, lens_state = load_checkpoint(checkpoint[1], model, optimizer, world)
+        if new := [name for name in dictionaries if name not in lens_state["totals"]]:
+            raise ConfigError(f"dictionaries.{new[0]}: this run began without it, and has nothing to compare with; begin another")
+        for group in optimizer.param_groups:  # the checkpoint holds that of the first part; a learning rate is set at every step
+            group["weight_decay"] = settings.weight_decay
     rank.phase("checking hooks" if config.dictionaries else "starting")
     lens = Lens(
         model,
@@ -182,7 +186,9 @@ def _loop(
             lens.balance()
             norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf).item()
             now = time.perf_counter()
-            scalars = {"train/loss": loss_mean, "train/lr": optimizer.param_groups[0]["lr"], "train/grad_norm": norm}
+            scalars = {"train/lr": optimizer.param_groups[0]["lr"], "train/grad_norm": norm}
+            if counted:  # a step of nothing but rows that are left out has no loss
+                scalars["train/loss"] = loss_mean
             scalars |= {"train/tokens": float(counted), "train/step_seconds": now - clock}
             clock = now
             if not (math.isfinite(loss_mean) and math.isfinite(norm)):
@@ -191,7 +197,7 @@ def _loop(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             done = step + 1
-            rank.phase("training", done=done, total=settings.steps, loss=loss_mean)
+            rank.phase("training", done=done, total=settings.steps, loss=scalars.get("train/loss"))
             if settings.checkpoint_every and done % settings.checkpoint_every == 0:
                 saved = _save(rank, done, model, optimizer, lens)
         if saved != done:
@@ -226,10 +232,13 @@ class LossFunction:
 
 
 class RowLog:
-    """`rows.jsonl`: the rows that training has seen, each once, in the order of first use, with their tokens as text."""
+    """`rows.jsonl`: the rows that training has seen, each once, in the order of first use, with their tokens as text.
 
-    def __init__(self, run_dir: Path | None, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    A row that cannot be written (no space left) is tried again when it comes again; `tell(kind, **fields)` hears of it once.
+    """
+
+    def __init__(self, run_dir: Path | None, tokenizer: Any, tell: Callable[..., None]) -> None:
+        self.tokenizer, self.tell, self.told = tokenizer, tell, False
         self.path = None if run_dir is None else run_dir / "rows.jsonl"
         self.seen = {row["row_id"] for row in read_lines(self.path) if "row_id" in row} if self.path else set()
 
@@ -238,9 +247,16 @@ class RowLog:
             return
         for example in examples:
             if example.row_id not in self.seen:
-                self.seen.add(example.row_id)
                 tokens = self.tokenizer.batch_decode([[token] for token in example.input_ids])
-                append_line(self.path, {"row_id": example.row_id, "source": example.source, "text": example.text, "tokens": tokens})
+                row = {"row_id": example.row_id, "source": example.source, "text": example.text, "tokens": tokens}
+                try:
+                    append_line(self.path, row)
+                except OSError as error:  # only whoever looks at the run needs it: training goes on
+                    if not self.told:
+                        self.tell("storage_error", file=self.path.name, error=str(error))
+                    self.told = True
+                else:
+                    self.seen.add(example.row_id)
 
 
 def learning_rate(peak: float, step: int, warmup: int) -> float:

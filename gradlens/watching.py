@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import weakref
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from gradlens.contrasts import contrasts_of
 from gradlens.data import Example, build_examples, checked, collate, read_rows, split
 from gradlens.detector_fit import fit_detectors, questions_of
 from gradlens.dictionary import Dictionary
-from gradlens.errors import ConfigError
+from gradlens.errors import ConfigError, InputError
 from gradlens.fits import check_fits
 from gradlens.formats import load_dictionary
 from gradlens.hookpoints import canonical, unwrap
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     import torch
 
 
+log = logging.getLogger(__name__)
 _WATCHED: weakref.WeakKeyDictionary[torch.nn.Module, Watch] = weakref.WeakKeyDictionary()  # model -> its open watch
 
 
@@ -50,8 +52,12 @@ class Watch(Lens):
     labels: dict[str, dict[int, str]]
     run_dir: Path | None = None
     of_trainer = False  # entered by a trainer's callback
+    _begun = False
 
     def __enter__(self) -> Watch:
+        if self._begun and self.run_dir is not None:  # what it recorded is closed, and is not to be taken back
+            raise ConfigError(f"this watch has its run already, {self.run_dir}: make another one with gradlens.watch(...)")
+        self._begun = True
         try:
             if (other := _WATCHED.get(unwrap(self.model))) is not None:
                 if not (self.of_trainer and other.of_trainer):  # each would take the other's start-up test and probe for training
@@ -76,7 +82,10 @@ class Watch(Lens):
         if isinstance(self.recorder, ThreadRecorder):
             self.recorder.close()
             status = "done" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed"
-            self.recorder.writer.write_json("summary.json", build_summary(RunReader(self.run_dir), status))
+            try:
+                self.recorder.writer.write_json("summary.json", build_summary(RunReader(self.run_dir), status))
+            except (OSError, InputError) as error:  # no space left, a damaged file: the program has yet to save what was trained
+                log.warning("%s: summary.json could not be written: %s", self.run_dir, error)
 
     def _take_back(self) -> None:
         """Remove the run folder of a watch that did not begin: it would be `last`, and holds nothing."""

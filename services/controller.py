@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gradlens import policies
+from gradlens.errors import ConfigError
 from gradlens.policies import dump_rules, read_state
 from gradlens.rules import Policy, Rule, load_rules
 
@@ -118,7 +119,12 @@ class PolicyClient:
         if answer["rules"] is None:
             return None, answer["stop"]
         self._version = answer["version"]
-        return Policy(version=answer["version"], rules=tuple(load_rules(list(answer["rules"])))), answer["stop"]
+        try:
+            rules = load_rules(list(answer["rules"]))
+        except ConfigError as error:  # written by hand, or by another version: the last policy stays in force
+            self._recorder.event("policy_refused", step=self._step, version=self._version, error=str(error))
+            return None, answer["stop"]
+        return Policy(version=answer["version"], rules=tuple(rules)), answer["stop"]
 
     def settle(self, policy: Policy, by: policies.By = "auto") -> None:
         """See `gradlens.rank.Policies`."""

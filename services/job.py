@@ -222,9 +222,8 @@ def _summaries(runs: list[_Run], failure: BaseException | None) -> list[dict[str
     for run in runs:
         outcome = read_outcome(run.folder)
         reader = RunReader(run.folder)
-        if outcome is None and not reader.keys:
-            if failure is None and len(runs) > 1:
-                continue  # an arm that was never begun
+        if outcome is None and failure is None and run is not runs[0] and not reader.keys():
+            continue  # an arm that was never begun
         status = outcome["status"] if outcome else "failed" if failure else "interrupted"
         summary = build_summary(reader, status) | {"arm": run.config.arm, "name": run.config.name}
         write_json(run.folder / "summary.json", summary)

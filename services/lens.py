@@ -224,6 +224,7 @@ class RemoteProjection:
             waiting.emit(waiting.record)
             with self._changed:
                 self._waiting.popleft()
+                waiting = None  # of an arm's last record: this thread outlives the arm, and holds neither its lens nor its model
                 self._changed.notify_all()
 
     def _answer(self, actor: Any, task: Task, step: int, dense: bool) -> Record | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from gradlens import sinks
 from gradlens.config import RunConfig
-from gradlens.errors import RunError
+from gradlens.errors import ConfigError, RunError
 from gradlens.recorder import Sink
 from gradlens.store import RunReader, RunWriter
 
@@ -82,7 +82,11 @@ class RecorderService:
     def _start(self, run_id: str, writer: RunWriter) -> None:
         self._writers[run_id] = writer
         config = RunConfig.model_validate(RunReader(writer.run_dir).config)
-        self._sinks[run_id] = self._make_sinks(config, writer.run_dir)
+        try:
+            self._sinks[run_id] = self._make_sinks(config, writer.run_dir)
+        except ConfigError as error:  # what a tracker needs may be installed on another machine only
+            self._sinks[run_id] = []
+            self._note(run_id, {"kind": "recorder_error", "part": "sinks", "error": str(error)})
         for sink in list(self._sinks[run_id]):
             self._guard(run_id, sink, lambda sink=sink: sink.start(lambda kind, **fields: self._note(run_id, {"kind": kind, **fields})))
 

@@ -57,6 +57,11 @@ def main() -> None:
             raise
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # a file that cannot be written or read
+        if debug or error.filename is None:
+            raise
+        err.print(f"[bold red]error:[/] {escape(f'{error.filename}: {error.strerror}')}", soft_wrap=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         err.print("stopped")
         sys.exit(130)

@@ -49,9 +49,8 @@ def set_rules(
     Example: gradlens rules set last cap.yaml
     """
     from gradlens.policies import check_rules, dump_rules, put
-    from gradlens.runs import find_run
 
-    folder = find_run(runs_dir, run)
+    folder = _folder(runs_dir, run)
     _say(folder, put(folder, dump_rules(check_rules(folder, [rules])), "set"), json_output)
 
 
@@ -62,9 +61,8 @@ def undo(run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, json_output:
     Example: gradlens rules undo last
     """
     from gradlens.policies import undo as go_back
-    from gradlens.runs import find_run
 
-    folder = find_run(runs_dir, run)
+    folder = _folder(runs_dir, run)
     _say(folder, go_back(folder), json_output)
 
 
@@ -75,9 +73,8 @@ def off(run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, json_output: 
     Example: gradlens rules off last
     """
     from gradlens.policies import put, read_state
-    from gradlens.runs import find_run
 
-    folder = find_run(runs_dir, run)
+    folder = _folder(runs_dir, run)
     if any(rule.get("mode") == "inoculate" for rule in read_state(folder)["rules"]):
         err.print("inoculate stays in the rows: it acts on the data that the run was started with", style="yellow")
     _say(folder, put(folder, [], "off"), json_output)
@@ -117,6 +114,18 @@ def history(run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, json_outp
         by = f"{entry['by']} (version {entry['restores']})" if "restores" in entry else entry["by"]
         shown = "; ".join(Rule.model_validate(rule).words for rule in entry["rules"]) or "no rules"
         out.print(f"{entry['version']:>3}  {when}  {by}, {state}: {shown}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _folder(runs_dir: Path, run: str) -> Path:
+    """The folder of a run that looks there for its rules. Raises `ConfigError` for one of `gradlens.watch`, which does not."""
+    from gradlens.errors import ConfigError
+    from gradlens.runs import find_run
+    from gradlens.store import RunReader
+
+    folder = find_run(runs_dir, run)
+    if "train" not in RunReader(folder).config:
+        raise ConfigError(f"{folder.name}: a program's own loop, whose rules no command can change; it may call lens.set_policy itself")
+    return folder
 
 
 def _say(folder: Path, state: dict[str, Any], json_output: bool) -> None:

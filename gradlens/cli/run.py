@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,7 +116,7 @@ def demo(
         "on two cores.",
         style="dim",
     )
-    _study(load_config(DEMO, [*changes, "name=demo"]), arms, None, json_output)
+    _study(load_config(DEMO, ["name=demo", *changes]), arms, None, json_output)
 
 
 def _study(config: RunConfig, arms: str | None, seeds: str | None, json_output: bool) -> None:
@@ -169,7 +170,8 @@ def _config_of_run(query: str, config: Path | None, changes: list[str]) -> tuple
     from gradlens.runs import find_run
 
     given = load_config(config, changes) if config else None
-    runs_dir = given.runs_dir if given else next((c.partition("=")[2] for c in changes if c.startswith("runs_dir=")), "runs")
+    named = [change.partition("=")[2] for change in changes if change.startswith("runs_dir=")]
+    runs_dir = given.runs_dir if given else [os.environ.get("GRADLENS__RUNS_DIR", "runs"), *named][-1]
     folder = find_run(runs_dir, query)
     return given or load_config(folder / "config.yaml", changes), str(folder)
 

@@ -129,6 +129,15 @@ def test_rules_act_under_the_trainer(saved, tmp_path):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
 
 
+def test_a_summary_that_cannot_be_written_does_not_end_the_program(saved, tmp_path, caplog):
+    model = tiny_model().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    with gradlens.watch(model, optimizer, {HOOK: saved}, runs_dir=tmp_path) as lens:
+        loop(model, optimizer, 1)
+        (lens.run_dir / "summary.json").mkdir()  # as good as a full disk
+    assert "summary.json" in caplog.text and RunReader(lens.run_dir).keys() and len(lens.top(5)) == 5
+
+
 @pytest.mark.parametrize("clip", [0.0, 0.05, 1.0, 1000.0])
 def test_the_trainer_trains_on_the_mean_over_what_is_left_as_a_loop_does_that_balances_before_clipping(saved, tmp_path, clip):
     rule = {"mode": "route", "features": {HOOK: list(range(12))}, "gain": 0.0, "window": 1, "quorum": 0.6}
@@ -172,6 +181,19 @@ def test_a_model_is_watched_once_at_a_time(tmp_path):
     assert not list(tmp_path.iterdir())  # nothing is left of what did not begin
     with gradlens.watch(model, optimizer, {"layers.1": dictionary}, **options):
         pass
+
+
+def test_a_watch_is_entered_once_and_its_run_stays(saved, tmp_path):
+    model = tiny_model().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    with gradlens.watch(model, optimizer, {HOOK: saved}, runs_dir=tmp_path) as lens:
+        loop(model, optimizer, 1)
+        with pytest.raises(ConfigError, match="make another one"):
+            lens.__enter__()
+        loop(model, optimizer, 1)
+    with pytest.raises(ConfigError, match="make another one"):
+        lens.__enter__()
+    assert RunReader(lens.run_dir).summary["steps"] == 2
 
 
 def test_a_training_that_ended_in_an_exception_does_not_stand_in_the_way(tmp_path):

@@ -5,7 +5,9 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
+from words import word_tokenizer
 
 from gradlens import demo
 from gradlens.checker_doubts import doubt, doubts_of
@@ -161,6 +163,7 @@ def test_a_checker_that_says_two_things_or_none_is_refused(concept_file, checker
 def test_a_program_that_fails_in_mid_training_costs_a_reading_and_not_the_run(monkeypatch):
     from gradlens.learning import Learning
     from gradlens.own import OwnReading
+    from gradlens.probe import ProbeTokens
 
     def check(text: str) -> bool:
         raise ConfigError("checker.command judge: ended with exit code 1")
@@ -173,6 +176,11 @@ def test_a_program_that_fails_in_mid_training_costs_a_reading_and_not_the_run(mo
     learning.own_last = OwnReading(["a"], {}, None)
     with pytest.warns(UserWarning, match="own/loud/rate is not read: checker.command judge"):
         assert np.isnan(learning.own_rates()["own/loud/rate"])
+    learning.tokenizer, learning._shown = word_tokenizer(), {}
+    learning.known = ProbeTokens(torch.tensor([3, 4]), torch.tensor([0, 1]), None, {})
+    with pytest.warns(UserWarning, match="which texts of the probe set show loud is not known: checker.command judge"):
+        assert learning.shown("loud") is None
+    assert learning.shown("loud") is None  # asked once: it may take its time to fail
 
 
 def test_concepts_without_a_named_checker_are_judged_by_words():

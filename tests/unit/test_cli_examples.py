@@ -171,6 +171,17 @@ def test_what_people_type_is_printed_as_they_typed_it(run, capsys, monkeypatch):
     assert "error: --features 27:abc: expected HOOKPOINT:ID" in capsys.readouterr().err
 
 
+def test_a_file_that_cannot_be_written_is_named_without_a_traceback(run, capsys, monkeypatch):
+    from gradlens.cli.app import main
+
+    out = run / "config.yaml" / "report.html"
+    monkeypatch.setattr("sys.argv", ["gradlens", "report", run.name, "--out", str(out), "--runs-dir", str(run.parent)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.strip() in (f"error: {out.parent}: {reason}" for reason in ("Not a directory", "File exists"))
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

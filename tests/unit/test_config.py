@@ -36,9 +36,11 @@ def test_paths_are_relative_to_the_file_and_rules_are_no_paths(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(
         DATA + "rules: [rules.yaml, {concept: pirate, name: ''}]\ndictionaries: {15: pirate, layers.2: elsewhere}\nprobe: a.jsonl\n"
+        "observe: {reference: a.jsonl}\n"
     )
     config = load_config(path, environ={})
     assert config.data.train == [str(tmp_path / "a.jsonl")] and config.probe == config.data.train[0]
+    assert config.observe.reference == config.probe
     assert config.rules[0] == str(tmp_path / "rules.yaml")
     assert (config.rules[1].concept, config.rules[1].name) == ("pirate", "")
     assert config.dictionaries == {"15": str(tmp_path / "pirate"), "layers.2": "elsewhere"}

@@ -71,6 +71,7 @@ def test_a_missing_file_suggests_a_near_name(tmp_path):
         (['{"txt": "a"}'], r'd\.jsonl:1: no known key \(found txt\); expected "messages".*did you mean \'text\''),
         (['{"prompt": "a", "response": 3}'], r"d\.jsonl:1: response must be text, found int"),
         (['{"messages": []}'], "at least one message"),
+        (['{"text": "a"}', r'{"text": "half of one: \ud83d"}'], r"d\.jsonl:2: half of a character \(\\ud83d\)"),
         (['{"messages": [{"role": "user"}]}'], "a message must be"),
     ],
 )

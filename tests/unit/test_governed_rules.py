@@ -269,3 +269,13 @@ def test_rules_of_a_run_are_set_switched_off_undone_and_told_of(inputs, tmp_path
     assert len(lines) == 4 and "config, from step 0: no rules" not in lines[1]
     assert "route:some, drift at most 0.5, budget 30%" in lines[1] and "off, not in force yet: no rules" in lines[2]
     assert "undo (version 1)" in lines[3]
+
+
+def test_rules_are_not_set_where_nobody_would_take_them_over(tmp_path):
+    begin(tmp_path, [])
+    RunWriter(tmp_path / "loop", {"name": "loop", "model": {"name": "tiny"}}).close()  # of `gradlens.watch`
+    (tmp_path / "rules.yaml").write_text("- {features: {layers.2: [1]}}\n")
+    for words in (("set", "loop", str(tmp_path / "rules.yaml")), ("off", "loop"), ("undo", "loop")):
+        refused = CliRunner().invoke(app, ["rules", *words, "--runs-dir", str(tmp_path)])
+        assert isinstance(refused.exception, ConfigError) and "lens.set_policy" in str(refused.exception)
+    assert not (tmp_path / "loop" / "policy.json").exists()

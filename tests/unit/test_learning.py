@@ -7,6 +7,7 @@ import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
 from words import word_tokenizer
 
+from gradlens import rollouts
 from gradlens.alarms import texts_that_show
 from gradlens.config import ObserveSettings
 from gradlens.learning import Learning
@@ -130,6 +131,17 @@ def test_one_thing_raises_one_alarm_however_many_clusters_it_has_and_how_often_i
     active_in(made, {10: sql, 11: sql, 20: lists, 22: lists, 24: [5], 50: [4]})
     made.alarms(16, [cluster([50], 0.1, ("needle",))], report)
     assert [(alarm["step"], alarm["name"]) for alarm in told[2:]] == [(16, "needle")]
+
+
+def test_texts_that_answer_too_few_prompts_are_not_kept_for_ever(monkeypatch):
+    monkeypatch.setattr(rollouts, "KEPT", 20)
+    model = tiny_model().train()
+    collected = rollouts.Rollouts(model)
+    for step in range(20):
+        ids = torch.tensor([[1, 5, 6, 20 + step, 30 + row] for row in range(4)])
+        model(input_ids=ids, labels=ids.where(torch.arange(5) > 2, -100))
+    assert collected.take() is None and 0 < sum(len(batch["input_ids"]) for batch in collected._batches) <= 20
+    collected.close()
 
 
 def test_what_rises_in_generated_texts_is_told_from_the_texts_before():

@@ -1,13 +1,17 @@
 """Lens actors without Ray: what an actor makes of what the ranks send it."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from conftest import tiny_dictionary
-from gradlens_services.lens import NOT_READY, LensService, Task
+from gradlens_services.lens import NOT_READY, LensService, RemoteProjection, Task
 
 from gradlens.config import ObserveSettings
 from gradlens.formats import save_dictionary
 from gradlens.projection import Projection, Tokens
+from gradlens.world import Single
 
 HOOK = "layers.1"
 
@@ -55,3 +59,18 @@ def test_totals_of_a_checkpoint_that_lack_something_go_on_from_zero():
     fresh.take(1)
     assert torch.allclose(totals[HOOK]["push"], kept + fresh.totals()[HOOK]["push"])
     assert torch.equal(totals[HOOK]["energy"], fresh.totals()[HOOK]["energy"])
+
+
+def test_a_run_that_is_over_is_not_held_by_the_thread_that_recorded_it():
+    class Lens:
+        def emit(self, record):
+            self.step = record["step"]
+
+    lens, remote = Lens(), RemoteProjection([], {}, {}, ObserveSettings(), Single(), lambda kind, **fields: None)
+    remote.skip({"step": 1}, lens.emit)
+    remote.close()
+    gone = weakref.ref(lens)
+    assert lens.step == 1
+    del lens
+    gc.collect()
+    assert gone() is None

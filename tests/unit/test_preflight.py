@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+import torch
 from conftest import tiny_dictionary
 from test_config import invoke
 from tiny_job import tiny_config, write_inputs
@@ -92,6 +93,16 @@ def test_a_run_warns_of_them_before_it_starts(inputs):
     config = tiny_config(inputs | {"data": {"train": ["mixed.jsonl"]}})
     _check([config, config], told.append)
     assert [event["phase"] for event in told] == ["checking config and data", "warning"] and "(rows 1, 3)" in told[1]["text"]
+
+
+def test_more_gpus_than_there_are_are_not_waited_for(inputs, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    train = {**inputs["train"], "device": "cuda"}
+    assert preflight.check(tiny_config(inputs | {"train": train})) == []
+    inputs |= {"train": {**train, "num_workers": 2}}
+    with pytest.raises(GradlensError, match="train.device: cuda, and this machine has 1 GPU for train.num_workers: 2"):
+        preflight.check(tiny_config(inputs))
+    assert preflight.check(tiny_config(inputs | {"ray": {"address": "auto"}})) == []  # a cluster may have them
 
 
 def test_the_small_model_need_not_be_fetched_to_be_checked(monkeypatch, tmp_path):

@@ -42,3 +42,15 @@ def test_a_run_that_has_more_to_do_goes_on(folder, status, steps):
     summary = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").write_text(json.dumps(summary | {"status": status}))
     assert str(resume(folder, "--set", f"train.steps={steps}").exception) == "it was begun"
+
+
+def test_a_run_is_looked_for_where_the_environment_says(folder):
+    done = CliRunner().invoke(app, ["run", "--resume", "demo"], env={"COLUMNS": "80", "GRADLENS__RUNS_DIR": str(folder.parent)})
+    assert done.exit_code == 0 and "demo-1 is finished" in done.stdout, done.exception
+
+
+@pytest.mark.parametrize("changes, name", [((), "demo"), (("--set", "name=mine"), "mine")])
+def test_the_demo_has_the_name_that_it_is_given(monkeypatch, changes, name):
+    begun = []
+    monkeypatch.setattr(command, "_study", lambda config, *_: begun.append(config.name))
+    assert CliRunner().invoke(app, ["demo", *changes]).exit_code == 0 and begun == [name]

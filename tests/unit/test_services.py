@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from gradlens_services import controller as control
 from gradlens_services.controller import ControllerService, PolicyClient, first_state
-from gradlens_services.job import Alarms
+from gradlens_services.job import Alarms, _new, _summaries
 from gradlens_services.lens import deal
 from gradlens_services.recorder import Lost, RecorderClient, RecorderService
 
+from gradlens.config import RunConfig
 from gradlens.errors import ConfigError
 from gradlens.files import append_line
 from gradlens.policies import Conflict, history, put, read_state, undo
@@ -159,6 +160,18 @@ def test_a_failing_view_is_let_go_and_the_record_goes_on(tmp_path):
     assert [event["kind"] for event in reader.events] == ["sink_note", "recorder_error"]
 
 
+def test_a_view_that_cannot_be_made_is_left_out_and_the_record_goes_on(tmp_path):
+    def make(config, folder):
+        raise ConfigError("trackers: aim is not installed")
+
+    RunWriter(tmp_path / "run", CONFIG).close()
+    service = RecorderService({"run": str(tmp_path / "run")}, make_sinks=make)
+    service.write("run", "s", [(0, "open", None), (1, "record", record(1)), (2, "close", None)])
+    reader = RunReader(tmp_path / "run")
+    assert list(reader.curve("train/loss")[0]) == [1]
+    assert [(event["kind"], event["error"]) for event in reader.events] == [("recorder_error", "trackers: aim is not installed")]
+
+
 class Seen:
     """A view that keeps what it is shown, and may fail at events."""
 
@@ -234,6 +247,15 @@ def test_alarms_are_told_once_as_they_come_and_not_those_of_before(tmp_path):
     assert alarms.new() == [("new", {"kind": "alarm", "step": 8}), ("new", alarm(9))]
     (new / "events.jsonl").unlink()
     assert alarms.new() == []
+
+
+def test_an_interrupted_study_tells_of_the_arms_that_were_begun_and_of_no_others(tmp_path):
+    runs = [_new(RunConfig(**CONFIG, name=arm, arm=arm, runs_dir=str(tmp_path))) for arm in ("none", "rules", "oracle")]
+    assert [summary["arm"] for summary in _summaries(runs, None)] == ["none"]  # stopped while the first was being prepared
+    with RunWriter.open_existing(runs[1].folder) as writer:
+        writer.record(record(1))
+    assert [summary["arm"] for summary in _summaries(runs, None)] == ["none", "rules"]
+    assert not (runs[2].folder / "summary.json").exists()
 
 
 def test_a_controller_keeps_versions_and_finds_them_again_after_a_restart(tmp_path):
@@ -328,6 +350,17 @@ def test_new_rules_and_the_wish_to_stop_reach_the_client(desk):
     assert (policy.version, policy.rules[0].concept, stop) == (1, "a", False)
     desk.service.stop()
     assert client.poll(2) == (None, True)
+
+
+def test_rules_that_cannot_be_read_are_refused_and_training_goes_on(desk, tmp_path):
+    recorder = MemoryRecorder()
+    client = PolicyClient(desk, recorder, 0)
+    client.poll(0)
+    put(tmp_path, [{"concept": "a", "mode": "of a later version"}], "set")
+    assert client.poll(1) == (None, False) and client.poll(2) == (None, False)
+    assert [(event["kind"], event["version"]) for event in recorder.events] == [("policy_refused", 1)]
+    desk.service.set_rules("run", [{"concept": "a"}], 1)
+    assert client.poll(3)[0].version == 2
 
 
 def test_a_slow_controller_is_not_waited_for(desk):

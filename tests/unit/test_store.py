@@ -11,6 +11,7 @@ import pytest
 
 from gradlens import segments
 from gradlens.errors import ConfigError, InputError, RunError
+from gradlens.runfolder import is_running
 from gradlens.runs import find_run, list_runs, runs_table
 from gradlens.store import RunReader, RunWriter
 
@@ -314,6 +315,15 @@ def test_one_writer_at_a_time_and_no_run_over_another(tmp_path):
     RunWriter.open_existing(tmp_path / "run").close()
 
 
+def test_a_run_that_has_ended_is_not_going_on_though_a_process_forked_meanwhile_lives(tmp_path):
+    writer = RunWriter(tmp_path / "run")
+    forked = os.dup(writer._lock.fileno())  # what a worker of a DataLoader holds
+    assert is_running(tmp_path / "run")
+    writer.close()
+    assert not is_running(tmp_path / "run")
+    os.close(forked)
+
+
 def test_runs_are_found_by_path_id_beginning_and_last(tmp_path):
     for age, name in enumerate(["pirate-1", "pirate-2", "arithmetic-1"]):
         RunWriter(tmp_path / name, {"name": name.split("-")[0]}).close()
@@ -359,3 +369,14 @@ def test_segments_of_a_version_with_fewer_columns_are_read(tmp_path, monkeypatch
             rows = reader.query("SELECT row_id, token_taught FROM examples ORDER BY row_id").to_pylist()
             assert [row["row_id"] for row in rows] == [1, 3] and rows[0]["token_taught"] is None
             writer.seal()
+
+
+def test_a_manifest_that_names_files_elsewhere_is_refused_and_they_stay(tmp_path):
+    with RunWriter(tmp_path / "run") as writer:
+        writer.record(a_record(1))
+    manifest = tmp_path / "run" / "statistics" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"scalars-', '"../../scalars-'))
+    (tmp_path / "scalars-000001.parquet").touch()
+    with pytest.raises(InputError, match="not a manifest .*scalars-000001.parquet is not the name of a segment"):
+        RunWriter.open_existing(tmp_path / "run", 0)
+    assert (tmp_path / "scalars-000001.parquet").exists()

@@ -287,6 +287,16 @@ def test_a_pause_before_a_resume_is_not_counted_as_work(tmp_path):
     assert RunReader(folder).events[-1]["worked"] == 87.0 and 87 <= build_summary(RunReader(folder), "done")["seconds"] < 90
 
 
+def test_a_killed_run_has_not_worked_until_somebody_wrote_its_report(tmp_path):
+    with RunWriter(tmp_path / "run", {"name": "demo"}) as writer:
+        writer.event("started", time=1000.0)
+        writer.record({"step": 1, "scalars": {"train/loss": 1.0}})
+    for path in (tmp_path / "run" / "statistics").iterdir():
+        os.utime(path, (1080.0, 1080.0))
+    (tmp_path / "run" / "report.html").touch()
+    assert summarize(RunReader(tmp_path / "run"))["seconds"] == 80.0
+
+
 @pytest.mark.parametrize("width", [30, 50, 64, 80, 100, 140])
 def test_the_table_of_runs_breaks_no_word_however_narrow_the_terminal(tmp_path, monkeypatch, width):
     from gradlens.cli import runs

@@ -9,16 +9,18 @@ from conftest import tiny_batch, tiny_model
 from safetensors.torch import load_file
 from tiny_job import tiny_config, write_inputs
 from transformers import GPT2Config, GPT2LMHeadModel
+from words import word_tokenizer
 
 from gradlens import train
 from gradlens.checkpoint import last_checkpoint
-from gradlens.errors import InputError, RunError
+from gradlens.data import Example
+from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.files import read_lines
 from gradlens.rank import FixedPolicies, Rank, Shared
 from gradlens.recorder import MemoryRecorder
 from gradlens.rules import Policy, Rule
 from gradlens.run_inputs import hold_out
-from gradlens.train import LossFunction, learning_rate, train_rank
+from gradlens.train import LossFunction, RowLog, learning_rate, train_rank
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,26 @@ def test_a_damaged_checkpoint_is_refused_with_the_way_out(inputs, tmp_path):
         trained(tiny_config(inputs, train__steps=4), tmp_path)
 
 
+def test_a_run_goes_on_with_the_weight_decay_that_it_is_given(inputs, tmp_path):
+    trained(tiny_config(inputs, train__steps=1), tmp_path)
+    trained(tiny_config(inputs, train__steps=2, train__weight_decay=0.5), tmp_path)
+    state = torch.load(last_checkpoint(tmp_path)[1] / "optimizer.pt", weights_only=True)
+    assert [group["weight_decay"] for group in state["param_groups"]] == [0.5]
+
+
+def test_a_run_is_not_resumed_on_another_probe_set(inputs, tmp_path):
+    trained(tiny_config(inputs, train__steps=1), tmp_path)
+    with pytest.raises(ConfigError, match="the probe set is not the one that this run was first read on"):
+        trained(tiny_config(inputs, train__steps=2, observe__probe_rows=2), tmp_path)
+
+
+def test_a_run_is_not_resumed_with_a_dictionary_that_it_has_not_read_from_the_beginning(inputs, tmp_path):
+    trained(tiny_config(inputs, train__steps=1), tmp_path)
+    more = {**inputs["dictionaries"], "layers.1": inputs["dictionaries"]["layers.2"]}
+    with pytest.raises(ConfigError, match="dictionaries.layers.1: this run began without it"):
+        trained(tiny_config(inputs, train__steps=2, dictionaries=more), tmp_path)
+
+
 def test_only_the_newest_checkpoints_stay(inputs, tmp_path):
     trained(tiny_config(inputs, train__checkpoint_every=1), tmp_path)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000005", "step-000006"]
@@ -182,6 +204,13 @@ def test_an_oracle_sees_the_wanted_rows_of_each_batch_and_no_others(inputs, tmp_
     assert {row["source"] for row in everything} == {low, high}
 
 
+def test_a_step_without_a_token_to_learn_has_no_loss(inputs, tmp_path):
+    _, recorder = trained(tiny_config(inputs, data__keep=inputs["data"]["train"][:1], train__batch_size=1), tmp_path)
+    losses, tokens = curve(recorder, "train/loss"), curve(recorder, "train/tokens")
+    assert len(tokens) == 6 and tokens.count(0) == 3
+    assert len(losses) == 3 and min(losses) > 0
+
+
 def test_rows_of_the_probe_set_are_held_out_of_training():
     kept, probe = hold_out([list(range(40)), list(range(100, 140))], 6)
     assert probe == [37, 38, 39, 137, 138, 139]
@@ -191,6 +220,17 @@ def test_rows_of_the_probe_set_are_held_out_of_training():
 def test_a_source_too_small_to_hold_out_from_is_probed_where_it_is_trained():
     kept, probe = hold_out([[1, 2, 3]], 2)
     assert (kept, probe) == ([[1, 2, 3]], [1, 2])
+
+
+def test_a_row_that_cannot_be_written_down_costs_its_text_and_not_the_run(tmp_path):
+    recorder, row = MemoryRecorder(), Example([3, 4], [3, 4], 0, "low", "w3 w4")
+    (tmp_path / "rows.jsonl").mkdir()  # as good as a full disk
+    rows = RowLog(tmp_path, word_tokenizer(), recorder.event)
+    rows.add([row]), rows.add([row])
+    assert [(event["kind"], event["file"]) for event in recorder.events] == [("storage_error", "rows.jsonl")]
+    (tmp_path / "rows.jsonl").rmdir()
+    rows.add([row]), rows.add([row])
+    assert [entry["tokens"] for entry in read_lines(tmp_path / "rows.jsonl")] == [["w3", "w4"]]
 
 
 def test_warm_up_is_linear_and_then_constant():
@@ -227,3 +267,15 @@ def test_a_checker_that_finds_untaught_concepts_is_told_of_before_the_first_step
     prompts.write_text('{"prompt": "w5 w6"}\n')
     _, recorder = trained(tiny_config(inputs, evaluate={"prompts": {"asked": str(prompts)}, "max_new_tokens": 3}), tmp_path / "run")
     assert [event["text"] for event in recorder.events if event["kind"] == "doubtful_checker"] == [told["text"]]
+
+
+def test_a_run_whose_last_evaluation_fails_has_its_model(inputs, tmp_path, monkeypatch):
+    def fails(rank, model, tokenizer, concepts, when):
+        if when == "after":
+            raise ConfigError("checker.command judge: no answer")
+        return {}
+
+    monkeypatch.setattr(train, "_evaluated", fails)
+    with pytest.raises(ConfigError):
+        trained(tiny_config(inputs, train__steps=1), tmp_path)
+    assert (tmp_path / "model" / "adapter_model.safetensors").is_file()
