@@ -173,7 +173,7 @@ class Bench:
             later = released(lenses[0], config, shared.concepts[:1], self.pair.release, self.release, tell)
             about = {"steps": self.release, "data": self.pair.release, "contents": self.release_rows}
             measured["released"] = {**about, "nll": later["nll"], **self._measures(later)}
-        steps = [record["scalars"] for record in recorder.records if "train/loss" in record["scalars"]]
+        steps = [record["scalars"] for record in recorder.records if "train/step_seconds" in record["scalars"]]
         shares = [value for scalars in steps for key, value in scalars.items() if key.startswith("rule/") and key.endswith("/share")]
         times = sorted(scalars["train/step_seconds"] for scalars in steps)
         chosen = [{key: event[key] for key in ("mode", "expects", "good")} for event in recorder.events if event["kind"] == "suggested"]
