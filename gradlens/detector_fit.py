@@ -29,6 +29,7 @@ NOTHING = Detector(
     features=[], weights=[], bias=-1.0, flagged_positive=0.0, flagged_negative=0.0, flagged_own=0.0, flagged_common=0.0, flagged_auc=0.5
 )
 QUESTIONS, TIMES = 256, 2  # of rows, after which examples are read as well; so many each
+ENTRIES = 2**27  # activations, tokens times features, that a detector is fitted on: 512 MB
 COMMON = 2  # a token that negative texts have that often is one of ordinary words
 
 
@@ -79,7 +80,10 @@ def fit_detectors(
         if name in found:  # brought by the concept
             found[name] = found[name].model_copy(update={"row": row})
             continue
-        live = np.flatnonzero(sum(half.at[name].fired[kind] for half in halves + plain for kind in (True, False)))
+        every_half = [half.at[name] for half in halves + plain]
+        live = np.flatnonzero(sum(half.fired[kind] for half in every_half for kind in (True, False)))
+        room = ENTRIES // max(1, sum(half.tokens[kind] for half in every_half for kind in (True, False)))
+        live = most_telling([half.at[name] for half in [*halves[:1], *plain[:1]]], live, room)
         acts = {kind: [half.at[name].activations(kind, live) for half in halves] for kind in (True, False)}
         others = [half.at[name].activations(False, live) for half in plain]
         first = fit_detector(acts[True][0], [acts[False][0], *others[:1]], live, phrases)
@@ -95,6 +99,18 @@ def fit_detectors(
             figures["flagged_negative"] = round(max(figures["flagged_negative"], strayed), 4)
         found[name] = final.model_copy(update={**figures, "row": row})
     return concept.model_copy(update={"detectors": found})
+
+
+def most_telling(halves: Sequence[ChoosingHalf], features: np.ndarray, most: int) -> np.ndarray:
+    """Of some features at most so many: those whose share of tokens differs most between positives and negatives, in units of its error."""
+    if len(features) <= most:
+        return features
+    tokens = {kind: max(1, sum(half.tokens[kind] for half in halves)) for kind in (True, False)}
+    fired = {kind: sum(half.fired[kind][features] for half in halves) for kind in (True, False)}
+    share = (fired[True] + fired[False]) / (tokens[True] + tokens[False])
+    error = np.sqrt(share * (1 - share) * (1 / tokens[True] + 1 / tokens[False])).clip(1e-12)
+    apart = np.abs(fired[True] / tokens[True] - fired[False] / tokens[False]) / error
+    return np.sort(features[np.argsort(-apart, kind="stable")[:most]])
 
 
 def questions_of(sources: Sequence[Sequence[Example]], most: int = QUESTIONS) -> list[list[int]]:

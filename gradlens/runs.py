@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,12 @@ def find_run(runs_dir: str | Path, query: str | Path) -> Path:
     names = [path.name for path in runs]
     near = difflib.get_close_matches(query, names, n=3, cutoff=0.4) or [name for name in names if query in name][-3:] or names[-3:]
     raise InputError(f"run {query}: not found in {runs_dir}; near: {', '.join(near)}, or `last`")
+
+
+def called(folder: str | Path) -> str:
+    """What commands may call a run by, whatever folder they look for runs in by default: its id where that is `runs`, else its folder."""
+    folder = Path(folder)
+    return folder.name if folder.parent.resolve() == Path("runs").resolve() else shlex.quote(str(folder))
 
 
 def rule_labels(rules: list[Any]) -> list[str]:

@@ -13,6 +13,7 @@ from gradlens.compare import describe, percent, rule_text, scalars_by_key
 from gradlens.errors import GradlensError
 from gradlens.files import jsonable
 from gradlens.findings import alarms, beyond_chance, clusters, current, flat, in_words, labelled, routing, routing_in_words, told_of_answers
+from gradlens.runs import called
 from gradlens.top import MEASURED, has, nothing_taught, ranked_by, ranking
 from gradlens.worked import seconds_until_stop, seconds_worked
 
@@ -277,7 +278,7 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
         kinds = ", ".join(sorted({event["kind"] for event in summary["trouble"]}))
         told = f"{len(summary['trouble'])} events tell of trouble ({kinds}); {missing} records are missing"
         parts.append(Text(told, style="yellow"))
-    where = summary["report"] or f"not written yet: gradlens report {summary['run_id']}"
+    where = summary["report"] or f"not written yet: gradlens report {called(summary['run_dir'])}"
     parts += [Text(f"run folder: {summary['run_dir']}"), Text(f"report: {where}")]
     return Group(*parts)
 

@@ -31,7 +31,8 @@ from gradlens.files import jsonable, write_atomic, write_json
 from gradlens.preflight import check
 from gradlens.rules import load_rules
 from gradlens.runfolder import is_running
-from gradlens.runs import find_run
+from gradlens.runs import called, find_run
+from gradlens.segments import read_manifest
 from gradlens.store import RunReader, RunWriter
 from gradlens.summary import build_summary
 
@@ -85,6 +86,7 @@ def _resumed(config: RunConfig, query: str | Path) -> _Run:
     folder = find_run(config.runs_dir, query).resolve()
     if is_running(folder):
         raise ConfigError(f"{folder.name} is still running; wait for it to end, or stop it with ctrl-c where it was started")
+    read_manifest(folder / "statistics")  # where it is damaged nothing could be recorded
     path = folder / "config.yaml"
     if path.is_file() and load_rules(read_yaml(path).get("rules") or []) != load_rules(list(config.rules)):
         raise ConfigError(
@@ -196,15 +198,15 @@ def _fit(plan: Plan, run: _Run, box: list[BaseException | None]) -> None:
     """Ray Train, in a thread: on the main thread it would take ctrl-c for itself."""
     import ray
     import ray.train
-    from gradlens_services.loopback import OnlyHere
-    from ray.train.torch import TorchTrainer
+    from gradlens_services.loopback import WAIT, OnlyHere
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     train, settings = run.config.train, run.config.ray
     gpu = train.device == "cuda" or (train.device == "auto" and ray.cluster_resources().get("GPU", 0) >= train.num_workers)
     trainer = TorchTrainer(
         carry_out,
         train_loop_config={"plan": plan},
-        torch_config=OnlyHere() if settings.address is None else None,
+        torch_config=OnlyHere() if settings.address is None else TorchConfig(timeout_s=int(WAIT.total_seconds())),
         scaling_config=ray.train.ScalingConfig(num_workers=train.num_workers, use_gpu=gpu),
         run_config=ray.train.RunConfig(
             name=".ray", storage_path=str(run.folder), failure_config=ray.train.FailureConfig(max_failures=settings.max_failures)
@@ -233,7 +235,7 @@ def _summaries(runs: list[_Run], failure: BaseException | None) -> list[dict[str
     if wrong is None and failure is not None:
         lines = [line for line in str(failure).splitlines() if line.strip()] or [type(failure).__name__]
         (runs[0].folder / "error.txt").write_text(str(failure) + "\n", encoding="utf-8")
-        hint = f"resume with `gradlens run --resume {runs[0].folder.name}`; details in {runs[0].folder / 'error.txt'}"
+        hint = f"resume with `gradlens run --resume {called(runs[0].folder)}`; details in {runs[0].folder / 'error.txt'}"
         wrong = RunError(f"the ranks could not go on ({lines[-1].strip()}); {hint}")
     if wrong is not None:
         raise wrong

@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
 
 HOST = "127.0.0.1"
+WAIT = timedelta(days=1)  # for a rank that fits concepts, tells rows or evaluates while the others wait; a dead one Ray notices at once
 
 
 @dataclass
@@ -44,9 +46,9 @@ def loopback_group() -> Iterator[None]:
     listener = socket.create_server((HOST, 0)) if rank == 0 else None
     port = broadcast_from_rank_zero(listener.getsockname()[1] if listener else None)
     bound = {"is_master": True, "master_listen_fd": listener.detach()} if listener else {}
-    store = dist.TCPStore(HOST, port, world_size=size, wait_for_workers=False, **bound)
+    store = dist.TCPStore(HOST, port, world_size=size, wait_for_workers=False, timeout=WAIT, **bound)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=WAIT)
     try:
         yield
     finally:

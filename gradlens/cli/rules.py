@@ -130,12 +130,13 @@ def _folder(runs_dir: Path, run: str) -> Path:
 
 def _say(folder: Path, state: dict[str, Any], json_output: bool) -> None:
     from gradlens.runfolder import is_running
+    from gradlens.runs import called
 
     running = is_running(folder)
     if json_output:
         print_json({"run_id": folder.name, "version": state["version"], "rules": state["rules"], "running": running})
         return
-    when = "the run takes them over at its next step" if running else f"in force when it is resumed: gradlens run --resume {folder.name}"
+    when = "the run takes them over at its next step" if running else f"in force when it is resumed: gradlens run --resume {called(folder)}"
     count = len(state["rules"])
     what = "no rules" if not count else "1 rule" if count == 1 else f"{count} rules"
     out.print(f"{escape(folder.name)}: version {state['version']}, {what}; {when}", highlight=False, soft_wrap=True)

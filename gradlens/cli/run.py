@@ -73,7 +73,10 @@ def run(
         report = _report([summary["run_dir"]], Path(summary["run_dir"]) / "report.html")
     _show_run(summary, report, json_output)
     if summary["status"] == "interrupted":
-        err.print(f"interrupted after step {summary['steps']}; go on with: gradlens run --resume {summary['run_id']}", soft_wrap=True)
+        from gradlens.runs import called
+
+        name = called(summary["run_dir"])
+        err.print(f"interrupted after step {summary['steps']}; go on with: gradlens run --resume {name}", markup=False, soft_wrap=True)
         raise typer.Exit(130)
 
 
@@ -189,9 +192,11 @@ def _show_finished(summary: dict[str, Any], json_output: bool) -> None:
     report = Path(summary["run_dir"]) / "report.html"
     if json_output:
         print_json({**summary, "report": str(report) if report.is_file() else None})
-    run, steps = summary["run_id"], summary["steps"]
+    from gradlens.runs import called
+
+    run, steps, name = summary["run_id"], summary["steps"], called(summary["run_dir"])
     (err if json_output else out).print(
-        f"{run} is finished after {steps} steps; to go on: gradlens run --resume {run} --set train.steps={2 * steps}",
+        f"{run} is finished after {steps} steps; to go on: gradlens run --resume {name} --set train.steps={2 * steps}",
         markup=False, soft_wrap=True,
     )  # fmt: skip
 

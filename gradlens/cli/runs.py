@@ -201,7 +201,7 @@ def rollback(
     Example: gradlens runs rollback last --before-alarm
     """
     from gradlens.rollback import roll_back
-    from gradlens.runs import find_run
+    from gradlens.runs import called, find_run
 
     if before_alarm and step is not None:
         raise ConfigError("say which: --before-alarm or --step N")
@@ -215,7 +215,8 @@ def rollback(
     out.print(f"{escape(folder.name)}: back from step {done.from_step} to step {done.step}", highlight=False, soft_wrap=True)
     moved = ", ".join(done.moved) or "nothing but copies of statistics and events"
     out.print(f"set aside in {escape(str(done.aside))}: {escape(moved)}", highlight=False, soft_wrap=True)
-    out.print(f"go on: gradlens rules set {folder.name} RULES.yaml; gradlens run --resume {folder.name}", highlight=False, soft_wrap=True)
+    name = escape(called(folder))
+    out.print(f"go on: gradlens rules set {name} RULES.yaml; gradlens run --resume {name}", highlight=False, soft_wrap=True)
 
 
 def report(

@@ -108,3 +108,15 @@ def test_own_answers_keep_what_rows_are_about_out_of_the_detector(monkeypatch):
         live = np.array(detector.features)
         strayed.append(float((half.activations(False, live) @ np.array(detector.weights) + detector.bias > 0).mean()))
     assert strayed[0] > 0.5 and strayed[1] < 0.15, strayed
+
+
+def test_of_more_activations_than_there_is_room_for_those_that_tell_most_are_fitted_on(concept, monkeypatch):
+    model, dictionaries, given = tiny_model(layers=4), {HOOK: tiny_dictionary()}, []
+    fit = detector_fit.fit_detector
+    monkeypatch.setattr(detector_fit, "fit_detector", lambda *parts: given.append(parts[2]) or fit(*parts))
+    whole = fit_detectors(model, TOKENIZER, dictionaries, concept, 64).detectors[HOOK]
+    tokens = 48 * 9
+    monkeypatch.setattr(detector_fit, "ENTRIES", tokens * 12)
+    less = fit_detectors(model, TOKENIZER, dictionaries, concept, 64).detectors[HOOK]
+    assert len(given[0]) > 12 == len(given[2]) and set(given[2]) <= set(given[0]) and (np.diff(given[2]) > 0).all()
+    assert len(less.features) <= 12 and less.flagged_auc >= whole.flagged_auc - 0.05 > 0.9

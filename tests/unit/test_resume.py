@@ -27,7 +27,10 @@ def resume(folder, *arguments):
     return CliRunner().invoke(app, ["run", "--resume", "demo", "--set", f"runs_dir={folder.parent}", *arguments], env={"COLUMNS": "80"})
 
 
-def test_a_finished_run_says_so_and_how_to_go_on(folder):
+def test_a_finished_run_says_so_and_how_to_go_on(folder, monkeypatch):
+    elsewhere = resume(folder).stdout  # the id alone would be looked for in `runs`
+    assert elsewhere == f"demo-1 is finished after 6 steps; to go on: gradlens run --resume {folder} --set train.steps=12\n"
+    monkeypatch.chdir(folder.parent.parent)
     done = resume(folder)
     assert done.exit_code == 0, done.exception
     assert done.stdout == "demo-1 is finished after 6 steps; to go on: gradlens run --resume demo-1 --set train.steps=12\n"

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from gradlens_services import controller as control
 from gradlens_services.controller import ControllerService, PolicyClient, first_state
-from gradlens_services.job import Alarms, _new, _summaries
+from gradlens_services.job import Alarms, _new, _resumed, _summaries
 from gradlens_services.lens import deal
 from gradlens_services.recorder import Lost, RecorderClient, RecorderService
 
 from gradlens.config import RunConfig
-from gradlens.errors import ConfigError
+from gradlens.errors import ConfigError, InputError
 from gradlens.files import append_line
 from gradlens.policies import Conflict, history, put, read_state, undo
 from gradlens.recorder import MemoryRecorder
@@ -295,6 +295,15 @@ def test_what_another_process_puts_in_force_is_heard_of_and_undone_step_by_step(
     assert controller.get("run", 4)["version"] == 9
     controller.stop()
     assert read_state(tmp_path)["stop"] and controller.get("run", 9)["stop"]
+
+
+def test_a_run_whose_record_is_damaged_is_not_resumed_since_nothing_could_be_recorded(tmp_path):
+    config = RunConfig.model_validate({"data": {"train": ["demo:arithmetic-train"]}})
+    with RunWriter(tmp_path / "run", config.model_dump(mode="json")):
+        pass
+    (tmp_path / "run" / "statistics" / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match="manifest.json"):
+        _resumed(config, tmp_path / "run")
 
 
 def test_a_resumed_run_keeps_the_rules_that_were_in_force(tmp_path):
