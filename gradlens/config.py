@@ -158,11 +158,14 @@ class RaySettings(Settings):
     )
 
 
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # part of a folder's name
+
+
 class RunConfig(Settings):
     """Everything `gradlens run` needs."""
 
     arm: str = Field("", description="Which arm of a study this run is (written by `gradlens study`).")
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="First part of the run id.")
+    name: str = Field("run", pattern=RUN_NAME, description="First part of the run id.")
     model: ModelSettings = Field(ModelSettings(), description="The model and what of it is trained.")
     data: DataSettings = Field(..., description="Training data.")
     dictionaries: dict[str, str] = Field({}, description="Hookpoint -> dictionary (folder, file, or the name of a shipped one).")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import weakref
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gradlens.concept_files import direction_sources
 from gradlens.concepts import Concept, fit_concept, load_concepts
-from gradlens.config import ObserveSettings, WandbSettings
+from gradlens.config import RUN_NAME, ObserveSettings, WandbSettings
 from gradlens.constrainer import exemplars_of
 from gradlens.contrasts import contrasts_of
 from gradlens.data import Example, build_examples, checked, collate, read_rows, split
@@ -141,6 +142,8 @@ def watch(
             f"watch(dictionaries=...) says which dictionary is read where, for instance {{'layers.15': 'smollm2-l15'}}; "
             f"found {type(dictionaries).__name__}"
         )
+    if run is not None and not re.fullmatch(RUN_NAME, str(run)):
+        raise ConfigError(f"watch(run=...) is the first part of a folder's name, of letters, digits, '.', '_' and '-'; found {run!r}")
     concepts = concepts if isinstance(concepts, Mapping) else load_concepts(list(concepts))
     brought = {} if isinstance(concepts, Mapping) else direction_sources(concepts)
     dictionaries = {**dictionaries, **brought}

@@ -246,6 +246,7 @@ def test_what_does_not_fit_is_told_in_one_message_and_leaves_no_run(saved, tmp_p
         ({"probe": []}, ConfigError, r"watch\(probe=...\) is empty; give rows, or leave it out"),
         ({"probe": str(tmp_path / "held.jsonl")}, InputError, "held.jsonl: no such file"),
         ({"rules": [{"concept": "nobody"}]}, ConfigError, "unknown concept 'nobody'"),
+        ({"run": "mine/today"}, ConfigError, r"first part of a folder's name, .*; found 'mine/today'"),
         ({"trackers": ["nothing"]}, ConfigError, "nothing"),
         ({"runs_dir": tmp_path / "file" / "runs"}, ConfigError, "file/runs: no run folder can be made there .*runs_dir"),
     ):
