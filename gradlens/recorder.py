@@ -60,6 +60,9 @@ class MemoryRecorder:
         self.events.append({"kind": kind, **fields})
 
 
+GRACE = 5.0  # seconds after the deadline, which sinks have as well and must come back from, on a machine that is busy
+
+
 class ThreadRecorder:
     """A bounded queue and one background thread that owns the writer. `capacity` is the number of records that may wait.
 
@@ -109,7 +112,7 @@ class ThreadRecorder:
                 self._queue.append(("close", time.monotonic() + timeout))
                 self._closing = True
                 self._changed.notify()
-        self._thread.join(timeout + 1.0)  # the second: sinks get the same deadline, and must come back from it
+        self._thread.join(timeout + GRACE)
         return not self._thread.is_alive()
 
     def __enter__(self) -> ThreadRecorder:

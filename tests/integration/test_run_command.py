@@ -87,7 +87,7 @@ def test_ctrl_c_ends_the_run_after_its_step_and_it_can_be_resumed(config):
     assert process.returncode == 130, stderr
     summary = json.loads(stdout)
     assert summary["status"] == "interrupted" and 5 < summary["steps"] < 3000
-    assert f"--resume {folder.name}" in stderr
+    assert f"--resume {folder}" in stderr
     steps = RunReader(folder).curve("train/loss")[0]
     assert list(steps) == list(range(1, summary["steps"] + 1))
     more = summary["steps"] + 60
