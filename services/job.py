@@ -90,7 +90,7 @@ def _resumed(config: RunConfig, query: str | Path) -> _Run:
     path = folder / "config.yaml"
     if path.is_file() and load_rules(read_yaml(path).get("rules") or []) != load_rules(list(config.rules)):
         raise ConfigError(
-            f"{folder.name} goes on with the rules that were in force; change them first: `gradlens rules set {folder.name} FILE` "
+            f"{folder.name} goes on with the rules that were in force; change them first: `gradlens rules set {called(folder)} FILE` "
             "(or undo, off)"
         )
     (folder / OUTCOME).unlink(missing_ok=True)

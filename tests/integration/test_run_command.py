@@ -92,7 +92,7 @@ def test_ctrl_c_ends_the_run_after_its_step_and_it_can_be_resumed(config):
     assert list(steps) == list(range(1, summary["steps"] + 1))
     more = summary["steps"] + 60
     refused = gradlens("run", "--resume", folder, "--set", "rules=[{concept: some, gain: 0.5}]")
-    assert refused.returncode == 2 and f"gradlens rules set {folder.name} FILE" in refused.stderr, refused.stderr
+    assert refused.returncode == 2 and f"gradlens rules set {folder} FILE" in refused.stderr, refused.stderr
     resumed = gradlens("run", "--resume", folder, "--set", f"train.steps={more}", "--json")
     assert resumed.returncode == 0, resumed.stderr
     summary = json.loads(resumed.stdout)  # one object, and nothing else
