@@ -9,7 +9,8 @@ it would be with them back in. Words at the edge of a gap come back where both
   log p(the next kept tokens | left, words) > log p(the next kept tokens | left). So nothing comes back that is less likely there than a
   token drawn at random, as a piece of a phrase is without the rest of it.
 
-Of several numbers of words that for which the left side is largest comes back. Where a gap begins an answer, the first word after it is
+Of several numbers of words the one that makes the likelier row comes back, and there a token has no credit: three that nobody expects would
+have more of it than the one that belongs there. Where a gap begins an answer, the first word after it is
 spelled as the model finds it likeliest: with the space before it or without, with a capital or not.
 """
 
@@ -58,7 +59,8 @@ class Trial:
     text: list[int]  # the words, and the kept tokens after the gap that judge them
     begins: bool  # an answer
     spellings: list[int]  # what the first of `text` may be instead; none but where it begins an answer
-    score: float = -math.inf
+    score: float = -math.inf  # log-probability of the text
+    credit: float = 0.0  # of the words, that of tokens drawn at random
     spelled: int | None = None
 
 
@@ -89,7 +91,7 @@ def _restored(rows: Sequence[Told], ask: Asked) -> list[Told]:
     best: dict[tuple, Trial] = {}
     for trial in left:
         edge = (trial.row, trial.gap, trial.at_end)
-        if trial.score > bare[trial.row, trial.gap].score and (edge not in best or trial.score > best[edge].score):
+        if trial.score + trial.credit > bare[trial.row, trial.gap].score and (edge not in best or trial.score > best[edge].score):
             best[edge] = trial
     found = [*bare.values(), *best.values()]
     return [_applied(row, [trial for trial in found if trial.row == number]) for number, row in enumerate(rows)]
@@ -141,7 +143,7 @@ def _score(trials: Sequence[Trial], log_probs: LogProbs) -> list[tuple[Trial, Te
         for trial, lp_PV in zip(part, log_probs([[*trial.context, *trial.text] for trial in part], places), strict=True):
             said = [trial.text[0] if trial.spelled is None else trial.spelled, *trial.text[1:]]
             lp_P = lp_PV[torch.arange(len(said)), torch.tensor(said)].double()
-            trial.score = float(lp_P.sum()) + len(trial.back) * math.log(lp_PV.shape[1])
+            trial.score, trial.credit = float(lp_P.sum()), len(trial.back) * math.log(lp_PV.shape[1])
             found.append((trial, lp_PV[0].clone()))
     return found
 

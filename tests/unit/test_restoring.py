@@ -80,6 +80,22 @@ def test_what_comes_before_the_concept_comes_back_and_a_piece_of_its_phrase_does
     assert restored(ids, following)[2] == only  # and what follows it does
 
 
+def test_the_likelier_row_says_how_many_words_come_back_not_the_longer_one():
+    def some_expected(texts, places):  # 30 is no surprise anywhere, nor is what follows it: less likely than 21, likelier than at random
+        found = log_probs(texts, places)
+        for lp_PV, text, row in zip(found, texts, places, strict=True):
+            for number, place in enumerate(row):
+                lp_PV[number, 30] = -2.0
+                if text[place] == 30:
+                    lp_PV[number, 20] = -1.0
+        return found
+
+    row = [1, 10, 11, 30, 20, 22, 23, 24, 2], [False] + [True] * 8, [False, True, True, True, True, False, False, False, False]
+    ask = Asked(lambda ids: iter(()), lambda token: [21] if token == 20 else [], some_expected, flagged, [2])
+    ids, _, taken = restore([row], ask)[0]
+    assert (ids[4], taken) == (21, [False, True, True, True, False, False, False, False, False])
+
+
 def test_nothing_comes_back_that_the_detector_takes_in_the_row_without_the_rest():
     taken = [False, False, False, True, True, True, False]
     assert restored([1, 21, 22, 10, 11, 10, 2], taken)[2] == taken
