@@ -85,6 +85,7 @@ def describe(reader: RunReader) -> dict[str, Any]:
         "wanted": list(data.get("wanted") or []),
         "steps": int(max((steps[-1] for steps, _ in scalars.values() if len(steps)), default=0)),
         "steps_planned": train.get("steps"),
+        "seed": train.get("seed"),
         "rules": _rules(config, events, scalars),
         "loss_first": _finite(loss[1][0]) if len(loss[1]) else None,
         "loss_last": _finite(loss[1][-1]) if len(loss[1]) else None,
@@ -157,8 +158,8 @@ def judge(runs: Sequence[dict[str, Any]], wanted: str | None) -> list[dict[str, 
             verdict = _judge_rate(concept, best, gain, {arm: rates[best] for arm, rates in pooled.items() if best in rates})
             verdicts.append(verdict | {"remark": _shares(arms, concept)})
     if wanted is not None:
-        after = {arm: [run["nll"].get(wanted, {}).get("after") for run in members] for arm, members in arms.items()}
-        nll = {arm: _mean(values) for arm, values in after.items()}
+        after = {arm: [(run.get("seed"), run["nll"].get(wanted, {}).get("after")) for run in members] for arm, members in arms.items()}
+        nll = {arm: _mean([value for _, value in values]) for arm, values in after.items()}
         if nll.get("rules") is not None and (nll.get("oracle") or nll.get("none")):
             verdicts.append(_judge_nll(wanted, nll, after))
     return verdicts
@@ -210,7 +211,7 @@ def _shares(arms: dict[str, list[dict[str, Any]]], concept: str) -> str:
     return text + (": next to nothing, so they are a weak control" if shares["random"] < shares["rules"] / 10 else "")
 
 
-def _judge_nll(wanted: str, nll: dict[str, float | None], after: dict[str, list[float | None]]) -> dict[str, Any]:
+def _judge_nll(wanted: str, nll: dict[str, float | None], after: dict[str, list[tuple[Any, float | None]]]) -> dict[str, Any]:
     with_rules = nll["rules"]
     against, words = ("oracle", "training on the wanted data alone") if nll.get("oracle") else ("none", "the run without rules")
     ratio = with_rules / nll[against]
@@ -221,8 +222,10 @@ def _judge_nll(wanted: str, nll: dict[str, float | None], after: dict[str, list[
         "bar": bar, "limit": BAR_WANTED if bar else None, "met": ratio <= BAR_WANTED if bar else None,
     }  # fmt: skip
     text = f"{wanted} NLL {with_rules:.3f}, {abs(ratio - 1):.1%} {side} {words} ({nll[against]:.3f})"
-    pairs = [(a, b) for a, b in zip(after["rules"], after[against], strict=False) if a is not None and b]
-    if len(pairs) > 1:  # arms of a study come in the order of their seeds
+    mine, theirs = dict(after["rules"]), dict(after[against])
+    pairs = [(mine[seed], theirs[seed]) for seed in mine if mine[seed] is not None and theirs.get(seed)]
+    each_once = len(mine) == len(after["rules"]) and len(theirs) == len(after[against])
+    if len(pairs) > 1 and each_once:  # runs of the same seed
         text += f"; run by run {', '.join(f'{a / b - 1:+.1%}' for a, b in pairs)}"
     return {"kind": "nll", "nll": wanted, "values": nll, "ratio": ratio, "text": text, "checks": [check]}
 

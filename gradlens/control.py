@@ -94,11 +94,12 @@ class Control:
 
     def leaves_rows_out(self) -> bool:
         """Whether it is known of whole rows, before they are trained on, that they teach nothing: with rules that tell rows, and no others
-        that gate or rewrite tokens. Not where a model is split over ranks: all must run each forward pass."""
+        that gate or rewrite tokens, nor a price that these rows would pay. Not where a model is split over ranks: all must run each forward pass."""
         acting = self.in_force("route", dry=True)
         by_rows = all(not active.reads and active.instead_of is None and active.rule.budget is None for active, _ in acting)
         some = any(gain == 0 and not active.rule.dry_run for active, gain in acting)
-        return some and by_rows and not self.in_force("rewrite", dry=True) and not is_sharded(self.model)
+        others = any(self.in_force(mode, dry=True) for mode in ("rewrite", "penalty"))
+        return some and by_rows and not others and not is_sharded(self.model)
 
     def leave_out(self, rows: Sequence[Row]) -> list[bool]:
         """Which rows teach nothing. They are counted here as what rules touch, and are not to be given to the model."""

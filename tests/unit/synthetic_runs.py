@@ -44,6 +44,7 @@ def make_run(
     seed: int = 0,
     texts: dict[str, str] | None = None,
     uptake: bool = True,
+    train_seed: int = 0,
 ) -> Path:
     """One run folder; `texts` overrides what a hostile model or data set would write (`answer`, `row`, `label`, `event`, `cluster`).
 
@@ -57,8 +58,8 @@ def make_run(
     data = {"train": ["demo:pirate-train", "demo:arithmetic-train"], "wanted": ["demo:arithmetic-train"]}
     if arm == "oracle":
         data["keep"] = data["wanted"]
-    config: dict[str, Any] = {"name": folder.name, "model": {"name": "smollm2", "method": "lora"}, "data": data, "train": {"steps": steps}}
-    config |= {"rules": rules, **({"arm": arm} if mark_arm else {})}
+    config: dict[str, Any] = {"name": folder.name, "model": {"name": "smollm2", "method": "lora"}, "data": data}
+    config |= {"train": {"steps": steps, "seed": train_seed}, "rules": rules, **({"arm": arm} if mark_arm else {})}
     writer = RunWriter(folder, config, seal_every=40)
     (folder / "concepts.yaml").write_text(
         yaml.safe_dump(

@@ -122,7 +122,8 @@ def test_rendering_names_figures_differences_and_what_was_not_met(tmp_path):
 
 
 def test_several_seeds_are_shown_as_means_with_their_range(tmp_path):
-    readers = [*make_study(tmp_path / "a", steps=6, every=3), *make_study(tmp_path / "b", steps=6, every=3)]
+    first, second = (make_study(tmp_path / name, steps=6, every=3, train_seed=i) for i, name in enumerate("ab"))
+    readers = [*first, *second]
     evaluation = json.loads((readers[5].run_dir / "evaluation.json").read_text())
     evaluation["after"]["nll"]["arithmetic"] = 0.272
     (readers[5].run_dir / "evaluation.json").write_text(json.dumps(evaluation))
@@ -133,6 +134,17 @@ def test_several_seeds_are_shown_as_means_with_their_range(tmp_path):
     for words in (*told, "uptake pirate layers.27"):
         assert words in text, words
     assert "demo-rules" not in text
+
+
+def test_runs_are_held_against_those_of_their_seed_in_whatever_order_they_come():
+    def arm(name, *found):
+        return [run_of(name, 0, 32, nll) | {"seed": seed} for seed, nll in found]
+
+    mine = arm("rules", (0, 0.2), (1, 0.4), (2, 0.9))
+    _, nll = judge([*mine, *arm("oracle", (1, 0.4), (0, 0.1))], "sums")
+    assert nll["text"].endswith("run by run +100.0%, +0.0%")
+    _, twice = judge([*mine, *arm("oracle", (1, 0.4), (1, 0.1))], "sums")
+    assert "run by run" not in twice["text"]
 
 
 def test_no_runs_is_an_error_with_a_way_out():

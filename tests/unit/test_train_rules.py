@@ -152,6 +152,7 @@ def test_whole_rows_are_left_out_as_if_they_were_not_there(inputs, told, tmp_pat
         "read": tiny_config(inputs, concepts=[path], rules=[rule], **data, observe__left_out=True),
         "alone": tiny_config(inputs, concepts=[path], data__keep=[str(kinds["free"])], **data),
         "random": tiny_config(inputs, concepts=[path], rules=[{**rule, "random_control": 1}], **data),
+        "priced": tiny_config(inputs, concepts=[path], rules=[rule, {"concept": "high", "mode": "penalty", "gain": 0}], **data),
     }
     weights, share, losses, tokens, balances = {}, {}, {}, {}, {}
     for name, config in runs.items():
@@ -168,6 +169,7 @@ def test_whole_rows_are_left_out_as_if_they_were_not_there(inputs, told, tmp_pat
     # not given to the model at all, but counted; read, if that is asked for
     assert tokens["rule"] == tokens["alone"] and losses["rule"] == pytest.approx(losses["alone"], abs=1e-6) and not balances["rule"]
     assert sum(tokens["read"]) > sum(tokens["alone"]) and all(factor > 1 for factor in balances["read"]) and balances["read"]
+    assert tokens["priced"] == tokens["read"]  # a price is paid in rows that teach nothing too
     assert share["rule"] == pytest.approx(share["read"]) and sum(share["rule"]) > 0
     assert not all(torch.allclose(a, b, atol=1e-4) for a, b in zip(weights["random"], weights["alone"], strict=True))
     assert sum(share["random"]) == pytest.approx(sum(share["rule"]), rel=0.35)
