@@ -94,7 +94,8 @@ class Control:
 
     def leaves_rows_out(self) -> bool:
         """Whether it is known of whole rows, before they are trained on, that they teach nothing: with rules that tell rows, and no others
-        that gate or rewrite tokens, nor a price that these rows would pay. Not where a model is split over ranks: all must run each forward pass."""
+        that gate or rewrite tokens, or have a price that these rows would pay. Not where a model is split over ranks: all must run each
+        forward pass."""
         acting = self.in_force("route", dry=True)
         by_rows = all(not active.reads and active.instead_of is None and active.rule.budget is None for active, _ in acting)
         some = any(gain == 0 and not active.rule.dry_run for active, gain in acting)
