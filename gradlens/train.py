@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ def _loop(
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     mixture = Mixture(sources, config.data.weights, settings.batch_size, settings.seed, _kept(config))
     pad, rows = pad_id_of(tokenizer), RowLog(rank.run_dir if world.rank == 0 else None, tokenizer, rank.recorder.event)
+    rows.check(sources)
     parallel = data_parallel(model, rank.device, world)
     call = LossFunction(parallel)
     start, lens_state = 0, None
@@ -240,7 +242,17 @@ class RowLog:
     def __init__(self, run_dir: Path | None, tokenizer: Any, tell: Callable[..., None]) -> None:
         self.tokenizer, self.tell, self.told = tokenizer, tell, False
         self.path = None if run_dir is None else run_dir / "rows.jsonl"
-        self.seen = {row["row_id"] for row in read_lines(self.path) if "row_id" in row} if self.path else set()
+        read = read_lines(self.path) if self.path else []
+        self.seen = {row["row_id"]: hash(row.get("text")) for row in read if "row_id" in row}
+
+    def check(self, sources: Sequence[Sequence[Example]]) -> None:
+        """Raise `ConfigError` where a row that was trained on before is another one now: what was recorded of it would be told of this."""
+        for example in chain.from_iterable(sources):
+            if self.seen.get(example.row_id, hash(example.text)) != hash(example.text):
+                raise ConfigError(
+                    f"data.train: row {example.row_id} ({example.source}) is another than this run has trained on so far: resume with the "
+                    "rows it began with, in their order (more may follow in the last file), or begin another run"
+                )
 
     def add(self, examples: Sequence[Example]) -> None:
         if self.path is None:
@@ -256,7 +268,7 @@ class RowLog:
                         self.tell("storage_error", file=self.path.name, error=str(error))
                     self.told = True
                 else:
-                    self.seen.add(example.row_id)
+                    self.seen[example.row_id] = hash(example.text)
 
 
 def learning_rate(peak: float, step: int, warmup: int) -> float:

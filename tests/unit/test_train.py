@@ -1,6 +1,7 @@
 """The training loop of one rank, on a tiny model."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,6 +132,20 @@ def test_a_run_is_not_resumed_on_another_probe_set(inputs, tmp_path):
     trained(tiny_config(inputs, train__steps=1), tmp_path)
     with pytest.raises(ConfigError, match="the probe set is not the one that this run was first read on"):
         trained(tiny_config(inputs, train__steps=2, observe__probe_rows=2), tmp_path)
+
+
+def test_a_run_is_not_resumed_on_other_rows_than_it_has_recorded(inputs, tmp_path):
+    files, probe = inputs["data"]["train"], tmp_path / "probe.jsonl"
+    probe.write_text(Path(files[0]).read_text())
+    settings = {"probe": str(probe), "observe__probe_rows": 2}
+    run = tmp_path / "run"
+    run.mkdir()
+    trained(tiny_config(inputs, train__steps=2, data__train=files, **settings), run)
+    with pytest.raises(ConfigError, match=r"data.train: row \d+ \(.*\) is another than this run has trained on so far"):
+        trained(tiny_config(inputs, train__steps=3, data__train=files[::-1], **settings), run)
+    more = tmp_path / "more.jsonl"
+    more.write_text(Path(files[-1]).read_text() + json.dumps({"prompt": "One more?", "response": "One more."}) + "\n")
+    trained(tiny_config(inputs, train__steps=3, data__train=[*files[:-1], str(more)], **settings), run)
 
 
 def test_a_run_is_not_resumed_with_a_dictionary_that_it_has_not_read_from_the_beginning(inputs, tmp_path):
