@@ -16,6 +16,7 @@ from gradlens.config import ObserveSettings
 from gradlens.data import Example, build_examples, collate, load_examples, read_rows, split, with_system
 from gradlens.detector_fit import TIMES, fit_detectors, lacking, questions_of
 from gradlens.dictionary import Dictionary
+from gradlens.errors import ConfigError
 from gradlens.hookpoints import canonical
 from gradlens.rank import Rank
 from gradlens.reading import pad_id_of
@@ -31,7 +32,9 @@ def run_concepts(
     concepts = rank.shared.concepts
     if rank.world.rank == 0:
         if concepts is None:
-            concepts = load_concepts([path] if path.is_file() else rank.config.concepts)
+            concepts = load_concepts(rank.config.concepts)
+            if path.is_file():
+                concepts = _as_begun(load_concepts([path]), concepts)
         for index, concept in enumerate(concepts if dictionaries else []):
             texts = sum(min(len(concept.rows(kind)), MAX_TEXTS) for kind in ("positive", "negative"))
             with rank.counted(f"fitting concept {concept.name}", texts or None) as advance:
@@ -46,6 +49,17 @@ def run_concepts(
     words = rank.world.broadcast([concept.model_dump(mode="json") for concept in concepts] if rank.world.rank == 0 else None)
     rank.shared.concepts = concepts if rank.world.rank == 0 else [Concept.model_validate(word) for word in words]
     return rank.shared.concepts
+
+
+def _as_begun(begun: list[Concept], asked: list[Concept]) -> list[Concept]:
+    """The concepts that the run began with; `ConfigError` where others are asked for now."""
+    names = [", ".join(sorted(concept.name for concept in part)) or "none" for part in (begun, asked)]
+    if names[0] != names[1]:
+        raise ConfigError(
+            f"concepts: this run began with {names[0]}, and what comes later ({names[1]}) has nothing to be compared with; resume with the "
+            "first, or begin another run"
+        )
+    return begun
 
 
 def _with_detectors(

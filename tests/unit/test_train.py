@@ -148,6 +148,12 @@ def test_a_run_is_not_resumed_on_other_rows_than_it_has_recorded(inputs, tmp_pat
     trained(tiny_config(inputs, train__steps=3, data__train=[*files[:-1], str(more)], **settings), run)
 
 
+def test_a_run_is_not_resumed_with_other_concepts(inputs, tmp_path):
+    trained(tiny_config(inputs, train__steps=1), tmp_path)
+    with pytest.raises(ConfigError, match=r"concepts: this run began with some, and what comes later \(none\) has nothing"):
+        trained(tiny_config(inputs, train__steps=2, concepts=[], rules=[]), tmp_path)
+
+
 def test_a_run_is_not_resumed_with_a_dictionary_that_it_has_not_read_from_the_beginning(inputs, tmp_path):
     trained(tiny_config(inputs, train__steps=1), tmp_path)
     more = {**inputs["dictionaries"], "layers.1": inputs["dictionaries"]["layers.2"]}
