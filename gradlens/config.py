@@ -52,7 +52,9 @@ class DataSettings(Settings):
     max_length: int = Field(256, ge=4, description="Tokens a row is cut to.")
     loss_on: Literal["response", "all"] = Field("response", description="Tokens that the loss counts.")
     wanted: list[str] | None = Field(
-        None, description="The files of `train` that hold what should be learned; `gradlens study` trains its oracle on these alone."
+        None,
+        description="The files of `train` that hold what should be learned; `gradlens study` trains its oracle on these alone, and "
+        "mode `auto` takes the rule that suits their rows.",
     )
     keep: list[str] | None = Field(
         None, description="Files of `train` whose rows stay in the batches; the others' rows are left out, step by step. null: all."

@@ -101,7 +101,8 @@ def run_policy(
 
         def ask(concept: Concept) -> tuple[Suggestion, Concept]:
             with rank.counted(f"choosing a rule for {concept.name}") as advance:
-                return suggest(model, tokenizer, dictionaries, concept, sources, rank.config.data.max_length, advance)
+                data = rank.config.data
+                return suggest(model, tokenizer, dictionaries, concept, sources, data.max_length, advance, wanted=data.wanted or ())
 
         given = starting_rules(rank)
         version = (1 if given else 0) if rank.initial_policy is None else rank.initial_policy.version

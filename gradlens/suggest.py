@@ -9,6 +9,7 @@ the ends of an answer, and loses wording where they stand in its midst. Some row
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -51,9 +52,9 @@ class Suggestion:
     good: bool  # whether it is expected to do what is asked of control
     rows: int
     free: float  # share of rows without the concept
-    whole: float  # share of the rows that show it of which nearly nothing else would be left
+    whole: float  # share of the rows that show it of which nearly nothing else would be left; of wanted ones, where these are known
     expressed: float  # share of the counted tokens of the rows that show it
-    inner: float  # gaps in the midst of an answer, in each row that shows it
+    inner: float  # gaps in the midst of an answer, in each row that shows it; in wanted ones, where these are known
     rows_auc: float | None  # how well its row detector tells held-out texts
     hookpoint: str
     flagged_own: float | None
@@ -75,16 +76,19 @@ def suggest(
     max_length: int = 256,
     progress: Any = None,
     show: int = 0,
+    wanted: Sequence[str] = (),
 ) -> tuple[Suggestion, Concept]:
     """The rule that suits the rows of `sources`, and the concept with the detectors that were fitted for it. Reads some rows of each
-    source and the concept's examples once; trains nothing. `show`: rows whose fate under that rule is to be seen."""
+    source and the concept's examples once; trains nothing. `show`: rows whose fate under that rule is to be seen. `wanted`: the sources
+    (`Example.source`) that hold what should be learned, where that is known: then the rule is the one that suits their rows."""
     concept = fit_detectors(model, tokenizer, dictionaries, concept, max_length, progress=progress, questions=questions_of(sources))
     detectors = {name: each for name, each in concept.detectors.items() if name in dictionaries}
     hookpoint = sharpest(detectors)
     detector, dictionary = detectors[hookpoint], dictionaries[hookpoint]
     weights_F = weights_over(detector, dictionary.d_sae, dictionary.W_dec.device, dictionary.work_dtype)
     reader = Rewriter(model, dictionaries, Tokens(hookpoint, weights_F, detector.bias), bridged=True, tokenizer=tokenizer)
-    rows = [row_of(source[i]) for source in sources for i in evenly(len(source), ROWS)]  # a file may have its kinds one after the other
+    read = [source[i] for source in sources for i in evenly(len(source), ROWS)]  # a file may have its kinds one after the other
+    rows, files = [row_of(example) for example in read], [example.source for example in read]
     scores = _row_scores(model, dictionaries, detectors, rows)
     shares, inner = [], []
     for start in range(0, len(rows), BATCH):
@@ -101,20 +105,26 @@ def suggest(
     found_too = _found(concept, answers(tokenizer, rows))
     missed = [index for index in found_too if index not in set(shows)]
     shows = sorted({*shows, *missed})
-    free = 1 - len(shows) / max(len(shares), 1)
-    whole = sum(shares[index] > 1 - LEFT for index in shows) / max(len(shows), 1)
-    gaps = sum(inner[index] for index in shows) / max(len(shows), 1)
+    free = 1 - len(shows) / max(len(rows), 1)
+    asked = {index for index, file in enumerate(files) if file in set(wanted)}
+    mine = [index for index in shows if index in asked] if asked else shows  # where wanted rows do not show it, others may all go
+    free_mine = 1 - len(mine) / max(len(asked or rows), 1)
+    whole = sum(shares[index] > 1 - LEFT for index in mine) / max(len(mine), 1)
+    gaps = sum(inner[index] for index in mine) / max(len(mine), 1)
     parted, least = least is not None, 0.0 if least is None and scores is not None else least  # else as the examples say
-    rule, expects, good = _choose(concept.name, hookpoint, bool(shows), free, whole, gaps, least, parted, detector)
+    kind = "wanted rows" if asked else "rows"
+    rule, expects, good = _choose(concept.name, hookpoint, bool(shows), free_mine, whole, gaps, least, parted, detector, kind)
     if rule.mode == "reweight" and good and len(missed) > MISSED * len(shows):
         good = False
         expects += (
             f"; but in {len(missed)} of {len(rows)} rows its checker finds the concept and the detector of rows does not: these would "
             "teach it; put some like them among the concept's positive examples"
         )
+    if rule.mode == "reweight" and shows and not asked:
+        expects += _lost(files, shows)
     clean, stays = None, None
     if rule.mode == "rewrite" and (good or gaps > INNER):
-        tried = [rows[index] for index in _spread(shows, TRIED)]
+        tried = [rows[index] for index in _spread(mine, TRIED)]
         parts = [tried[start : start + BATCH] for start in range(0, len(tried), BATCH)]
         made = [reader.rewritten(part) for part in parts]
         clean = sum(sum(clean_rows(reader, *each)) for each in zip(parts, made, strict=True)) / len(tried)
@@ -133,10 +143,18 @@ def suggest(
     about = (None if best is None else detectors[best].row.auc, hookpoint, detector.flagged_own, detector.flagged_common)
     seen: list[Seen] = []
     if show and rule.mode == "rewrite":
-        seen = rewritten_rows(reader, tokenizer, [rows[index] for index in _spread(shows, show)])
+        seen = rewritten_rows(reader, tokenizer, [rows[index] for index in _spread(mine, show)])
     elif show and rule.mode == "reweight" and scores is not None:
         seen = parted_rows(scores, rule.rows, tokenizer, rows, show)
     return Suggestion(rule, expects, good, len(rows), free, whole, expressed, gaps, *about, clean, stays, seen), concept
+
+
+def _lost(files: Sequence[str], shows: Sequence[int]) -> str:
+    """What leaving rows out costs, in words: it is not known what is wanted of them. `files`: of each row; `shows`: those that go."""
+    count, gone = Counter(files), Counter(files[index] for index in shows)
+    nothing = [name for name in count if len(count) > 1 and gone[name] > (1 - FREE) * count[name]]
+    about = f" (little or nothing is left of {', '.join(nothing)})" if nothing else ""
+    return f"; what else the rows say that go is not learned{about}: where you want it, name the file in data.wanted, or take mode rewrite"
 
 
 def _spread(indices: Sequence[int], count: int) -> list[int]:
@@ -218,16 +236,26 @@ def _inner_gaps(ids: Sequence[int], counted: Sequence[bool], taken: Sequence[boo
 
 
 def _choose(
-    name: str, hookpoint: str, seen: bool, free: float, whole: float, gaps: float, least: float | None, parted: bool, detector: Detector
+    name: str,
+    hookpoint: str,
+    seen: bool,
+    free: float,
+    whole: float,
+    gaps: float,
+    least: float | None,
+    parted: bool,
+    detector: Detector,
+    kind: str = "rows",
 ) -> tuple[Rule, str, bool]:
-    """`least`: the score from which on a row shows the concept; None where rows cannot be told. `parted`: the scores have two modes."""
+    """`least`: the score from which on a row shows the concept; None where rows cannot be told. `parted`: the scores have two modes.
+    `kind`: in words, the rows of which `free` speaks."""
     told = detector.flagged_negative is None or detector.flagged_negative <= (detector.flagged_positive or 0.0) / 2
     told = told and (detector.flagged_auc is None or detector.flagged_auc >= TOLD)  # not known of a detector that was brought
     if not seen:
         rule = Rule(concept=name) if least is None else Rule(concept=name, mode="reweight", rows=round(least, 4))
         return rule, "no row read shows the concept: there is nothing to suppress in these data", False
     if free >= FREE:
-        why = f"{free:.0%} of the rows are free of it: what is wanted can be learned from these; a rule of mode"
+        why = f"{free:.0%} of the {kind} are free of it: what is wanted can be learned from these; a rule of mode"
         if least is not None:
             text = f"{why} reweight leaves the others out"
             if not parted:

@@ -195,7 +195,8 @@ def suggest(
     dictionaries = {canonical(name): load_dictionary(source) for name, source in settings.dictionaries.items()}
     sources = [load_examples(source, tokenizer, settings.data.max_length, settings.data.loss_on) for source in settings.data.train]
     tell("reading examples and rows")
-    said, _ = read(model, tokenizer, dictionaries, named[concept] if concept else found[0], sources, settings.data.max_length, show=show)
+    about, data = named[concept] if concept else found[0], settings.data
+    said, _ = read(model, tokenizer, dictionaries, about, sources, data.max_length, show=show, wanted=data.wanted or ())
     if json_output:
         print_json(said.as_dict())
         return

@@ -6,7 +6,7 @@ from gradlens.concept_files import Concept, Detector
 from gradlens.detector_fit import NOTHING
 from gradlens.errors import ConfigError
 from gradlens.rules import Rule
-from gradlens.suggest import _checked, _choose, _found, _inner_gaps, settled
+from gradlens.suggest import _checked, _choose, _found, _inner_gaps, _lost, settled
 
 
 def detector(auc=0.99, negative=0.05):
@@ -36,6 +36,13 @@ def test_the_rule_follows_from_where_the_tokens_are(seen, free, whole, gaps, tol
         assert (rule.mode, rule.rows, found) == ("reweight", 0.0, False) and "do not part" in expects
         rule, expects, found = _choose("c", "layers.1", seen, free, whole, gaps, None, False, told)  # rows cannot be told
         assert (rule.mode, rule.rows, found) == ("route", None, told.flagged_auc > 0.9) and ("expect some" in expects) != found
+
+
+def test_what_leaving_rows_out_costs_is_said_by_file():
+    files = ["a"] * 5 + ["b"] * 5
+    assert "(little or nothing is left of b)" in _lost(files, [5, 6, 7, 8, 9])
+    assert "little or nothing" not in _lost(files, [0, 5, 6, 7]) and "name the file in data.wanted" in _lost(files, [0])
+    assert "little or nothing" not in _lost(["a"] * 5, [0, 1, 2, 3, 4])
 
 
 def test_gaps_at_the_ends_of_an_answer_are_no_inner_gaps():
