@@ -156,6 +156,8 @@ def suggest(
 ) -> None:
     """Read some training rows and say which rule would suppress a concept, and what to expect. Trains nothing; takes about a minute.
 
+    Where data.wanted says which files hold what should be learned, the rule is the one that suits their rows; the others may all go.
+
     free: rows without the concept. expressed: share of the tokens that express it, in rows that show it. gaps: places in the midst of an
     answer where its tokens stand. own, ordinary: of the concept's own words, and of words that texts without it have too, the share that
     the dictionary's features call the concept's. rows told: how well whole texts of the concept are told from others (AUC, held out).
