@@ -35,7 +35,7 @@ class ActiveRule:
     above: dict[str, Tensor]  # hookpoint -> [F] activation above which a feature gates, infinite for features outside; route only
     touched: Tensor  # loss tokens gated, or energy along Q
     total: Tensor  # loss tokens, or energy
-    rows_by: RowTeller | None = None  # route, reweight: who says which rows it acts in
+    rows_by: RowTeller | None = None  # route, reweight, rewrite: who says which rows it acts in
     instead_of: ActiveRule | None = None  # route, random control: the rule in whose place it stands
     same_share: SameShare | None = None  # and what makes it gate as large a share of the tokens
     rewriter: Rewriter | None = None
@@ -158,7 +158,7 @@ class Lookup:
             active.instead_of = self.activate(rule.model_copy(update={"random_control": None}))
             active.same_share = SameShare(rule.random_control, device)
         elif rule.rows is not None:
-            active.rows_by = self._rows(rule)
+            active.rows_by = self._rows(rule, rule.hookpoints)
         if rule.mode in ("param", "update"):
             active.writers = self._writers(active)
         return active
@@ -197,14 +197,15 @@ class Lookup:
         rewriter = Rewriter(self.model, self.dictionaries, tokens, rule.bridge, self.tokenizer)
         features = {tokens.hookpoint: tokens.weights_F.nonzero().flatten()}
         touched, total = torch.zeros(2, dtype=torch.float64, device=tokens.weights_F.device)
-        return ActiveRule(rule, features, {}, {}, touched, total, rewriter=rewriter)
+        rows_by = None if rule.rows is None else self._rows(rule, rule.told_at)
+        return ActiveRule(rule, features, {}, {}, touched, total, rewriter=rewriter, rows_by=rows_by)
 
-    def _rows(self, rule: Rule) -> RowTeller:
+    def _rows(self, rule: Rule, hookpoints: list[str] | None) -> RowTeller:
         """Who tells the rows that show a rule's concept. Raises `ConfigError` where nothing was learned of that."""
-        found = self._detectors(rule, rule.hookpoints)
+        found = self._detectors(rule, hookpoints)
         hookpoint = best_rows(found)
         if hookpoint is None:
-            places = ", ".join(rule.hookpoints or self.dictionaries)
+            places = ", ".join(hookpoints or self.dictionaries)
             raise ConfigError(
                 f"rule {rule.label}: rows: no row detector of concept {rule.concept} at {places}; it is fitted before the first step, on "
                 "positive and negative examples (8 of each at least), for rules that are there by then"

@@ -116,7 +116,7 @@ class Control:
         """The batch after the `rewrite` rules, one after another; and where each token stood in its row before, `[B, S]` (-1: padding)."""
         at_BS = None
         for active, gain in self.in_force("rewrite", dry=True):
-            found = active.rewriter.batch(batch, gain)
+            found = active.rewriter.batch(batch, gain, active.rows_by)
             if not active.rule.dry_run:
                 batch = found.batch
                 at_BS = found.at_BS if at_BS is None else at_BS.gather(1, found.at_BS.clamp_min(0)).where(found.at_BS >= 0, -1)

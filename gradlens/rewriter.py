@@ -29,7 +29,7 @@ from gradlens.own import before_training
 from gradlens.reading import encoder_input, places
 from gradlens.restoring import Asked, Told, restore
 from gradlens.rewriting import rewrite
-from gradlens.row_teller import Row, key_of, padded, rows_of
+from gradlens.row_teller import Row, RowTeller, key_of, padded, rows_of
 
 REMEMBERED = 20_000  # rows
 SHAPED = {"input_ids", "attention_mask", "labels"}
@@ -79,10 +79,11 @@ class Rewriter:
         ]
         self.known = memory.setdefault(hashlib.sha256(b"|".join(parts)).digest(), self.known)
 
-    def batch(self, batch: dict[str, Any], gain: float) -> Rewritten:
+    def batch(self, batch: dict[str, Any], gain: float, teller: RowTeller | None = None) -> Rewritten:
         """The batch to train on.
 
-        `input_ids[B, S]`, `attention_mask`, `labels`; of every row with the share `1 - gain`, always the same ones. Raises `ConfigError`
+        `input_ids[B, S]`, `attention_mask`, `labels`; of the rows (of those that show the concept, where a `teller` says so) the share
+        `1 - gain`, always the same ones. Raises `ConfigError`
         for a batch that cannot be rewritten without the loss noticing.
         """
         ids_BS, mask_BS, labels_BS = batch.get("input_ids"), batch.get("attention_mask"), batch.get("labels")
@@ -98,7 +99,8 @@ class Rewriter:
             raise ConfigError(f"rewrite: cannot move {what} along with the tokens; train on plain padded batches (no packing)")
         rows = rows_of(ids_BS, mask_BS, counted_tokens(ids_BS, mask_BS, labels_BS))
         keys = [key_of(row) for row in rows]
-        asked = [index for index, key in enumerate(keys) if zlib.crc32(key) / 2**32 >= gain]
+        shows = [True] * len(rows) if teller is None else teller.tell(rows)
+        asked = [index for index, key in enumerate(keys) if shows[index] and zlib.crc32(key) / 2**32 >= gain]
         new = [index for index in asked if keys[index] not in self.known]
         if new:
             for index, found in zip(new, self._rewritten([rows[index] for index in new]), strict=True):

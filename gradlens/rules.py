@@ -63,8 +63,8 @@ class Rule(BaseModel):
     )
     rows: float | None = Field(
         None,
-        description="route, reweight: act only in rows that score this at least by the concept's row detector, which is fitted on its "
-        "examples (0: where it finds a text as likely to show the concept as not); the model before training reads every row once. "
+        description="route, reweight, rewrite: act only in rows that score this at least by the concept's row detector, which is fitted on "
+        "its examples (0: where it finds a text as likely to show the concept as not); the model before training reads every row once. "
         "reweight: in all of such a row. null: in all rows. `auto` finds it.",
     )
     window: int = Field(WINDOW, ge=0, description="route, tokens: around: how many tokens on each side of the predicted one are looked at.")
@@ -147,8 +147,8 @@ class Rule(BaseModel):
             raise ValueError("auto: name a concept with examples")
         if self.mode == "rewrite" and not self.concept:
             raise ValueError("rewrite: name a concept with examples; single features do not tell which tokens express it")
-        if self.rows is not None and (self.mode not in (*GATES, "auto") or not self.concept):
-            raise ValueError("rows is for rules of mode route and reweight that name a concept")
+        if self.rows is not None and (self.mode not in (*GATES, "rewrite", "auto") or not self.concept):
+            raise ValueError("rows is for rules of mode route, reweight, rewrite and auto that name a concept")
         if self.end is not None and self.end <= self.start:
             raise ValueError(f"end ({self.end}) must come after start ({self.start})")
         return self
@@ -174,6 +174,11 @@ class Rule(BaseModel):
         parts += [f"until step {self.end}"] if self.end is not None else []
         parts += ["dry run"] if self.dry_run else []
         return ", ".join(parts)
+
+    @property
+    def told_at(self) -> list[str] | None:
+        """The hookpoints at which detectors are fitted for the rule; None: at all. Rows are told wherever that is done best."""
+        return None if self.mode == "rewrite" and self.rows is not None else self.hookpoints
 
     @property
     def tells_tokens(self) -> bool:

@@ -72,7 +72,7 @@ def _with_detectors(
     questions: list[list[int]],
 ) -> list[Concept]:
     """The concepts, the rule's with a token detector at each of its hookpoints."""
-    wanted = {canonical(name) for name in rule.hookpoints or dictionaries}
+    wanted = {canonical(name) for name in rule.told_at or dictionaries}
     chosen = {name: dictionary for name, dictionary in dictionaries.items() if name in wanted}
     found = []
     for concept in concepts:

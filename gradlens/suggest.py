@@ -120,6 +120,8 @@ def suggest(
             f"; but in {len(missed)} of {len(rows)} rows its checker finds the concept and the detector of rows does not: these would "
             "teach it; put some like them among the concept's positive examples"
         )
+    if rule.mode == "rewrite" and parted and free >= FREE and len(missed) <= MISSED * len(shows):
+        rule, expects = rule.model_copy(update={"rows": round(least, 4)}), f"{expects}; rows that do not show it stay as they are"
     if rule.mode == "reweight" and shows and not asked:
         expects += _lost(files, shows)
     clean, stays = None, None
@@ -203,8 +205,8 @@ def settled(rule: Rule, found: Suggestion) -> Rule:
             f"rule {rule.label}: its gain is {rule.gain:g}, and these rows suit mode rewrite, which can only do 0 to 1; give it a gain "
             "of 0, or name reweight or route"
         )
-    hookpoints = rule.hookpoints or found.rule.hookpoints
-    return rule.model_copy(update={"mode": found.rule.mode, "rows": None, "hookpoints": hookpoints})
+    hookpoints, rows = rule.hookpoints or found.rule.hookpoints, found.rule.rows if rule.rows is None else rule.rows
+    return rule.model_copy(update={"mode": found.rule.mode, "rows": rows, "hookpoints": hookpoints})
 
 
 def settle(

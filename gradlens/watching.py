@@ -243,7 +243,7 @@ def _told(
     """The concept with the detectors that rules need."""
     for rule in rules:
         if rule.tells_tokens and rule.concept == concept.name:
-            chosen = {canonical(name) for name in rule.hookpoints or dictionaries}
+            chosen = {canonical(name) for name in rule.told_at or dictionaries}
             wanted = {name: each for name, each in dictionaries.items() if canonical(name) in chosen}
             questions = questions_of(sources) if sources else ()
             concept = fit_detectors(model, tokenizer, wanted, concept, rows=rule.rows is not None, questions=questions)

@@ -96,6 +96,7 @@ def test_auto_tells_the_rows_of_the_demo_and_leaves_the_pirates_out(smollm2, dic
     by_wanted = {name: suggest(*smollm2, middle, known, sources, 80, wanted=[f"demo:{name}-train"])[0] for name in ("arithmetic", "pirate")}
     assert by_wanted["arithmetic"].rule.mode == "reweight" and "100% of the wanted rows are free" in by_wanted["arithmetic"].expects
     assert by_wanted["pirate"].rule.mode == "rewrite" and by_wanted["pirate"].free == 0.5  # what it says is asked for, plainly
+    assert by_wanted["pirate"].rule.rows is not None  # and the arithmetic stays as it is
     teller = RowTeller(smollm2[0], middle, "layers.15", known.detectors["layers.15"].row, found.rule.rows)
     shown = {name: [value >= teller.least for value in teller.scores(tokens_of(part))] for name, part in rows.items()}
     assert sum(shown["pirate"]) >= 39 and sum(shown["arithmetic"]) == 0

@@ -79,7 +79,7 @@ def test_rules_that_make_no_sense_are_refused():
         ({"mode": "inoculate", "concept": "c", "prompt": "x", "start": 3}, "first step"),
         ({"mode": "rewrite", "features": {"layers.1": [1]}}, "name a concept"),
         ({"mode": "rewrite", "concept": "c", "gain": 2}, "gain is 2"),
-        ({"mode": "ablate", "concept": "c", "rows": 0.2}, "rows is for rules of mode route and reweight"),
+        ({"mode": "ablate", "concept": "c", "rows": 0.2}, "rows is for rules of mode route, reweight, rewrite and auto"),
         ({"mode": "route", "features": {"layers.1": [1]}, "rows": 0.2}, "that name a concept"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -88,6 +88,19 @@ def test_gain_is_the_share_of_rows_left_alone_and_always_the_same_ones(parts):
     assert (changed[0] | ~changed[1]).all()  # those rewritten at 0.5 are among those at 0
 
 
+def test_rows_that_do_not_show_the_concept_are_left_as_they_are(parts):
+    class Second:
+        def tell(self, rows):
+            return [index == 1 for index in range(len(rows))]
+
+    one, given = rewriter(*parts, bridged=False), batch(rows=3)
+    given["attention_mask"][:] = 1
+    every, some = (one.batch(given, 0.0, teller) for teller in (None, Second()))
+    assert torch.equal(some.batch["input_ids"][1], every.batch["input_ids"][1]) and 0 < some.touched < every.touched
+    assert all(torch.equal(some.batch["input_ids"][row], given["input_ids"][row]) for row in (0, 2))
+    assert not torch.equal(every.batch["input_ids"][0], given["input_ids"][0]) and some.counted == every.counted
+
+
 def test_rows_that_come_again_are_remembered(parts):
     one, given = rewriter(*parts), batch()
     first = one.batch(given, 0.0)

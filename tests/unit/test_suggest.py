@@ -58,6 +58,8 @@ def test_auto_keeps_what_the_rule_says_and_amplifies_by_route():
     rule = Rule(concept="c", mode="auto", random_control=3, start=2)
     assert settled(rule, Found) == Rule(concept="c", mode="rewrite", hookpoints=["layers.1"], random_control=3, start=2)
     assert settled(Rule(concept="c", mode="auto", gain=2), Found).mode == "route"
+    Found.rule = Rule(concept="c", mode="rewrite", hookpoints=["layers.1"], rows=0.2)
+    assert settled(rule, Found).rows == 0.2 and settled(rule.model_copy(update={"rows": 0.0}), Found).rows == 0.0
     Found.rule = Rule(concept="c", mode="reweight", rows=0.3)
     assert settled(rule, Found) == Rule(concept="c", mode="reweight", rows=0.3, random_control=3, start=2)
     assert settled(rule.model_copy(update={"rows": 0.0}), Found).rows == 0.0

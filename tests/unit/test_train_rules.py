@@ -178,12 +178,16 @@ def test_whole_rows_are_left_out_as_if_they_were_not_there(inputs, told, tmp_pat
 def test_a_rule_acts_only_in_rows_that_show_its_concept(inputs, told, tmp_path):
     def shares(name, **rule):
         config = tiny_config(inputs, concepts=[told[0]], rules=[{"concept": "high", **rule}])
-        return curve(trained(config, tmp_path / name)[1], "rule/route:high/share")
+        return curve(trained(config, tmp_path / name)[1], f"rule/{rule.get('mode', 'route')}:high/share")
 
     everywhere = shares("everywhere")
     assert shares("low", rows=-1000) == everywhere and sum(everywhere) > 0  # every row scores more
     assert shares("high", rows=1000) == [0.0] * 6
     assert 0 < sum(shares("some", rows=0)) <= sum(everywhere)
+    rewritten = {
+        name: shares(f"rewritten-{name}", mode="rewrite", rows=rows) for name, rows in (("all", None), ("low", -1000), ("none", 1000))
+    }
+    assert rewritten["low"] == rewritten["all"] and sum(rewritten["all"]) > 0 and rewritten["none"] == [0.0] * 6
 
 
 def test_rows_that_come_again_are_not_read_again(told, monkeypatch):
