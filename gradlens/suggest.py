@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -154,7 +155,7 @@ def suggest(
 def _lost(files: Sequence[str], shows: Sequence[int]) -> str:
     """What leaving rows out costs, in words: it is not known what is wanted of them. `files`: of each row; `shows`: those that go."""
     count, gone = Counter(files), Counter(files[index] for index in shows)
-    nothing = [name for name in count if len(count) > 1 and gone[name] > (1 - FREE) * count[name]]
+    nothing = [PurePath(name).name for name in count if len(count) > 1 and gone[name] > (1 - FREE) * count[name]]
     about = f" (little or nothing is left of {', '.join(nothing)})" if nothing else ""
     return f"; what else the rows say that go is not learned{about}: where you want it, name the file in data.wanted, or take mode rewrite"
 

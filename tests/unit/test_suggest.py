@@ -39,7 +39,7 @@ def test_the_rule_follows_from_where_the_tokens_are(seen, free, whole, gaps, tol
 
 
 def test_what_leaving_rows_out_costs_is_said_by_file():
-    files = ["a"] * 5 + ["b"] * 5
+    files = ["a"] * 5 + ["some/where/b"] * 5
     assert "(little or nothing is left of b)" in _lost(files, [5, 6, 7, 8, 9])
     assert "little or nothing" not in _lost(files, [0, 5, 6, 7]) and "name the file in data.wanted" in _lost(files, [0])
     assert "little or nothing" not in _lost(["a"] * 5, [0, 1, 2, 3, 4])
