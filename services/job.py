@@ -13,7 +13,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from gradlens_services.trainer import OUTCOME, Plan, carry_out, read_outcome
 
 from gradlens import errors
 from gradlens.config import RunConfig, read_yaml
-from gradlens.errors import ConfigError, RunError
+from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.files import jsonable, write_atomic, write_json
 from gradlens.preflight import check
 from gradlens.rules import load_rules
@@ -47,6 +47,13 @@ class _Run:
     config: RunConfig
     folder: Path
     resume: bool = False
+    before: dict[Path, tuple[bytes, os.stat_result]] = field(default_factory=dict)  # files of a run that is resumed, as they were
+
+    def put_back(self) -> None:
+        """What is refused changes nothing: the run's config and its outcome are again those of its first part."""
+        for path, (content, stat) in self.before.items():
+            path.write_bytes(content)
+            os.utime(path, (stat.st_atime, stat.st_mtime))
 
 
 def run_job(config: RunConfig, resume: str | Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
@@ -55,7 +62,12 @@ def run_job(config: RunConfig, resume: str | Path | None = None, progress: Progr
     Raises `ConfigError` and `InputError` for what does not fit together before Ray starts, `RunError` for a run that failed.
     """
     _check([config], progress)
-    return _carry_out([_resumed(config, resume) if resume else _new(config)], progress)[0]
+    run = _resumed(config, resume) if resume else _new(config)
+    try:
+        return _carry_out([run], progress)[0]
+    except (ConfigError, InputError):
+        run.put_back()
+        raise
 
 
 def run_arms(configs: Sequence[RunConfig], progress: Progress | None = None) -> list[dict[str, Any]]:
@@ -93,11 +105,13 @@ def _resumed(config: RunConfig, query: str | Path) -> _Run:
             f"{folder.name} goes on with the rules that were in force; change them first: `gradlens rules set {called(folder)} FILE` "
             "(or undo, off)"
         )
+    kept = [file for file in (path, folder / "summary.json", folder / OUTCOME) if file.is_file()]
+    before = {file: (file.read_bytes(), file.stat()) for file in kept}
     (folder / OUTCOME).unlink(missing_ok=True)
     begun = path.stat()
     write_atomic(path, yaml.safe_dump(jsonable(config), sort_keys=False, allow_unicode=True))  # more steps than before, say
     os.utime(path, (begun.st_atime, begun.st_mtime))  # its time is when the run began
-    return _Run(config, folder, resume=True)
+    return _Run(config, folder, True, before)
 
 
 def _carry_out(runs: list[_Run], progress: Progress | None) -> list[dict[str, Any]]:

@@ -93,6 +93,10 @@ def test_ctrl_c_ends_the_run_after_its_step_and_it_can_be_resumed(config):
     more = summary["steps"] + 60
     refused = gradlens("run", "--resume", folder, "--set", "rules=[{concept: some, gain: 0.5}]")
     assert refused.returncode == 2 and f"gradlens rules set {folder} FILE" in refused.stderr, refused.stderr
+    kept = [(folder / name).read_text() for name in ("config.yaml", "summary.json", "outcome.json")]
+    refused = gradlens("run", "--resume", folder, "--set", f"train.steps={more}", "--set", "observe.probe_rows=1")  # told by a rank
+    assert refused.returncode == 2 and "the probe set is not the one that this run was first read on" in refused.stderr, refused.stderr
+    assert [(folder / name).read_text() for name in ("config.yaml", "summary.json", "outcome.json")] == kept
     resumed = gradlens("run", "--resume", folder, "--set", f"train.steps={more}", "--json")
     assert resumed.returncode == 0, resumed.stderr
     summary = json.loads(resumed.stdout)  # one object, and nothing else
