@@ -69,6 +69,12 @@ def test_auto_keeps_what_the_rule_says_and_amplifies_by_route():
     assert settled(Rule(concept="c", mode="auto", gain=2), Found).rows is None
 
 
+def test_rows_to_rewrite_are_told_wherever_that_is_done_best():
+    rule = Rule(concept="c", mode="rewrite", hookpoints=["layers.1"])
+    assert rule.told_at == ["layers.1"] and rule.model_copy(update={"rows": 0.2}).told_at is None
+    assert Rule(concept="c", mode="reweight", hookpoints=["layers.1"], rows=0.2).told_at == ["layers.1"]  # one place tells them there
+
+
 def test_auto_is_refused_a_gain_that_the_suggested_mode_does_not_have():
     class Found:
         rule = Rule(concept="c", mode="rewrite", hookpoints=["layers.1"])
