@@ -10,12 +10,15 @@ feature circuits" (arXiv 2403.19647); `push` and `energy` are the first and seco
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from gradlens.dictionary import Dictionary
 from gradlens.encoding import TILE, TOKENS, encode_active, used_rows
 from gradlens.engine import Impl, choose
+from gradlens.products import linear
 
 GRAM = 10**7  # products of rows with each other that are kept: 40 MB in float32
 Active = tuple[Tensor, Tensor]  # `encode_active`
@@ -119,7 +122,7 @@ def energy(dictionary: Dictionary, g_TD: Tensor, impl: Impl = "auto") -> Tensor:
         if by_gram:
             parts.append(torch.linalg.vecdot(rows @ gram_DD, rows))
         else:
-            parts.append(sum((g @ rows.T).square_().sum(0) for g in wide_TD.split(TOKENS)))
+            parts.append(sum(linear(g, rows).square_().sum(0) for g in wide_TD.chunk(max(1, math.ceil(T / TOKENS)))))
     norms_F = dictionary.norms.to(wide_TD.dtype)
     return torch.cat(parts) / norms_F / norms_F
 

@@ -88,8 +88,9 @@ class ObserveSettings(Settings):
         "response", description="Positions that count: tokens the loss counts, or all; never padding nor the first token."
     )
     estimators: list[Literal["taught", "push", "attribution", "energy", "unexplained", "activation"]] = Field(
-        ["taught", "push", "attribution", "energy", "unexplained"],
-        description="Estimators computed at every observed step; activation: how much a batch's tokens express each feature, a baseline.",
+        ["taught", "push", "attribution", "unexplained"],
+        description="Estimators computed at every observed step. energy: how much gradient there is along each direction, about as dear "
+        "as all others together; activation: how much a batch's tokens express each feature, a baseline.",
     )
     token_share: float = Field(
         1.0, gt=0, le=1,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradlens.dictionary import Dictionary
 from gradlens.engine import Impl, choose
+from gradlens.products import linear
 
 TILE = 2**21  # activations made at a time: 8 MB in float32, about what a core's cache holds
 TOKENS = 256  # of a tile
@@ -43,7 +44,9 @@ def encode_active(dictionary: Dictionary, x_TD: Tensor, impl: Impl = "auto", roo
         # gated, with its two thresholds, and groupmax are left to the blocks
         by_kernel = which == "triton" and k is not None and dictionary.activation not in ("gated", "groupmax")
         by_token = _by_kernel if by_kernel else _group_maxima if dictionary.activation == "groupmax" else _above if k is None else _largest
-        parts = [by_token(dictionary, x, k and min(k, dictionary.d_sae)) for x in ([x_TD] if by_kernel else x_TD.split(TOKENS))]
+        parts = [
+            by_token(dictionary, x, k and min(k, dictionary.d_sae)) for x in ([x_TD] if by_kernel else x_TD.chunk(math.ceil(T / TOKENS)))
+        ]
         K = max(val.shape[1] for _, val in parts)
         pad = torch.nn.functional.pad
         idx_TK, val_TK = (torch.cat([pad(part[side], (0, K - part[side].shape[1])) for part in parts]) for side in (0, 1))
@@ -121,7 +124,7 @@ def _blocks(dictionary: Dictionary, tokens: int) -> list[slice]:
 def _acts(dictionary: Dictionary, x_TD: Tensor, block: slice) -> Tensor:
     """`feature_acts[T, block]` of an input from which b_dec is gone where it has to be; of topk dictionaries before the choice of k."""
     W_enc, b_enc = dictionary.W_enc[:, block].to(x_TD.dtype), dictionary.b_enc[block].to(x_TD.dtype)
-    pre = torch.addmm(b_enc, x_TD, W_enc)
+    pre = linear(x_TD, W_enc.T, b_enc)
     if dictionary.activation == "gated":
         on = pre + dictionary.b_gate[block] > 0
         return pre.mul_(dictionary.r_mag[block].to(pre.dtype).exp()).add_(dictionary.b_mag[block]).relu_().mul_(on)

@@ -27,7 +27,8 @@ from gradlens.world import World, flat_sum_
 
 SUMMED = ("taught", "push", "attribution", "energy", "activation")
 NEED_PAIRS = {"attribution", "unexplained", "activation"}
-EXPLAINED_TOKENS = 64  # of a micro-batch, drawn at random, whose `unexplained` is read where the dictionary is too large for all
+HELD = 2**23  # bytes of tokens that wait, over all hookpoints
+EXPLAINED_TOKENS = 64  # drawn at random, whose `unexplained` is read: off by about 0.01 from that of all tokens of a step
 TOP_FEATURES = 64  # kept of each row: those that it teaches most
 Record = dict[str, Any]
 Members = dict[tuple[str, str], list[int]]  # (concept, hookpoint) -> feature ids
@@ -49,6 +50,23 @@ class Tokens:
     def map(self, change: Callable[[Tensor], Tensor]) -> Tokens:
         """The same with every tensor changed."""
         return replace(self, **{name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)})
+
+    def like(self, other: Tokens) -> bool:
+        """Whether the same is known of both, so that they can be joined."""
+        return (self.row_ids is None, self.loss_T is None) == (other.row_ids is None, other.loss_T is None)
+
+    @classmethod
+    def join(cls, parts: list[Tokens]) -> Tokens:
+        """Several micro-batches as one."""
+        joined, rows = {}, 0
+        for name in ("h_TD", "g_TD", "counted_T", "position_T", "loss_T"):
+            joined[name] = None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
+        row_T = []
+        for part in parts:
+            row_T.append(part.row_T + rows)
+            rows += part.rows
+        row_ids = None if parts[0].row_ids is None else tuple(row for part in parts for row in part.row_ids)
+        return cls(row_T=torch.cat(row_T), rows=rows, row_ids=row_ids, **joined)
 
 
 class Projector(Protocol):
@@ -112,16 +130,35 @@ class Projection:
             for name, dictionary in dictionaries.items()
         }
         self._outbox = Outbox()
+        self._held: dict[str, list[Tokens]] = {name: [] for name in dictionaries}  # micro-batches of the step that have not been projected
         self._generators: dict[torch.device, torch.Generator] = {}  # our own: training draws what it would draw without us
 
     # -- during a step --------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def add(self, hookpoint: str, tokens: Tokens, pairs: tuple[Tensor, Tensor] | None = None) -> None:
         """Add a micro-batch; `pairs`: its active features, where somebody has encoded it already.
 
-        Tokens whose activation, gradient or loss is not finite are left out and counted.
+        On a CPU small ones are held until there are enough tokens for products to be worth their while, or the step is over. Tokens whose
+        activation, gradient or loss is not finite are left out and counted.
         """
+        dictionary = self.dictionaries[hookpoint]
+        together = dictionary.activation == "batchtopk" and dictionary.threshold is None  # a batch chooses its active features together
+        if pairs is not None or together or tokens.h_TD.device.type != "cpu":
+            self._project(hookpoint, tokens, pairs)
+            return
+        if not all(part.like(tokens) for part in self._held[hookpoint]):
+            self._project_held(hookpoint)
+        self._held[hookpoint].append(tokens)
+        if sum(len(part.h_TD) for part in self._held[hookpoint]) * dictionary.d_in * 8 >= HELD // len(self.dictionaries):
+            self._project_held(hookpoint)
+
+    def _project_held(self, hookpoint: str) -> None:
+        held, self._held[hookpoint] = self._held[hookpoint], []
+        if held:
+            self._project(hookpoint, held[0] if len(held) == 1 else Tokens.join(held), None)
+
+    @torch.no_grad()
+    def _project(self, hookpoint: str, tokens: Tokens, pairs: tuple[Tensor, Tensor] | None) -> None:
         dictionary, sums, wanted, concepts = (
             self.dictionaries[hookpoint], self._sums[hookpoint], self.observe.estimators, self._of(hookpoint)
         )  # fmt: skip
@@ -160,7 +197,7 @@ class Projection:
             sums.activation += weight * estimators.feature_sums(idx_TK, (val_TK * tokens.counted_T[:, None]).double(), dictionary.d_sae)
         if "unexplained" in wanted:
             at_N = slice(None)
-            if dictionary.d_sae**2 > estimators.GRAM and len(idx_TK) > EXPLAINED_TOKENS:
+            if len(idx_TK) > EXPLAINED_TOKENS:
                 at_N = draw(len(idx_TK), EXPLAINED_TOKENS / len(idx_TK), self._generator(g_TD.device))
             part = estimators.explained_energy(dictionary, tokens.h_TD[at_N], tokens.g_TD[at_N], (idx_TK[at_N], val_TK[at_N]))
             each = weight * len(idx_TK) / max(len(idx_TK[at_N]), 1)
@@ -215,6 +252,8 @@ class Projection:
 
     def finish(self, record: Record, world: World, emit: Callable[[Record], None]) -> None:
         """The readings of the step, summed over ranks, go into the record when they have left the device."""
+        for name in self.dictionaries:
+            self._project_held(name)
         flat_sum_(world, [tensor for sums in self._sums.values() for tensor in vars(sums).values()])
         contents = self._contents(world.size)
         if world.size > 1:  # all ranks gather at the same time, so this waits for the device
@@ -247,6 +286,8 @@ class Projection:
 
     def take(self, ranks: int) -> Record:
         """The readings of the step in progress, whose sums must be those of all ranks: `{"features", "scalars", "examples", "lessons"}`."""
+        for name in self.dictionaries:
+            self._project_held(name)
         part = self._read(tree_map_only(Tensor, Tensor.cpu, self._contents(ranks)), ranks)
         self._clear()
         return part
@@ -283,7 +324,7 @@ class Projection:
         return Contents(hooks, self._examples, self._lessons)
 
     def _clear(self) -> None:
-        self._examples, self._lessons = [], []
+        self._examples, self._lessons, self._held = [], [], {name: [] for name in self.dictionaries}
         for sums in self._sums.values():
             for tensor in vars(sums).values():
                 tensor.zero_()

@@ -1,5 +1,6 @@
 """What a step accumulates: tokens that are drawn, tokens that are not finite, and the way off the device."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from conftest import tiny_dictionary
 
 from gradlens import attribution, outbox
+from gradlens import projection as projection_module
 from gradlens.capture import MicroBatch
 from gradlens.config import ObserveSettings
 from gradlens.outbox import WAITING, Outbox
@@ -116,6 +118,47 @@ def test_on_an_accelerator_tokens_that_do_not_count_add_nothing_whatever_they_ho
     assert f"{HOOK}/not_finite_tokens" not in read(padded)[0]["scalars"]
 
 
+@pytest.mark.parametrize("held", [0, 2**23])
+def test_micro_batches_that_waited_for_each_other_are_read_like_those_that_did_not(monkeypatch, held):
+    """Sums, rows with their own ids and tokens, and what is known of micro-batches that cannot be joined."""
+    monkeypatch.setattr(projection_module, "HELD", held)
+    parts = [some_tokens(seed=seed) for seed in range(3)]
+    parts[1] = dataclasses.replace(parts[1], row_ids=(20, 21, 22, 23))
+    parts[2] = dataclasses.replace(parts[2], row_ids=None, loss_T=None)
+    parts.append(dataclasses.replace(some_tokens(T=8, seed=3), row_ids=(30, 31, 32, 33)))
+    members, settings = {("some", HOOK): [3, 5, 9]}, ObserveSettings(estimators=ALL, top_k=400)
+    projection = Projection({HOOK: tiny_dictionary()}, members, settings)
+    for part in parts:
+        projection.add(HOOK, part)
+    found = projection.take(1)
+    alone = []
+    for part in parts:
+        apart = Projection({HOOK: tiny_dictionary()}, members, settings)
+        apart.add(HOOK, part)
+        alone.append((apart.take(1), apart.totals()[HOOK]))
+    for key, total in projection.totals()[HOOK].items():
+        expected = sum(totals[key] for _, totals in alone if not totals[key].isnan().any())
+        torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-5, msg=key)
+    for which in ("examples", "lessons"):
+        rows, expected = (
+            {row["row_id"]: row for row in taken} for taken in (found[which], [row for part, _ in alone for row in part[which]])
+        )
+        assert rows.keys() == expected.keys() == {*range(10, 14), *range(20, 24), *range(30, 34)}
+        for row, entry in expected.items():
+            for key, value in entry.items():
+                if key in ("concept", "hookpoint", "features", "positions"):
+                    assert rows[row][key] == value
+                else:
+                    assert rows[row][key] == pytest.approx(value, rel=1e-4)
+
+
+def test_a_step_that_is_dropped_takes_what_waited_with_it():
+    projection = Projection({HOOK: tiny_dictionary()}, {}, ObserveSettings(estimators=ALL))
+    projection.add(HOOK, some_tokens())
+    projection.drop()
+    assert projection.take(1)["scalars"]["train/counted_tokens"] == 0
+
+
 def test_without_a_finite_token_nothing_is_known():
     broken = some_tokens()
     broken.g_TD[:] = float("nan")
@@ -194,10 +237,13 @@ def test_on_the_cpu_everything_is_handed_on_at_once():
     assert seen == [True]
 
 
-def test_unexplained_of_a_large_dictionary_is_estimated_from_some_tokens(monkeypatch):
+@pytest.mark.parametrize("gram", [0, attribution.GRAM])
+def test_unexplained_is_estimated_from_some_tokens(monkeypatch, gram):
     tokens = some_tokens(T=400)
-    exact = read(tokens)[0]["scalars"][f"{HOOK}/unexplained"]
-    monkeypatch.setattr(attribution, "GRAM", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(projection_module, "EXPLAINED_TOKENS", 400)
+        exact = read(tokens)[0]["scalars"][f"{HOOK}/unexplained"]
+    monkeypatch.setattr(attribution, "GRAM", gram)
     drawn = [read(tokens)[0]["scalars"][f"{HOOK}/unexplained"]]
     projection = Projection({HOOK: tiny_dictionary()}, {}, ObserveSettings(estimators=["unexplained"]))
     for _ in range(60):
