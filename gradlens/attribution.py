@@ -148,8 +148,10 @@ def explained_energy(dictionary: Dictionary, h_TD: Tensor, g_TD: Tensor, active:
     tokens = max(1, TILE // (K * (K if gram_FF is not None else dictionary.d_out)))
     for idx, val, dots in zip(idx_TK.split(tokens), val_TK.split(tokens), dots_TK.split(tokens), strict=True):
         if gram_FF is None:
-            rows_TKD = dictionary.W_dec[idx].double() / dictionary.norms[idx][:, :, None]
-            gram_TKK = rows_TKD @ rows_TKD.mT
+            # in float64 on an accelerator: TF32, where a loop allows it, is wrong by 1e-3
+            rows_TKD = dictionary.W_dec[idx].to(dictionary.work_dtype if idx.device.type == "cpu" else torch.float64)
+            norms_TK = dictionary.norms[idx].double()
+            gram_TKK = (rows_TKD @ rows_TKD.mT).double() / norms_TK[:, :, None] / norms_TK[:, None, :]  # a row of zeros: tiny² would be 0
         else:
             at_TKK = idx[:, :, None] * dictionary.d_sae + idx[:, None, :]
             gram_TKK = gram_FF.view(-1).index_select(0, at_TKK.flatten()).view(at_TKK.shape).double()  # four times as fast as gram_FF[...]

@@ -30,6 +30,7 @@ from gradlens.dictionary import Dictionary
 from gradlens.hookpoints import find_hookpoint
 from gradlens.lens import Lens
 from gradlens.peak_memory import PeakMemory
+from gradlens.products import linear
 from gradlens.projection import EXPLAINED_TOKENS
 from gradlens.recorder import MemoryRecorder
 from gradlens.row_teller import rows_of
@@ -123,6 +124,7 @@ def bench(job: Job, arms: Sequence[str], steps: int, device: torch.device, progr
                 lens, projector = lenses[arm], lenses[arm].projector
                 projector.add, projector.finish = (partial(meters[arm], part) for part in (projector.add, projector.finish))
                 lens.hooks.encode = partial(meters[arm], lens.hooks.encode)  # what a route rule needs to know before the backward pass
+                lens.hooks._note_losses = partial(meters[arm], lens.hooks._note_losses)  # what `taught` needs to know
             take[arm] = partial(_step, mine, optimizer, LossFunction(mine), job.max_grad_norm, watched.get(arm), device)
         seconds: dict[str, list[float]] = {arm: [] for arm in arms}
         readings: dict[str, list[float]] = {arm: [] for arm in arms}
@@ -169,12 +171,13 @@ def work(dictionary: Dictionary, T: int, estimators: Sequence[str]) -> tuple[flo
     if "energy" in estimators:
         flops, moved = flops + min(2.0 * D * D * (T + F), 2.0 * T * D * F), moved + matrix
     if "unexplained" in estimators:  # products of rows are looked up, or formed for a few tokens
-        flops += T * K * K if F * F <= GRAM else 2.0 * min(T, EXPLAINED_TOKENS) * K * K * D
+        flops += min(T, EXPLAINED_TOKENS) * K * K * (1.0 if F * F <= GRAM else 2.0 * D)
     return flops, moved + (T * D * size if estimators else 0)
 
 
 def measured_peaks(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, float]:
-    """`peak_flops` of a matrix product and `peak_bandwidth` (bytes read and written) of a copy, best of five, here and now."""
+    """`peak_flops` of a matrix product and `peak_bandwidth` (bytes read and written) of a copy, best of five, here and now; of products
+    the faster of PyTorch's and ours."""
     size = 8192 if device.type == "cuda" else 2048
     a = torch.randn(size, size, device=device, dtype=dtype)
     b = torch.empty(2**26, device=device)
@@ -190,7 +193,8 @@ def measured_peaks(device: torch.device, dtype: torch.dtype = torch.float32) -> 
             times.append(time.perf_counter() - began)
         return min(times)
 
-    return {"peak_flops": 2 * size**3 / best(lambda: a @ a), "peak_bandwidth": 2 * b.numel() * 4 / best(lambda: c.copy_(b))}
+    product = min(best(lambda: a @ a), best(lambda: linear(a, a)))
+    return {"peak_flops": 2 * size**3 / product, "peak_bandwidth": 2 * b.numel() * 4 / best(lambda: c.copy_(b))}
 
 
 def _step(

@@ -21,6 +21,8 @@ from gradlens.hookpoints import canonical, find_hookpoint, in_place, unwrap
 from gradlens.projection import Tokens
 from gradlens.trainable import entry, is_sharded
 
+SOME = 2**19  # logits that are turned into log-probabilities at a time on a CPU
+
 
 def counted_tokens(input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, tokens: str = "response") -> Tensor:
     """Positions that count, `bool[B, S]`: never padding nor a row's first token; with `response` only tokens that the loss counts."""
@@ -32,7 +34,14 @@ def counted_tokens(input_ids: Tensor, attention_mask: Tensor | None, labels: Ten
 
 
 def token_loss(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:
-    """`-log p` of every target, `[B, S]` float32; 0 where the target is -100. Row by row: no second [B, S, V]."""
+    """`-log p` of every target, `[B, S]` float32; 0 where the target is -100. Some positions at a time: no second [B, S, V]."""
+    if logits_BSV.device.type == "cpu":  # elsewhere the host would have to wait for the number of targets
+        found_BS, size = torch.zeros(targets_BS.shape), max(1, SOME // logits_BSV.shape[-1])
+        counted = (targets_BS != IGNORE).nonzero(as_tuple=True)
+        for at in zip(*(index.split(size) for index in counted), strict=True):
+            log_p = logits_BSV[at].log_softmax(-1, dtype=torch.float32)
+            found_BS[at] = nn.functional.nll_loss(log_p, targets_BS[at], reduction="none")
+        return found_BS
     gold_BS = logits_BSV.gather(-1, targets_BS.clamp_min(0)[..., None])[..., 0].float()
     total_BS = torch.stack([logits_SV.float().logsumexp(-1) for logits_SV in logits_BSV])
     return torch.where(targets_BS == IGNORE, 0.0, total_BS - gold_BS)
