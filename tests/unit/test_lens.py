@@ -81,7 +81,8 @@ def test_readings_equal_their_definition_with_padding_and_accumulation(kind, che
         model.gradient_checkpointing_enable()
     model.train()
     pairs = oracle_gradients(model, [tiny_batch(0), tiny_batch(1)])
-    lens, recorder = train(model, steps=1, lens_args={"dictionaries": {HOOK: dictionary}, "observe": ObserveSettings(top_k=240)})
+    observe = ObserveSettings(top_k=240, estimators=["taught", "push", "attribution", "energy", "unexplained"])
+    lens, recorder = train(model, steps=1, lens_args={"dictionaries": {HOOK: dictionary}, "observe": observe})
     expected = {
         "push": sum(estimators.push_eager(dictionary, g) for _, g in pairs),
         "attribution": sum(estimators.attribution_eager(dictionary, h, g) for h, g in pairs),
