@@ -7,6 +7,10 @@ Shape suffixes: T tokens, D d_model, F features.
 
 from __future__ import annotations
 
+import functools
+import platform
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -51,7 +55,19 @@ def _by_onednn(x_TD: Tensor, W_FD: Tensor) -> bool:
         and len(x_TD) >= 32
         and W_FD.numel() > 0
         and not (torch.is_grad_enabled() and x_TD.requires_grad)
-        and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
+        and _mkl_is_slow()
+    )
+
+
+@functools.cache
+def _mkl_is_slow() -> bool:
+    """Whether products go through MKL on a CPU that is not Intel's, and oneDNN is there. On Intel's MKL is the faster one."""
+    cpuinfo = Path("/proc/cpuinfo")
+    made_by = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else platform.processor()
+    return (
+        torch.backends.mkl.is_available()
+        and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and "GenuineIntel" not in made_by
     )

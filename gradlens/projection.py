@@ -20,7 +20,7 @@ from gradlens.dictionary import Dictionary
 from gradlens.encoding import ROOM, encode_active, full
 from gradlens.groups import group_basis
 from gradlens.outbox import Outbox
-from gradlens.sampling import draw, variance_of_sum
+from gradlens.sampling import draw, draw_among, variance_of_sum
 from gradlens.step_readings import Contents, read_examples, read_lessons, read_sums
 from gradlens.uptake import taught, taught_by_row
 from gradlens.world import World, flat_sum_
@@ -196,13 +196,13 @@ class Projection:
         if "activation" in wanted:
             sums.activation += weight * estimators.feature_sums(idx_TK, (val_TK * tokens.counted_T[:, None]).double(), dictionary.d_sae)
         if "unexplained" in wanted:
-            at_N = slice(None)
+            at_N, each = slice(None), 1.0
             if len(idx_TK) > EXPLAINED_TOKENS:
-                at_N = draw(len(idx_TK), EXPLAINED_TOKENS / len(idx_TK), self._generator(g_TD.device))
+                at_N = draw_among(tokens.counted_T, EXPLAINED_TOKENS, self._generator(g_TD.device))
+                each = tokens.counted_T.sum() / tokens.counted_T[at_N].sum().clamp_min(1)
             part = estimators.explained_energy(dictionary, tokens.h_TD[at_N], tokens.g_TD[at_N], (idx_TK[at_N], val_TK[at_N]))
-            each = weight * len(idx_TK) / max(len(idx_TK[at_N]), 1)
-            sums.scalars[0] += each * part[0]
-            sums.scalars[6] += each * part[1]
+            sums.scalars[0] += weight * each * part[0]
+            sums.scalars[6] += weight * each * part[1]
         if learns:
             sums.taught += weight * taught(idx_TK, val_TK, tokens.loss_T, dictionary.d_sae)
         if learns and tokens.row_ids is not None:

@@ -15,6 +15,15 @@ def draw(T: int, share: float, generator: torch.Generator) -> Tensor:
     return torch.randperm(T, generator=generator, device=generator.device)[:count].sort().values
 
 
+def draw_among(counted_T: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Positions of `count` tokens drawn without replacement among those that count; where these are fewer, of others as well. `int64[N]`.
+
+    Nothing waits for an accelerator: how many count is not asked.
+    """
+    keys_T = torch.rand(len(counted_T), generator=generator, device=counted_T.device) + counted_T
+    return keys_T.topk(min(count, len(counted_T))).indices
+
+
 def variance_of_sum(y_N: Tensor, T: int) -> Tensor:
     """Variance of the estimate `T/N Σ y` of a sum over T tokens of which N were drawn: T² (1 - N/T) s² / N, itself unbiased.
 

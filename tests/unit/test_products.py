@@ -7,6 +7,14 @@ from gradlens import products
 from gradlens.products import linear
 
 
+@pytest.fixture(autouse=True)
+def by_onednn(monkeypatch):
+    """As on a CPU where MKL is slow, whatever this one is."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        pytest.skip("this build of PyTorch has no oneDNN")
+    monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)
+
+
 def laid_out(W_FD, how):
     """The same values in another layout."""
     wide = torch.zeros(W_FD.shape[0] + 3, W_FD.shape[1] + 5)
@@ -35,8 +43,6 @@ def test_a_product_errs_no_more_than_pytorchs_and_one_rounding(how, T, D, F, bia
 
 def test_weights_with_gaps_never_reach_the_library(monkeypatch):
     """It would be right, and take a thousand times as long."""
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        pytest.skip("this build of PyTorch has no oneDNN")
     seen = []
 
     class Watched:
@@ -60,7 +66,7 @@ def test_what_the_fast_form_cannot_do_is_left_to_pytorch():
     linear(x, W).sum().backward()
     torch.testing.assert_close(x.grad, W.sum(0).expand_as(x))
     with torch.no_grad():
-        assert products._by_onednn(x, W) == torch.backends.mkldnn.is_available()
+        assert products._by_onednn(x, W)
         for other, weights in ((x.double(), W.double()), (x.bfloat16(), W.bfloat16()), (x[:0], W), (x, W[:0])):
             torch.testing.assert_close(linear(other, weights), other @ weights.T)
 
@@ -69,3 +75,11 @@ def test_one_token_that_is_not_finite_stays_alone():
     x, W = torch.randn(50, 300), torch.randn(20, 300)
     x[7, 250] = torch.nan
     assert linear(x, W).isnan().any(-1).nonzero().flatten().tolist() == [7]
+
+
+@pytest.mark.parametrize("cpu, faster", [("vendor_id\t: GenuineIntel\n", False), ("vendor_id\t: AuthenticAMD\n", True)])
+def test_mkl_stays_where_it_is_the_faster_one(monkeypatch, tmp_path, cpu, faster):
+    monkeypatch.undo()
+    (tmp_path / "cpuinfo").write_text(cpu)
+    monkeypatch.setattr(products, "Path", lambda _: tmp_path / "cpuinfo")
+    assert products._mkl_is_slow.__wrapped__() == (faster and torch.backends.mkl.is_available())

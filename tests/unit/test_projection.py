@@ -14,7 +14,7 @@ from gradlens.capture import MicroBatch
 from gradlens.config import ObserveSettings
 from gradlens.outbox import WAITING, Outbox
 from gradlens.projection import Projection, Tokens
-from gradlens.sampling import draw, variance_of_sum
+from gradlens.sampling import draw, draw_among, variance_of_sum
 
 HOOK = "layers.1"
 ALL = ["taught", "push", "attribution", "energy", "unexplained", "activation"]
@@ -53,6 +53,25 @@ def test_draws_are_distinct_in_order_and_of_the_share_asked_for():
     picked = draw(1000, 0.1, generator)
     assert len(picked.unique()) == 100 and (picked.diff() > 0).all() and not torch.equal(picked, draw(1000, 0.1, generator))
     assert len(draw(3, 0.01, generator)) == 1 and len(draw(3, 1.0, generator)) == 3
+
+
+def test_draws_among_tokens_that_count_leave_the_others_alone():
+    generator, counted = torch.Generator().manual_seed(0), torch.arange(1000) % 10 == 3
+    times = torch.zeros(1000)
+    for _ in range(300):
+        picked = draw_among(counted, 20, generator)
+        assert len(picked.unique()) == 20
+        times[picked] += 1
+    assert not times[~counted].any() and 30 < times[counted].min() and times[counted].max() < 95  # 60 expected
+    assert set(range(3, 1000, 10)) <= set(draw_among(counted, 150, generator).tolist())
+
+
+def test_unexplained_is_of_the_tokens_that_count_alone():
+    """On an accelerator all positions are here, and most may be padding."""
+    tokens = some_tokens(T=400)
+    padded = dataclasses.replace(tokens, counted_T=torch.arange(400) % 8 == 0, g_TD=tokens.g_TD * (torch.arange(400) % 8 == 0)[:, None])
+    exact = read(padded.map(lambda values: values[::8]))[0]["scalars"][f"{HOOK}/unexplained"]
+    assert read(padded)[0]["scalars"][f"{HOOK}/unexplained"] == pytest.approx(exact, rel=1e-5)
 
 
 def test_sums_over_drawn_tokens_are_unbiased_and_say_how_far_they_may_be_off():
