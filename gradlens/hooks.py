@@ -314,7 +314,7 @@ class Hooks:
                 g_TD = batch.select(edited, zero=True)
                 if self.scale != 1:  # in the precision that is computed in: a small gradient is zero in float16 without its scale
                     g_TD = g_TD.to(self.dtype) / self.scale
-                tokens = batch.tokens(h_BSD, g_TD)
+                tokens = replace(batch.tokens(h_BSD, g_TD), step=self.control.step)
                 for name in names:  # what a transcoder reads and the gradient where it acts
                     own = replace(tokens, h_TD=batch.select(self._read(name, h_BSD, inputs))) if name in self.readers else tokens
                     self.projector.add(name, own, pairs.get(name))

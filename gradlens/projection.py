@@ -46,6 +46,7 @@ class Tokens:
     rows: int
     row_ids: tuple[int, ...] | None = None  # None: rows are not recorded one by one
     loss_T: Tensor | None = None  # loss of each token, 0 where the loss does not count it; None: the model made no logits
+    step: int = 0  # of the run: what is drawn at random is drawn by it, so that a resumed run draws the same
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Tokens:
         """The same with every tensor changed."""
@@ -66,7 +67,7 @@ class Tokens:
             row_T.append(part.row_T + rows)
             rows += part.rows
         row_ids = None if parts[0].row_ids is None else tuple(row for part in parts for row in part.row_ids)
-        return cls(row_T=torch.cat(row_T), rows=rows, row_ids=row_ids, **joined)
+        return cls(row_T=torch.cat(row_T), rows=rows, row_ids=row_ids, step=parts[0].step, **joined)
 
 
 class Projector(Protocol):
@@ -132,6 +133,7 @@ class Projection:
         self._outbox = Outbox()
         self._held: dict[str, list[Tokens]] = {name: [] for name in dictionaries}  # micro-batches of the step that have not been projected
         self._generators: dict[torch.device, torch.Generator] = {}  # our own: training draws what it would draw without us
+        self._draws = 0  # in the step in progress
 
     # -- during a step --------------------------------------------------------------------------------------------------------
 
@@ -181,7 +183,7 @@ class Projection:
         by_row = tokens.row_ids is not None and (learns or bool(self._members))
         T, weight, every = len(g_TD), 1.0, tokens
         if pairs is None and self.observe.token_share < 1 and T > 1:
-            at_N = draw(T, self.observe.token_share, self._generator(g_TD.device))
+            at_N = draw(T, self.observe.token_share, self._generator(g_TD.device, tokens.step))
             tokens, weight = tokens.map(lambda values: values[at_N]), T / len(at_N)
         if pairs is None:
             pairs = encode_active(dictionary, tokens.h_TD, room=ROOM)
@@ -198,7 +200,7 @@ class Projection:
         if "unexplained" in wanted:
             at_N, each = slice(None), 1.0
             if len(idx_TK) > EXPLAINED_TOKENS:
-                at_N = draw_among(tokens.counted_T, EXPLAINED_TOKENS, self._generator(g_TD.device))
+                at_N = draw_among(tokens.counted_T, EXPLAINED_TOKENS, self._generator(g_TD.device, tokens.step))
                 each = tokens.counted_T.sum() / tokens.counted_T[at_N].sum().clamp_min(1)
             part = estimators.explained_energy(dictionary, tokens.h_TD[at_N], tokens.g_TD[at_N], (idx_TK[at_N], val_TK[at_N]))
             sums.scalars[0] += weight * each * part[0]
@@ -243,10 +245,12 @@ class Projection:
         """The concepts with features at a hookpoint."""
         return [key for key in self._members if key[1] == hookpoint]
 
-    def _generator(self, device: torch.device) -> torch.Generator:
+    def _generator(self, device: torch.device, step: int) -> torch.Generator:
+        """For the next draw of this step."""
         if device not in self._generators:
-            self._generators[device] = torch.Generator(device).manual_seed(0)
-        return self._generators[device]
+            self._generators[device] = torch.Generator(device)
+        self._draws += 1
+        return self._generators[device].manual_seed(2**20 * step + self._draws)
 
     # -- after it -------------------------------------------------------------------------------------------------------------
 
@@ -324,7 +328,7 @@ class Projection:
         return Contents(hooks, self._examples, self._lessons)
 
     def _clear(self) -> None:
-        self._examples, self._lessons, self._held = [], [], {name: [] for name in self.dictionaries}
+        self._examples, self._lessons, self._draws, self._held = [], [], 0, {name: [] for name in self.dictionaries}
         for sums in self._sums.values():
             for tensor in vars(sums).values():
                 tensor.zero_()

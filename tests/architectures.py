@@ -142,7 +142,8 @@ ARCHITECTURES = [
     Architecture("Llama 4", _config("Llama4TextConfig", **_LLAMA4)),
     Architecture("Phi-MoE", _config("PhimoeConfig", **_LOCAL, router_jitter_noise=0.0)),
 ]
-QUIET = ObserveSettings(own_prompts=0, reference=None, update_every=0, self_test=False)
+EVERY = ["taught", "push", "attribution", "energy", "unexplained"]
+QUIET = ObserveSettings(estimators=EVERY, own_prompts=0, reference=None, update_every=0, self_test=False)
 
 
 def build(architecture: Architecture) -> nn.Module:

@@ -33,7 +33,8 @@ from gradlens.rules import Policy, Rule
 from gradlens.world import current_world
 
 HOOK, INSIDE = "layers.2", "layers.1.mlp"
-SETTINGS = ObserveSettings(top_k=400, drift_every=2, update_every=1)
+EVERY = ["taught", "push", "attribution", "energy", "unexplained"]
+SETTINGS = ObserveSettings(estimators=EVERY, top_k=400, drift_every=2, update_every=1)
 CONCEPTS = {"c": {HOOK: [1, 2, 3], INSIDE: [4, 5]}}
 STEPS = 2
 ROWS = {"features": {}, "concept": "c", "rows": 0.0}

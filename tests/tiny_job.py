@@ -30,7 +30,12 @@ def write_inputs(folder: Path) -> dict[str, Any]:
         "dictionaries": {"layers.2": str(folder / "dictionary")},
         "concepts": [str(folder / "concept.yaml")],
         "train": {"steps": 6, "batch_size": 4, "lr": 0.01, "warmup": 2, "threads": 1, "device": "cpu"},
-        "observe": {"drift_every": 2, "probe_rows": 4, "own_tokens": 3},
+        "observe": {
+            "estimators": ["taught", "push", "attribution", "energy", "unexplained"],
+            "drift_every": 2,
+            "probe_rows": 4,
+            "own_tokens": 3,
+        },  # fmt: skip
         "runs_dir": str(folder / "runs"),
     }
 

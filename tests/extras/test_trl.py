@@ -94,7 +94,7 @@ def test_sft_reads_and_rules_as_a_plain_loop_does(tmp_path, rules):
                 (plain(**batch, num_items_in_batch=counted)).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-    for key in ("taught", "push", "attribution", "energy"):
+    for key in ("taught", "push", "attribution"):
         mine, theirs = watched.lens.totals[HOOK][key], lens.totals[HOOK][key]
         assert theirs.abs().max() > 0
         assert (mine - theirs).abs().max() <= 1e-4 * theirs.abs().max(), key

@@ -104,7 +104,7 @@ def test_trainer_readings_equal_those_of_a_plain_loop(saved, tmp_path):
             optimizer.step()
             optimizer.zero_grad()
     assert isinstance(callback.lens.recorder, MemoryRecorder)
-    for key in ("push", "attribution", "energy"):
+    for key in ("taught", "push", "attribution"):
         torch.testing.assert_close(callback.lens.totals[HOOK][key], lens.totals[HOOK][key], rtol=1e-4, atol=1e-6)
 
 

@@ -74,6 +74,19 @@ def test_unexplained_is_of_the_tokens_that_count_alone():
     assert read(padded)[0]["scalars"][f"{HOOK}/unexplained"] == pytest.approx(exact, rel=1e-5)
 
 
+def test_what_is_drawn_depends_on_the_step_alone():
+    """So that a resumed run draws what the uninterrupted one would have."""
+    settings = ObserveSettings(estimators=ALL, token_share=0.25)
+    found = []
+    for steps in ((0, 1, 2), (2,)):
+        projection = Projection({HOOK: tiny_dictionary()}, {}, settings)
+        for step in steps:
+            for part in range(2):
+                projection.add(HOOK, dataclasses.replace(some_tokens(T=400, seed=part), step=step))
+            found.append(projection.take(1)["scalars"][f"{HOOK}/unexplained"])
+    assert found[2] == found[3] and len(set(found)) == 3
+
+
 def test_sums_over_drawn_tokens_are_unbiased_and_say_how_far_they_may_be_off():
     tokens = some_tokens()
     whole, exact = read(tokens)
@@ -81,8 +94,8 @@ def test_sums_over_drawn_tokens_are_unbiased_and_say_how_far_they_may_be_off():
         {HOOK: tiny_dictionary()}, {("some", HOOK): [3, 5, 9]}, ObserveSettings(estimators=ALL, top_k=400, token_share=0.25)
     )
     draws = []
-    for _ in range(400):
-        projection.add(HOOK, tokens)
+    for step in range(400):
+        projection.add(HOOK, dataclasses.replace(tokens, step=step))
         draws.append(projection.take(1))
     for key in ("taught", "attribution"):
         name = f"concept/some/{HOOK}/{key}"
@@ -265,8 +278,8 @@ def test_unexplained_is_estimated_from_some_tokens(monkeypatch, gram):
     monkeypatch.setattr(attribution, "GRAM", gram)
     drawn = [read(tokens)[0]["scalars"][f"{HOOK}/unexplained"]]
     projection = Projection({HOOK: tiny_dictionary()}, {}, ObserveSettings(estimators=["unexplained"]))
-    for _ in range(60):
-        projection.add(HOOK, tokens)
+    for step in range(60):
+        projection.add(HOOK, dataclasses.replace(tokens, step=step))
         drawn.append(projection.take(1)["scalars"][f"{HOOK}/unexplained"])
     assert 0.1 < exact < 0.9 and 0 < np.std(drawn) < 0.05
     assert np.mean(drawn) == pytest.approx(exact, abs=4 * np.std(drawn) / 60**0.5)

@@ -18,7 +18,7 @@ from gradlens.recorder import MemoryRecorder
 from gradlens.rules import Policy, Rule
 
 HOOK, INSIDE = "layers.2", "layers.1.mlp"
-SETTINGS = ObserveSettings(top_k=400)
+SETTINGS = ObserveSettings(top_k=400, estimators=["taught", "push", "attribution", "energy", "unexplained"])
 
 
 def lens_of(model, optimizer, policy=None, **options):
