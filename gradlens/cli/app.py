@@ -47,8 +47,19 @@ for _module in ("run", "models", "sae", "concepts", "directions", "features", "r
     importlib.import_module(f"gradlens.cli.{_module}").register(app)
 
 
+def share_cores() -> None:
+    """Threads that wait for each other give up their core soon, here and in the processes that are begun from here.
+
+    By default GNU's OpenMP, PyTorch's on Linux, has them spin: beside another busy process, a rank or a second run, every operation then
+    waits for a thread that does not get a core. Has to be said before PyTorch is imported; whoever has said something is heard.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
+        os.environ["GOMP_SPINCOUNT"] = "1000"
+
+
 def main() -> None:
     """Entry point of the console script."""
+    share_cores()
     debug = "--debug" in sys.argv or os.environ.get("GRADLENS_DEBUG") == "1"
     try:
         app()

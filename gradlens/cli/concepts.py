@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -95,9 +96,14 @@ def show(
     ] = None,
     dictionary: DictionaryOption = None,
     config: ConfigOption = None,
+    judge: Annotated[
+        bool, typer.Option("--judge", help="Run the program that a concept names as its checker on the examples, to see how often it errs.")
+    ] = False,
     as_json: console.JsonOption = False,
 ) -> None:
     """Show concepts: examples, features with their labels, held-out scores, how answers are judged.
+
+    A concept file can name a program as its checker. It is named here, and run with --judge only: look at what comes from elsewhere first.
 
     Example: gradlens concepts show demo:pirate demo:arithmetic
     """
@@ -114,9 +120,12 @@ def show(
     sources = {entry.hookpoint: entry.source for entry in open_dictionaries(wanted)} if wanted else {}
     shown = []
     for concept in concepts:
-        checker = checker_for(concept)
+        runs_a_program = concept.checker is not None and bool(concept.checker.command)
+        checker = None if runs_a_program and not judge else checker_for(concept)
         counts = {kind: len(concept.rows(kind)) for kind in ("positive", "negative")}
         judged = None if checker is None else errors_of(checker)
+        if runs_a_program and not judge:
+            judged = {"kind": "command", "command": concept.checker.arguments, "run": False}
         shown.append(concept.model_dump(mode="json", exclude={"positive", "negative"}) | {"examples": counts, "judged_by": judged})
     if as_json:
         console.print_json({"concepts": shown})
@@ -125,7 +134,10 @@ def show(
         console.out.print(f"{entry['name']}: {entry['description'] or '(no description)'}", style="bold", markup=False)
         console.out.print(f"  examples: {entry['examples']['positive']} positive, {entry['examples']['negative']} negative", markup=False)
         judged = entry["judged_by"]
-        if judged:
+        if judged and "run" in judged:
+            command = shlex.join(judged["command"])
+            console.out.print(f"  answers judged by the program {command} (not run; --judge runs it on the examples)", markup=False)
+        elif judged:
             console.out.print(f"  answers judged by {judged['kind']}: {_errors(judged)}", markup=False)
     _print_table(concepts, sources)
 

@@ -1,6 +1,7 @@
 """`gradlens concepts` and `gradlens features` on files alone: a model folder, a dictionary folder, a concept file."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -54,6 +55,22 @@ def test_examples_become_features_that_the_next_command_shows(folder):
     assert shown["examples"] == {"positive": 20, "negative": 20} and shown["judged_by"]["kind"] == "words"
     table = call("concepts", "show", folder / "fitted.yaml")
     assert "Words of the twenties." in table and "layers.2" in table
+
+
+def test_showing_a_concept_from_elsewhere_runs_nothing_unless_asked(folder):
+    (folder / "judge.py").write_text(
+        "import json, pathlib, sys\npathlib.Path(__file__).with_name('ran').touch()\n"
+        "for line in sys.stdin: print(int('w2' in json.loads(line)['text']))\n"
+    )
+    concept = yaml.safe_load((folder / "concept.yaml").read_text())
+    named = concept | {"features": {"layers.2": [1]}, "checker": {"command": [sys.executable, "judge.py"]}}
+    (folder / "programmed.yaml").write_text(yaml.safe_dump(named))
+    table = call("concepts", "show", folder / "programmed.yaml")
+    assert "not run; --judge" in " ".join(table.split()) and "judge.py" in table
+    (shown,) = json.loads(call("concepts", "show", folder / "programmed.yaml", "--json"))["concepts"]
+    assert shown["judged_by"]["run"] is False and not (folder / "ran").exists()
+    (judged,) = json.loads(call("concepts", "show", folder / "programmed.yaml", "--judge", "--json"))["concepts"]
+    assert judged["judged_by"]["hit_rate"] == 1.0 and (folder / "ran").exists()
 
 
 def test_a_config_says_what_the_options_would(folder):
