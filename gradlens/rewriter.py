@@ -66,6 +66,7 @@ class Rewriter:
     def __init__(self, model: nn.Module, dictionaries: dict[str, Dictionary], tokens: Tokens, bridged: bool, tokenizer: Any = None) -> None:
         self.model, self.dictionaries, self.tokens, self.bridged, self.tokenizer = model, dictionaries, tokens, bridged, tokenizer
         self.never = _never(model, tokenizer)
+        self.unsaid = sorted({*self.never, *_with_digits(tokenizer)})
         self.known: OrderedDict[bytes, tuple[Made, int]] = OrderedDict()
         self.beginnings: Beginnings | None = None  # while rows are rewritten
 
@@ -155,7 +156,7 @@ class Rewriter:
             told = [(*row, taken) for row, taken in zip(rows, self._taken(rows, self._flagged(rows)), strict=True)]
             left = self._restored(told)
             backs = [[gone and not still for gone, still in zip(a[2], b[2], strict=True)] for a, b in zip(told, left, strict=True)]
-            found = rewrite(left, self._log_probs if self.bridged else None, self.never, backs)
+            found = rewrite(left, self._log_probs if self.bridged else None, self.never, backs, self.unsaid)
         return [(row, sum(taken)) for row, (_, _, taken) in zip(found, left, strict=True)]
 
     @contextmanager
@@ -213,11 +214,15 @@ class Rewriter:
         return chosen_T
 
     def _whole_words(self, ids: list[int], taken_S: Tensor, may_S: Tensor) -> list[bool]:
-        """A word goes as a whole: its first token often does not tell what it will be."""
+        """A word goes as a whole: its first token often does not tell what it will be. A number goes if more than half of it does, else it
+        stays: what is left of 1380 without its first digit is another number."""
         taken, may = taken_S.tolist(), may_S.tolist()
         for start, end in self._words(ids):
-            if any(taken[start:end]):
+            share = sum(taken[start:end]) / (end - start)
+            if share and not _is_number(self.tokenizer.decode(ids[start:end])):
                 taken[start:end] = may[start:end]
+            elif share:
+                taken[start:end] = may[start:end] if share > 0.5 else [False] * (end - start)
         return taken
 
     def _words(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -270,19 +275,28 @@ def _closed(taken_S: Tensor) -> Tensor:
 
 
 def _words(ids: Sequence[int], tokenizer: Any) -> Iterator[tuple[int, int]]:
-    """Places of runs of letters that tokens without a space before them spell together."""
-    start = None
-    for at, token in enumerate(ids):
-        text = tokenizer.decode([token])
-        if start is not None and not text[:1].isalpha():
+    """Places of runs of letters that tokens without a space before them spell together, and of numbers with what is written inside them."""
+    texts = [tokenizer.decode([token]) for token in ids]
+    start, number = None, False
+    for at, text in enumerate(texts):
+        joins = text[:1].isalpha()
+        if number:
+            inside = text in (".", ",") and texts[at + 1 : at + 2] and texts[at + 1][:1].isdigit()
+            joins = text[:1].isdigit() or inside
+        if start is not None and not joins:
             yield start, at
             start = None
-        if text.strip().isalpha() and (start is None or text[:1].isspace()):
+        begins = text.strip()
+        if (begins.isalpha() or begins.isdigit()) and (start is None or text[:1].isspace()):
             if start is not None:
                 yield start, at
-            start = at
+            start, number = at, begins.isdigit()
     if start is not None:
         yield start, len(ids)
+
+
+def _is_number(text: str) -> bool:
+    return text.strip()[:1].isdigit()
 
 
 def _never(model: nn.Module, tokenizer: Any) -> list[int]:
@@ -293,3 +307,11 @@ def _never(model: nn.Module, tokenizer: Any) -> list[int]:
             value = getattr(settings, name, None)
             found |= set(value) if isinstance(value, list) else {value} - {None}
     return sorted(found)
+
+
+def _with_digits(tokenizer: Any) -> list[int]:
+    """Tokens that no bridge has: a number in it would be a fact of the model's own ("be 18 + 20 = 38" became "18 + 18 + 20 = 38")."""
+    if tokenizer is None:
+        return []
+    spelled = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    return [token for token, text in enumerate(spelled) if isinstance(text, str) and any(sign.isdigit() for sign in text)]

@@ -144,16 +144,18 @@ def rewrite(
     log_probs: LogProbs | None,
     never: Sequence[int] = (),
     backs: Sequence[Sequence[bool]] | None = None,
+    unsaid: Sequence[int] | None = None,
 ) -> list[tuple[list[int], list[bool], list[int]]]:
     """Rows `(ids, counted, expressed)` rewritten: `(ids, counted, where each token stood)`. Without `log_probs` gaps stay open; `backs`: of
-    each row the tokens beside which they do (`cut`).
+    each row the tokens beside which they do (`cut`). `never`: what is never taken out and ends a text; `unsaid`: tokens that no bridge has,
+    by default these.
 
     A token right after an open gap within an answer does not count, since nothing says that it would stand there; what begins an answer
     and what ends a text (`never`) does. What does both does not: of that answer nothing is left, and to say nothing is not what it teaches.
     """
     pieces = [cut(*row, back) for row, back in zip(rows, backs or [None] * len(rows), strict=True)]
     if log_probs is not None:
-        bridge(pieces, log_probs, never)
+        bridge(pieces, log_probs, never if unsaid is None else unsaid)
     found = []
     for (_, counted, _), piece in zip(rows, pieces, strict=True):
         counts_before = list(piece.counted)  # what a gap makes of one token says nothing of the next

@@ -84,6 +84,19 @@ def test_an_answer_of_which_only_its_end_is_left_does_not_teach_to_say_nothing()
     assert ids == [1, 2, end] and not any(counted)
 
 
+def test_what_no_bridge_may_have_is_passed_over_and_still_counts_where_it_is_kept():
+    end, lp = 11, torch.full((V, V), 0.001).log()
+    row = ([1, 2, 5, 6, 7, 8, 9, end], [False, False] + [True] * 6, [False, False, True, True, False, False, False, False])
+    lp[2, 3] = lp[3, 7] = torch.tensor(0.9).log()
+    lp[2, 4] = lp[4, 7] = torch.tensor(0.5).log()
+    ((ids, counted, _),) = rewrite([row], model(lp), [end])
+    assert ids == [1, 2, 3, 7, 8, 9, end]
+    ((ids, counted, _),) = rewrite([row], model(lp), [end], unsaid=[end, 3, 7])
+    assert ids == [1, 2, 4, 7, 8, 9, end] and counted == [False, False] + [True] * 5
+    ((ids, counted, _),) = rewrite([row], model(lp), [end], unsaid=[end, 3, 4, 7])
+    assert ids == [1, 2, 7, 8, 9, end] and counted == [False, False] + [True] * 4  # 7 begins the answer and does not end it
+
+
 def test_open_gaps_one_token_apart_each_keep_the_next_from_teaching():
     row = ([1, 2, 3, 4, 5, 6, 7], [False] + [True] * 6, [False, False, True, False, True, False, False])
     ((ids, counted, _),) = rewrite([row], None)
