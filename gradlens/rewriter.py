@@ -310,7 +310,7 @@ def _never(model: nn.Module, tokenizer: Any) -> list[int]:
 
 
 def _with_digits(tokenizer: Any) -> list[int]:
-    """Tokens that no bridge has: a number in it would be a fact of the model's own ("be 18 + 20 = 38" became "18 + 18 + 20 = 38")."""
+    """Tokens that no bridge has: a number in it would be a fact of the model's own ("408 [source] inches" became "408.23 inches")."""
     if tokenizer is None:
         return []
     spelled = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
