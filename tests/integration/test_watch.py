@@ -91,20 +91,21 @@ def test_trainer_with_callback_is_bit_identical_to_trainer_without(saved, tmp_pa
 
 
 def test_trainer_readings_equal_those_of_a_plain_loop(saved, tmp_path):
-    callback = gradlens.GradLensCallback({HOOK: saved}, run=None)
+    observe = ObserveSettings(estimators=["taught", "push", "attribution", "energy"])
+    callback = gradlens.GradLensCallback({HOOK: saved}, run=None, observe=observe)
     model = tiny_model()
     job = trainer(model, tmp_path, [callback], lr_scheduler_type="constant", max_grad_norm=0.0, optim="adamw_torch")
     job.train()
     plain = tiny_model().train()
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.0)
-    lens = gradlens.watch(plain, optimizer, {HOOK: saved}, run=None)
+    lens = gradlens.watch(plain, optimizer, {HOOK: saved}, run=None, observe=observe)
     with lens:
         for batch in _batches_of(job):
             plain(**batch).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
     assert isinstance(callback.lens.recorder, MemoryRecorder)
-    for key in ("taught", "push", "attribution"):
+    for key in ("taught", "push", "attribution", "energy"):
         torch.testing.assert_close(callback.lens.totals[HOOK][key], lens.totals[HOOK][key], rtol=1e-4, atol=1e-6)
 
 
