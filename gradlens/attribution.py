@@ -132,19 +132,21 @@ def energy_eager(dictionary: Dictionary, g_TD: Tensor) -> Tensor:
     return (g_TD @ dictionary.unit_directions().T).square().sum(0)
 
 
-def explained_energy(dictionary: Dictionary, h_TD: Tensor, g_TD: Tensor, active: Active | None = None) -> tuple[Tensor, Tensor]:
+def explained_energy(
+    dictionary: Dictionary, h_TD: Tensor, g_TD: Tensor, active: Active | None = None, dots_TK: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """`(explained, total)`: Σ_t ||P_t g_t||² and Σ_t ||g_t||², P_t the projector on the span of the features active at token t.
 
     `unexplained` = 1 - explained / total: the share of the gradient outside the dictionary's reach. (All decoder rows together span
     every direction as soon as there are as many as dimensions; what the dictionary can say of a token are its active features.)
     Solved through the K x K Gram matrix of the active unit rows in float64; both are additive over tokens and ranks. Costs 2TK²D, or TK²
-    look-ups where the dictionary is small enough to keep the products of all its rows (`GRAM`).
+    look-ups where the dictionary is small enough to keep the products of all its rows (`GRAM`). `dots_TK`: their `pair_dots`, if known.
     """
     idx_TK, val_TK = encode_active(dictionary, h_TD) if active is None else active
     explained = torch.zeros((), dtype=torch.float64, device=g_TD.device)
     gram_FF = dictionary.gram if dictionary.d_sae**2 <= GRAM else None
     K = idx_TK.shape[1]
-    dots_TK = pair_dots(dictionary, g_TD, idx_TK).double() / dictionary.norms[idx_TK]
+    dots_TK = (pair_dots(dictionary, g_TD, idx_TK) if dots_TK is None else dots_TK).double() / dictionary.norms[idx_TK]
     tokens = max(1, TILE // (K * (K if gram_FF is not None else dictionary.d_out)))
     for idx, val, dots in zip(idx_TK.split(tokens), val_TK.split(tokens), dots_TK.split(tokens), strict=True):
         if gram_FF is None:

@@ -82,14 +82,19 @@ class MicroBatch:
         return self.targets_BS != IGNORE
 
     @torch.no_grad()
-    def note_logits(self, logits_BCV: Tensor) -> None:
-        """Take the loss of every token from the logits that predicted it."""
+    def note_logits(self, logits_BCV: Tensor, log_probs_BCV: Tensor | None = None) -> None:
+        """Take the loss of every token from the logits that predicted it, or from their logarithmic softmax where somebody has made it."""
         targets_BC = self.targets_BS if self.columns is None else self.targets_BS[:, self.columns]
         if logits_BCV.shape[:2] != targets_BC.shape:
             return  # a model that makes logits for other positions than it says
         loss_BS = torch.zeros(len(targets_BC), self.targets_BS.shape[1] + 1, device=logits_BCV.device)
         columns = torch.arange(targets_BC.shape[1], device=logits_BCV.device) if self.columns is None else self.columns
-        loss_BS[:, columns + 1] = token_loss(logits_BCV, targets_BC)
+        if log_probs_BCV is None:
+            loss_BC = token_loss(logits_BCV, targets_BC)
+        else:
+            loss_BC = -log_probs_BCV.gather(-1, targets_BC.clamp_min(0)[..., None])[..., 0].float()
+            loss_BC = loss_BC.masked_fill(targets_BC == IGNORE, 0)
+        loss_BS[:, columns + 1] = loss_BC
         self.token_loss_BS = loss_BS[:, :-1]
 
     @torch.no_grad()

@@ -26,6 +26,7 @@ from gradlens.projection import Projector
 from gradlens.reading import side_by_side
 from gradlens.routers import Routers
 from gradlens.row_teller import Row
+from gradlens.saved_losses import saved_log_probs
 from gradlens.trainable import entry
 
 Inputs = dict[str, dict[int, Tensor]]  # hookpoint of a transcoder -> number of a place that it reads -> the tensor there
@@ -194,7 +195,7 @@ class Hooks:
         if batch.token_loss_BS is not None:
             return
         if logits is not None:
-            batch.note_logits(logits.detach())
+            batch.note_logits(logits.detach(), saved_log_probs(getattr(output, "loss", None), logits))
         elif isinstance(log_probs, Tensor):
             batch.note_log_probs(log_probs.detach())
 

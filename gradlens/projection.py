@@ -189,9 +189,10 @@ class Projection:
             pairs = encode_active(dictionary, tokens.h_TD, room=ROOM)
         idx_TK, val_TK = pairs[0], pairs[1].masked_fill(bad_T[:, None], 0) if every is tokens else pairs[1]
         sums.scalars[5] += (full(dictionary, val_TK) & tokens.counted_T).sum()
-        gated_TK = None
+        dots_TK, gated_TK = None, None
         if "attribution" in wanted:
-            gated_TK = -val_TK * estimators.pair_dots(dictionary, tokens.g_TD, idx_TK)
+            dots_TK = estimators.pair_dots(dictionary, tokens.g_TD, idx_TK)
+            gated_TK = -val_TK * dots_TK
             scale_T1 = dictionary.row_scale(tokens.h_TD)
             gated_TK = gated_TK if scale_T1 is None else gated_TK * scale_T1
             sums.attribution += weight * estimators.feature_sums(idx_TK, gated_TK.double(), dictionary.d_sae)
@@ -202,7 +203,8 @@ class Projection:
             if len(idx_TK) > EXPLAINED_TOKENS:
                 at_N = draw_among(tokens.counted_T, EXPLAINED_TOKENS, self._generator(g_TD.device, tokens.step))
                 each = tokens.counted_T.sum() / tokens.counted_T[at_N].sum().clamp_min(1)
-            part = estimators.explained_energy(dictionary, tokens.h_TD[at_N], tokens.g_TD[at_N], (idx_TK[at_N], val_TK[at_N]))
+            h_ND, g_ND, dots_NK = tokens.h_TD[at_N], tokens.g_TD[at_N], None if dots_TK is None else dots_TK[at_N]
+            part = estimators.explained_energy(dictionary, h_ND, g_ND, (idx_TK[at_N], val_TK[at_N]), dots_NK)
             sums.scalars[0] += weight * each * part[0]
             sums.scalars[6] += weight * each * part[1]
         if learns:
