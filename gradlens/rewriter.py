@@ -30,6 +30,7 @@ from gradlens.reading import encoder_input, places
 from gradlens.restoring import Asked, Told, restore
 from gradlens.rewriting import rewrite
 from gradlens.row_teller import Row, RowTeller, key_of, padded, rows_of
+from gradlens.spelling import Spelling
 
 REMEMBERED = 20_000  # rows
 SHAPED = {"input_ids", "attention_mask", "labels"}
@@ -64,9 +65,11 @@ class Rewriter:
     """Carries out one rule of mode rewrite."""
 
     def __init__(self, model: nn.Module, dictionaries: dict[str, Dictionary], tokens: Tokens, bridged: bool, tokenizer: Any = None) -> None:
-        self.model, self.dictionaries, self.tokens, self.bridged, self.tokenizer = model, dictionaries, tokens, bridged, tokenizer
+        self.model, self.dictionaries, self.tokens, self.bridged = model, dictionaries, tokens, bridged
+        self.spelling = Spelling(tokenizer)
         self.never = _never(model, tokenizer)
-        self.unsaid = sorted({*self.never, *_with_digits(tokenizer)})
+        # no bridge has a number: that would be a fact of the model's own ("408 [source] inches" became "408.23 inches")
+        self.unsaid = sorted({*self.never, *self.spelling.with_digits})
         self.known: OrderedDict[bytes, tuple[Made, int]] = OrderedDict()
         self.beginnings: Beginnings | None = None  # while rows are rewritten
 
@@ -156,7 +159,7 @@ class Rewriter:
             told = [(*row, taken) for row, taken in zip(rows, self._taken(rows, self._flagged(rows)), strict=True)]
             left = self._restored(told)
             backs = [[gone and not still for gone, still in zip(a[2], b[2], strict=True)] for a, b in zip(told, left, strict=True)]
-            found = rewrite(left, self._log_probs if self.bridged else None, self.never, backs, self.unsaid)
+            found = rewrite(left, self._log_probs if self.bridged else None, self.never, backs, self.unsaid, self.spelling)
         return [(row, sum(taken)) for row, (_, _, taken) in zip(found, left, strict=True)]
 
     @contextmanager
@@ -171,7 +174,7 @@ class Rewriter:
     def _restored(self, told: list[Told]) -> list[Told]:
         if self.tokens.instead_of_F is not None:  # this control takes as many tokens as it is told
             return told
-        return restore(told, Asked(self._words, self._spellings, self._log_probs, self._flagged, self.never))
+        return restore(told, Asked(self.spelling.words, self._spellings, self._log_probs, self._flagged, self.never))
 
     def _flagged(self, rows: Sequence[Row], starts: Sequence[int] | None = None) -> list[Tensor]:
         """Of every row which counted tokens the detector flags, `bool[S]`; of those before `starts` it may say nothing."""
@@ -217,24 +220,17 @@ class Rewriter:
         """A word goes as a whole: its first token often does not tell what it will be. A number goes if more than half of it does, else it
         stays: what is left of 1380 without its first digit is another number."""
         taken, may = taken_S.tolist(), may_S.tolist()
-        for start, end in self._words(ids):
+        for start, end in self.spelling.words(ids):
             share = sum(taken[start:end]) / (end - start)
-            if share and not _is_number(self.tokenizer.decode(ids[start:end])):
+            if share and not self.spelling.is_number(ids[start:end]):
                 taken[start:end] = may[start:end]
             elif share:
                 taken[start:end] = may[start:end] if share > 0.5 else [False] * (end - start)
         return taken
 
-    def _words(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
-        return iter(()) if self.tokenizer is None else _words(ids, self.tokenizer)
-
     def _spellings(self, token: int) -> list[int]:
-        """Tokens for the same word at the start of a text: without a space before it, with a capital or not."""
-        if self.tokenizer is None or token in self.never:
-            return []
-        word = self.tokenizer.decode([token]).strip()
-        encoded = [self.tokenizer.encode(text, add_special_tokens=False) for text in {word, word[:1].upper() + word[1:]} if text]
-        return sorted(ids[0] for ids in encoded if len(ids) == 1)
+        """Tokens for the same word at the start of a text."""
+        return [] if token in self.never else sorted(ids[0] for ids in self.spelling.beginnings(token) if len(ids) == 1)
 
     def _log_probs(self, texts: list[list[int]], places: list[list[int]]) -> list[Tensor]:
         """Nothing is read after the last of a text's places."""
@@ -274,31 +270,6 @@ def _closed(taken_S: Tensor) -> Tensor:
     return taken_S | between_S
 
 
-def _words(ids: Sequence[int], tokenizer: Any) -> Iterator[tuple[int, int]]:
-    """Places of runs of letters that tokens without a space before them spell together, and of numbers with what is written inside them."""
-    texts = [tokenizer.decode([token]) for token in ids]
-    start, number = None, False
-    for at, text in enumerate(texts):
-        joins = text[:1].isalpha()
-        if number:
-            inside = text in (".", ",") and texts[at + 1 : at + 2] and texts[at + 1][:1].isdigit()
-            joins = text[:1].isdigit() or inside
-        if start is not None and not joins:
-            yield start, at
-            start = None
-        begins = text.strip()
-        if (begins.isalpha() or begins.isdigit()) and (start is None or text[:1].isspace()):
-            if start is not None:
-                yield start, at
-            start, number = at, begins.isdigit()
-    if start is not None:
-        yield start, len(ids)
-
-
-def _is_number(text: str) -> bool:
-    return text.strip()[:1].isdigit()
-
-
 def _never(model: nn.Module, tokenizer: Any) -> list[int]:
     """Tokens that no bridge has and that are never taken out: special ones, and what ends a text."""
     found: set[int] = set(getattr(tokenizer, "all_special_ids", None) or ())
@@ -307,11 +278,3 @@ def _never(model: nn.Module, tokenizer: Any) -> list[int]:
             value = getattr(settings, name, None)
             found |= set(value) if isinstance(value, list) else {value} - {None}
     return sorted(found)
-
-
-def _with_digits(tokenizer: Any) -> list[int]:
-    """Tokens that no bridge has: a number in it would be a fact of the model's own ("408 [source] inches" became "408.23 inches")."""
-    if tokenizer is None:
-        return []
-    spelled = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    return [token for token, text in enumerate(spelled) if isinstance(text, str) and any(sign.isdigit() for sign in text)]

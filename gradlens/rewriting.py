@@ -1,22 +1,31 @@
 """Rows without a concept: tokens that express it are taken out, and where that leaves a gap the model before training says what goes there.
 
-A cut between kept tokens is bridged by the text that makes what follows likeliest: of the model's own greedy continuation of what stands
-left of the cut the first 0, 1, ... tokens, whichever has the largest `log p(bridge | left) + log p(the next kept tokens | left, bridge)`.
-All cuts of all rows are bridged together, so that a batch costs `longest + 1` forward passes. A bridge is never longer than what was cut,
-so a row never grows. Rows of which hardly anything is left teach nothing.
+A cut between kept tokens is bridged by the text that makes what follows likeliest: the model says the tokens that may come first after what
+stands left of the cut, and goes on greedily from each of the `BREADTH` likeliest; of all beginnings of these texts, the empty one among
+them, that with the largest `log p(bridge | left) + log p(the next kept tokens | left, bridge)` is taken, where this is larger by log
+`BREADTH` than without a bridge. All cuts of all rows are bridged together. A bridge is never longer than what was cut, so a row never
+grows, and spells no word together with what is kept beside it. Where a gap begins an answer, the word after it can also be written as one
+that begins. Rows of which hardly anything is left teach nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from gradlens.spelling import Spelling
+
 AHEAD = 3  # kept tokens after a cut that judge a bridge
 LONGEST = 4  # tokens of a bridge
+BREADTH = 8  # tokens that are tried as its first
+CHOICE = math.log(BREADTH)  # nats that a bridge must be better than none by: the best of eight is better than it should be
+TOGETHER = 16  # texts that are read at once: each makes logits of the whole vocabulary at some ten places
 LEFT = 0.2  # share of a row's counted tokens that must be left, else the row teaches nothing
+UNKNOWN = Spelling(None)  # of tokens that spell nothing
 
 # of several sequences, log-probabilities of the next token after each of the places asked for, [places, V]
 LogProbs = Callable[[list[list[int]], list[list[int]]], list[Tensor]]
@@ -39,10 +48,11 @@ class Cut:
     at: int
     room: int  # tokens that were taken out, LONGEST at most
     first: int  # where the first of them stood in the row
-    bridge: list[int] = field(default_factory=list)
+    bridged: bool  # or it stays open
+    begins: bool  # an answer
     best: list[int] = field(default_factory=list)
+    instead: int = 0  # of how many kept tokens the bridge stands in the place
     score: float = -torch.inf
-    done: bool = False  # no longer bridge can be better
 
 
 def cut(
@@ -57,7 +67,8 @@ def cut(
             continue
         if gone:
             beside = back is not None and (back[place] or (place > gone and back[place - gone - 1]))
-            piece.cuts.append(Cut(len(piece.ids), min(gone, longest), place - gone, done=beside))
+            begins = bool(piece.ids) and counts and not piece.counted[-1]
+            piece.cuts.append(Cut(len(piece.ids), min(gone, longest), place - gone, not beside, begins))
             gone = 0
         piece.ids.append(token)
         piece.counted.append(counts)
@@ -65,77 +76,109 @@ def cut(
     return piece  # what was cut at the very end has nothing after it to bridge to
 
 
-def bridge(pieces: Sequence[Piece], log_probs: LogProbs, never: Sequence[int] = ()) -> None:
+def bridge(pieces: Sequence[Piece], log_probs: LogProbs, never: Sequence[int] = (), spelling: Spelling = UNKNOWN) -> None:
     """Find the best bridge of every cut, in place. `never`: tokens that no bridge has, such as the end of a text."""
-    open_pieces = [piece for piece in pieces if piece.cuts]
-    longest = max((one.room for piece in open_pieces for one in piece.cuts), default=0)
-    for length in range(longest + 1):
-        open_pieces = [piece for piece in open_pieces if _trials(piece, length)]
-        if not open_pieces:
-            return
-        trials = [_trials(piece, length) for piece in open_pieces]
-        places = [sorted({place for trial in row for place in trial.places()}) for row in trials]
-        found = log_probs([assemble(piece, "bridge")[0] for piece in open_pieces], places)
-        for row, kept, lp_PV in zip(trials, places, found, strict=True):
-            for trial in row:
-                _judge(trial, lp_PV[torch.tensor([kept.index(place) for place in trial.places()])], list(never))
+    trials = [
+        trial
+        for piece in pieces
+        for number, one in enumerate(piece.cuts)
+        if one.at > 0 and (one.bridged or one.begins)
+        for trial in (Trial(piece, number, [], 0.0), *_spelled_anew(piece, number, never, spelling))
+    ]
+    while trials:
+        asked: dict[tuple[int, ...], list[Trial]] = {}  # cuts of one row that have no bridge yet are read together
+        for trial in trials:
+            asked.setdefault(trial.lay(), []).append(trial)
+        texts, trials = list(asked.items()), []
+        for first in range(0, len(texts), TOGETHER):
+            some = texts[first : first + TOGETHER]
+            places = [sorted({place for trial in members for place in trial.places()}) for _, members in some]
+            found = log_probs([list(text) for text, _ in some], places)
+            for (_, members), kept, lp_PV in zip(some, places, found, strict=True):
+                for trial in members:
+                    at = torch.tensor([kept.index(place) for place in trial.places()])
+                    trials += trial.judge(lp_PV[at], list(never), spelling)
+        trials = [trial for trial in trials if trial.bound > trial.cut.score]
+
+
+def _spelled_anew(piece: Piece, number: int, never: Sequence[int], spelling: Spelling) -> list[Trial]:
+    """The word after a gap that begins an answer, written as one that begins."""
+    one = piece.cuts[number]
+    token = piece.ids[one.at]
+    if not one.begins or token in never:
+        return []
+    written = [ids for ids in spelling.beginnings(token) if ids != [token] and len(ids) <= one.room + 1]
+    return [Trial(piece, number, ids, 0.0, instead=1) for ids in written]
 
 
 @dataclass
 class Trial:
-    """A cut's bridge as it is, in the assembled row."""
+    """A bridge that is tried in one of a row's cuts, the others having the best that is known of them."""
 
-    cut: Cut
-    start: int  # of the bridge
-    text: list[int]  # the bridge, and the kept tokens after it that judge it
+    piece: Piece
+    number: int  # of the cut
+    said: list[int]
+    bound: float  # its log p: with what follows it is no likelier
+    instead: int = 0  # of how many kept tokens it stands in the place
+    start: int = 0  # in the row
+
+    @property
+    def cut(self) -> Cut:
+        return self.piece.cuts[self.number]
+
+    def lay(self) -> tuple[int, ...]:
+        """The row with the bridge in it."""
+        cuts = list(self.piece.cuts)
+        self.start = self.cut.at + sum(len(one.best) - one.instead for one in cuts[: self.number])
+        cuts[self.number] = replace(self.cut, best=self.said, instead=self.instead)
+        return tuple(assemble(replace(self.piece, cuts=cuts))[0])
+
+    def text(self) -> list[int]:
+        """The bridge, and the kept tokens after it that judge it."""
+        return [*self.said, *self.following()]
+
+    def following(self) -> list[int]:
+        cuts, at = self.piece.cuts, self.cut.at
+        end = cuts[self.number + 1].at if self.number + 1 < len(cuts) else len(self.piece.ids)
+        return self.piece.ids[at + self.instead : min(at + AHEAD, end)]
 
     def places(self) -> list[int]:
         """After which the next token's probability is wanted: one for each token of `text`, then what makes the bridge longer."""
-        return [*range(self.start - 1, self.start - 1 + len(self.text)), self.start - 1 + len(self.cut.bridge)]
+        return [*range(self.start - 1, self.start - 1 + len(self.text())), self.start - 1 + len(self.said)]
+
+    def judge(self, lp_PV: Tensor, never: list[int], spelling: Spelling) -> list[Trial]:
+        """Score it, and say what is to be tried next. `lp_PV`: after `places()`.
+
+        A longer bridge is no likelier than what it begins with, so where that alone is no better than the best so far, the search is over.
+        """
+        one, text = self.cut, self.text()
+        lp_N = lp_PV[torch.arange(len(text)), torch.tensor(text)].double()
+        score = float(lp_N.sum()) - (CHOICE if self.said and not self.instead else 0.0)
+        glued = self.said and not self.instead and spelling.join(self.said[-1], text[len(self.said)])
+        if score > one.score and not glued:
+            one.score, one.best, one.instead = score, self.said, self.instead
+        if not one.bridged or self.instead or len(self.said) >= one.room:
+            return []
+        following = lp_PV[-1].clone()
+        following[never] = -torch.inf
+        likeliest = following.topk(1 if self.said else min(BREADTH, len(following)))
+        so_far, before = float(lp_N[: len(self.said)].sum()) - CHOICE, self.piece.ids[one.at - 1]
+        return [
+            Trial(self.piece, self.number, [*self.said, token], so_far + lp)
+            for lp, token in zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True)
+            if self.said or not spelling.join(before, token)
+        ]
 
 
-def _trials(piece: Piece, length: int) -> list[Trial]:
-    """The cuts whose bridge has `length` tokens; nothing can be said of one that begins the row."""
-    found, shift = [], 0
-    for number, one in enumerate(piece.cuts):
-        start = one.at + shift
-        shift += len(one.bridge)
-        if one.done or len(one.bridge) < length or start == 0:
-            continue
-        end = piece.cuts[number + 1].at if number + 1 < len(piece.cuts) else len(piece.ids)
-        found.append(Trial(one, start, [*one.bridge, *piece.ids[one.at : min(one.at + AHEAD, end)]]))
-    return found
-
-
-def _judge(trial: Trial, lp_PV: Tensor, never: list[int]) -> None:
-    """Score a cut's bridge, and make it longer by the likeliest token where it has room. `lp_PV`: after `trial.places()`.
-
-    A longer bridge is no likelier than what it begins with, so where that alone is no better than the best so far, the search is over.
-    """
-    one = trial.cut
-    lp_N = lp_PV[torch.arange(len(trial.text)), torch.tensor(trial.text)].double()
-    score = float(lp_N.sum())
-    if score > one.score:
-        one.score, one.best = score, list(one.bridge)
-    following = lp_PV[-1].clone()
-    following[never] = -torch.inf
-    next_lp, token = following.max(0)
-    if len(one.bridge) < one.room and float(lp_N[: len(one.bridge)].sum() + next_lp) > one.score:
-        one.bridge = [*one.bridge, int(token)]
-    else:
-        one.done, one.bridge = True, list(one.best)
-
-
-def assemble(piece: Piece, which: str = "best") -> tuple[list[int], list[bool], list[int]]:
-    """Token ids, which of them the loss counts, and where each stood in the row (a bridge where its cut begins), with every cut's bridge
-    (`best`, or the one being tried) in its place."""
+def assemble(piece: Piece) -> tuple[list[int], list[bool], list[int]]:
+    """Token ids, which of them the loss counts, and where each stood in the row (a bridge where its cut begins), with every cut's best
+    bridge in its place."""
     ids, counted, places, at = [], [], [], 0
     for one in piece.cuts:
-        said = getattr(one, which)
-        ids += piece.ids[at : one.at] + said
-        counted += piece.counted[at : one.at] + [True] * len(said)
-        places += piece.at[at : one.at] + [one.first] * len(said)
-        at = one.at
+        ids += piece.ids[at : one.at] + one.best
+        counted += piece.counted[at : one.at] + [True] * len(one.best)
+        places += piece.at[at : one.at] + [piece.at[one.at] if one.instead else one.first] * len(one.best)
+        at = one.at + one.instead
     return ids + piece.ids[at:], counted + piece.counted[at:], places + piece.at[at:]
 
 
@@ -145,6 +188,7 @@ def rewrite(
     never: Sequence[int] = (),
     backs: Sequence[Sequence[bool]] | None = None,
     unsaid: Sequence[int] | None = None,
+    spelling: Spelling = UNKNOWN,
 ) -> list[tuple[list[int], list[bool], list[int]]]:
     """Rows `(ids, counted, expressed)` rewritten: `(ids, counted, where each token stood)`. Without `log_probs` gaps stay open; `backs`: of
     each row the tokens beside which they do (`cut`). `never`: what is never taken out and ends a text; `unsaid`: tokens that no bridge has,
@@ -155,7 +199,7 @@ def rewrite(
     """
     pieces = [cut(*row, back) for row, back in zip(rows, backs or [None] * len(rows), strict=True)]
     if log_probs is not None:
-        bridge(pieces, log_probs, never if unsaid is None else unsaid)
+        bridge(pieces, log_probs, never if unsaid is None else unsaid, spelling)
     found = []
     for (_, counted, _), piece in zip(rows, pieces, strict=True):
         counts_before = list(piece.counted)  # what a gap makes of one token says nothing of the next

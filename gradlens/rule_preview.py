@@ -49,7 +49,7 @@ def clean_rows(rewriter: Rewriter, rows: Sequence[Row], made: Sequence[Made] | N
     taken, made = rewriter.told(rows), rewriter.rewritten(rows) if made is None else made
     clean, beside = [], []  # of each row the places whose tokens are asked, so that of few places logits are made
     for (ids, _), gone, (now, counts, at) in zip(rows, taken, made, strict=True):
-        first = counts.index(True) if any(counts) else len(now)
+        first = _first_word(rewriter, ids, now, counts, at)
         own = [now[place] == ids[at[place]] for place in range(len(now))]
         last = [place + 1 < len(now) and now[place + 1] in rewriter.never for place in range(len(now))]  # the model may end the answer
         clean.append(first < len(now) and all(own[place] or last[place] for place in range(first + 1, len(now))))
@@ -61,6 +61,18 @@ def clean_rows(rewriter: Rewriter, rows: Sequence[Row], made: Sequence[Made] | N
         short_P = lp_PV.max(1).values - lp_PV[torch.arange(len(said)), said]
         clean[row] = bool((short_P <= math.log(lp_PV.shape[1])).all())
     return clean
+
+
+def _first_word(rewriter: Rewriter, ids: Sequence[int], now: Sequence[int], counts: Sequence[bool], at: Sequence[int]) -> int:
+    """The last place of the word that the answer begins with, where that is the row's, written as one that begins; else the first."""
+    first = counts.index(True) if any(counts) else len(now)
+    same = [place for place in range(first, len(now)) if at[place] == at[first]]
+    if len(same) < 2:
+        return first
+    text, was = (
+        "".join(map(rewriter.spelling.text, tokens)).strip().lower() for tokens in ([now[place] for place in same], [ids[at[first]]])
+    )
+    return same[-1] if text == was else first
 
 
 def parted_rows(scores: Sequence[float], least: float, tokenizer: Any, rows: Sequence[Row], most: int) -> list[Seen]:

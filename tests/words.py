@@ -21,3 +21,30 @@ def word_tokenizer(chat: bool = False) -> PreTrainedTokenizerFast:
 def sentences(random, words, n: int, length: int = 8) -> list[str]:
     """n different texts of `length` words drawn from the given word numbers."""
     return [" ".join(f"w{i}" for i in random.choice(words, size=length)) for _ in range(n)]
+
+
+class Spelled:
+    """A tokenizer whose tokens are the given texts, in their order."""
+
+    all_special_ids: list[int] = []
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = texts
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def decode(self, ids) -> str:
+        return "".join(self.texts[token] for token in ids)
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """The longest token first."""
+        ids = []
+        while text:
+            token = max((at for at, known in enumerate(self.texts) if text.startswith(known)), key=lambda at: len(self.texts[at]))
+            ids.append(token)
+            text = text[len(self.texts[token]) :]
+        return ids
+
+    def convert_ids_to_tokens(self, ids) -> list[str]:
+        return [self.texts[token] for token in ids]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_dictionary, tiny_model
+from words import Spelled
 
 from gradlens import rewriter as rewriter_module
 from gradlens.concept_files import Detector
@@ -13,8 +14,9 @@ from gradlens.detector_fit import NOTHING, sharpest
 from gradlens.errors import ConfigError
 from gradlens.lens import Lens
 from gradlens.random_control import RATIO, SameShare, among, barred, contrast, matched_features, matched_weights
-from gradlens.rewriter import Rewriter, Tokens, _closed, _with_digits, _words
+from gradlens.rewriter import Rewriter, Tokens, _closed
 from gradlens.rules import Policy, Rule
+from gradlens.spelling import Spelling
 
 HOOK = "layers.1"
 
@@ -322,40 +324,14 @@ def test_the_sharpest_detector_is_the_one_that_leaves_negatives_alone():
     assert sharpest({"layers.15": told(0.6, 0.16), "layers.27": told(0.95, 0.5), "layers.3": told(0.2, 0.0)}) == "layers.15"
 
 
-class Spelled:
-    """A tokenizer whose tokens are the given texts, in their order."""
-
-    all_special_ids: list[int] = []
-
-    def __init__(self, *texts):
-        self.texts = texts
-
-    def __len__(self):
-        return len(self.texts)
-
-    def decode(self, ids):
-        return "".join(self.texts[token] for token in ids)
-
-    def convert_ids_to_tokens(self, ids):
-        return [self.texts[token] for token in ids]
-
-
 NUMBERS = Spelled("THERE", " ARE", " ", "1", "3", "8", "0", " MIN", "UTES", ".", " 2", ",", "500", " feet", "4th")
-
-
-def test_numbers_are_words_with_what_is_written_inside_them():
-    found = [NUMBERS.decode(range(start, end)) for start, end in _words(range(15), NUMBERS)]
-    assert found == ["THERE", " ARE", "1380", " MINUTES", " 2,500", " feet"]
-    texts = lambda *ids: [NUMBERS.decode(ids[start:end]) for start, end in _words(ids, NUMBERS)]  # noqa: E731
-    assert texts(3, 4, 9, 5, 9) == ["13.8"] and texts(3, 9, 0) == ["1", "THERE"]  # a full stop ends a sentence
-    assert [NUMBERS.texts[token] for token in _with_digits(NUMBERS)] == ["1", "3", "8", "0", " 2", "500", "4th"]
 
 
 @pytest.mark.parametrize("flagged, goes", [([3], []), ([3, 4], []), ([3, 4, 5], [3, 4, 5, 6]), ([7], [7, 8]), ([10, 12], [10, 11, 12])])
 def test_a_number_goes_whole_or_stays_whole(parts, flagged, goes):
     """Without its first digit it would be another number."""
     module = rewriter(*parts)
-    module.tokenizer, may = NUMBERS, torch.ones(15, dtype=torch.bool)
+    module.spelling, may = Spelling(NUMBERS), torch.ones(15, dtype=torch.bool)
     taken = module._whole_words(list(range(15)), torch.isin(torch.arange(15), torch.tensor(flagged)), may)
     assert [place for place, gone in enumerate(taken) if gone] == goes
 
@@ -364,7 +340,7 @@ def test_no_bridge_says_a_number(parts, monkeypatch):
     """Digits are among what no bridge has, and not among what ends a text."""
     seen = {}
 
-    def rewrite(rows, log_probs, never, backs, unsaid):
+    def rewrite(rows, log_probs, never, backs, unsaid, spelling):
         seen.update(never=never, unsaid=unsaid)
         return rows
 

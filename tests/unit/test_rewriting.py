@@ -3,8 +3,10 @@
 import itertools
 
 import torch
+from words import Spelled
 
-from gradlens.rewriting import AHEAD, assemble, bridge, cut, rewrite
+from gradlens.rewriting import AHEAD, BREADTH, CHOICE, assemble, bridge, cut, rewrite
+from gradlens.spelling import Spelling
 
 V = 12
 
@@ -31,24 +33,56 @@ def test_nothing_expressed_changes_nothing():
     assert rewrite(rows, model(table(0))) == [([1, 2, 3], [False, True, True], [0, 1, 2])]
 
 
-def test_the_bridge_is_the_best_prefix_of_the_greedy_continuation():
+def test_the_bridge_is_the_best_beginning_of_the_greedy_texts_after_each_of_the_likeliest_first_tokens():
     for seed in range(30):
         lp = table(seed)
         piece = cut([1, 2, 3, 4, 5, 6], [True] * 6, [False, True, True, True, False, False])
         bridge([piece], model(lp), never=[11])
-        greedy, last = [], 1
-        for _ in range(3):
-            following = lp[last].clone()
-            following[11] = -torch.inf
-            last = int(following.argmax())
-            greedy.append(last)
+        allowed = lp.clone()
+        allowed[:, 11] = -torch.inf
+        texts = [[]]
+        for first in allowed[1].topk(BREADTH).indices.tolist():
+            greedy = [first]
+            while len(greedy) < 3:
+                greedy.append(int(allowed[greedy[-1]].argmax()))
+            texts += [greedy[:n] for n in range(1, 4)]
 
         def score(text, lp=lp):
             whole = [1, *text, 5, 6][: 1 + len(text) + AHEAD]
-            return sum(lp[a, b].item() for a, b in itertools.pairwise(whole))
+            return sum(lp[a, b].item() for a, b in itertools.pairwise(whole)) - (CHOICE if text else 0)
 
-        best = max((greedy[:n] for n in range(4)), key=score)
+        best = max(texts, key=score)
         assert assemble(piece)[0] == [1, *best, 5, 6]
+
+
+SPELLED = Spelled("?", " total", " be", " is", "A", "Be", " Rosa", "R", "osa", " has", " If", ".")
+
+
+def test_a_bridge_spells_no_word_together_with_what_is_kept():
+    lp = torch.full((V, V), 1e-4).log()
+    lp[1, 4] = lp[4, 5] = torch.tensor(0.9).log()  # " total" "A" "Be": likely, but read as "totalABe"
+    lp[1, 3] = lp[3, 5] = torch.tensor(0.05).log()
+    row = ([0, 1, 2, 5, 11], [True] * 5, [False, False, True, False, False])
+    ((ids, *_),) = rewrite([row], model(lp), spelling=Spelling(SPELLED))
+    assert ids == [0, 1, 5, 11]  # " total" " is" "Be" has no space between the last two
+    ((ids, *_),) = rewrite([row], model(lp))
+    assert ids == [0, 1, 4, 5, 11]
+
+
+def test_a_word_that_begins_an_answer_after_a_gap_is_written_so():
+    lp = torch.full((V, V), 1e-4).log()
+    lp[0, 10] = lp[10, 6] = torch.tensor(0.1).log()  # "If Rosa has" is likelier than " Rosa has"
+    lp[6, 9] = lp[8, 9] = torch.tensor(0.5).log()
+    lp[0, 7] = torch.tensor(0.3).log()
+    lp[7, 8] = torch.tensor(0.9).log()
+    row = ([0, 1, 2, 6, 9, 11], [False, True, True, True, True, True], [False, True, True, False, False, False])
+    (made,) = rewrite([row], model(lp), spelling=Spelling(SPELLED))
+    assert made == ([0, 7, 8, 9, 11], [False, True, True, True, True], [0, 3, 3, 4, 5])
+    ((ids, *_),) = rewrite([row], model(lp))
+    assert ids == [0, 10, 6, 9, 11]
+    row = ([0, 1, 2, 6, 9, 11], [False, True, True, True, True, True], [False, False, True, False, False, False])
+    ((ids, *_),) = rewrite([row], model(lp), spelling=Spelling(SPELLED))
+    assert ids[-3:] == [6, 9, 11]  # within an answer it has its space
 
 
 def test_bridges_count_and_rows_never_grow():
@@ -123,7 +157,7 @@ def test_a_cut_that_begins_the_row_is_left_open():
 
 def test_the_search_is_over_where_no_longer_bridge_can_be_better():
     lp = torch.full((V, V), 0.5 / (V - 1)).log()
-    lp[1, 5] = lp[5, 6] = torch.tensor(0.5).log()  # what is kept follows by itself
+    lp[1, 7], lp[1, 5], lp[5, 6] = (torch.tensor(p).log() for p in (0.5, 0.05, 0.5))
     calls = []
 
     def counted(texts, places):
@@ -131,6 +165,6 @@ def test_the_search_is_over_where_no_longer_bridge_can_be_better():
         return model(lp)(texts, places)
 
     piece = cut([1, 2, 3, 4, 5, 6], [True] * 6, [False, True, True, True, False, False])
-    # of the greedy continuation, 5 6 . ., only the first token is likelier (1/2) than all that is kept (1/4)
+    # of one token only 7 is likelier (1/2 of 1/8) than all that is kept (1/20 of 1/2), and nothing after it
     bridge([piece], counted, never=[])
     assert calls == [1, 1] and assemble(piece)[0] == [1, 5, 6]

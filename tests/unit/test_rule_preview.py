@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from words import Spelled
 
 from gradlens.rule_preview import clean_rows, parted_rows, rewritten_rows
+from gradlens.spelling import Spelling
 
 
 class Letters:
@@ -20,6 +22,7 @@ class Taker:
         self.made = made
 
     never = [0]
+    spelling = Spelling(Letters())
     gone: list = []
     unlikely = ""  # letters that the model finds out of place
 
@@ -83,6 +86,14 @@ def test_a_row_keeps_to_its_own_words_where_nothing_is_put_in_and_nothing_is_out
     one = Taker((row(now)[0], [False] + [True] * len(now), at))
     one.gone, one.unlikely = [[False] * 5 + [True] * 3 + [False]], unlikely
     assert clean_rows(one, [(ids, counted)]) == [clean]
+
+
+def test_a_first_word_in_other_tokens_is_the_rows_own():
+    texts = Spelled("", "?", "Arr", " Rosa", " has", "R", "osa", "S")
+    for begins, clean in (([5, 6], True), ([7, 6], False)):  # "Rosa", and "Sosa" of the model's own
+        one = Taker(([1, *begins, 4, 0], [False] + [True] * 4, [0, 3, 3, 4, 5]))
+        one.spelling, one.gone = Spelling(texts), [[False, False, True, False, False, False]]
+        assert clean_rows(one, [([1, 2, 2, 3, 4, 0], [False] + [True] * 5)]) == [clean]
 
 
 def test_a_row_of_which_nothing_is_left_does_not_keep_to_its_own_words():

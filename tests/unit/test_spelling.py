@@ -1,0 +1,35 @@
+"""What tokens spell: words, numbers, beginnings."""
+
+from words import Spelled
+
+from gradlens.spelling import Spelling
+
+NUMBERS = Spelled("THERE", " ARE", " ", "1", "3", "8", "0", " MIN", "UTES", ".", " 2", ",", "500", " feet", "4th")
+NAMES = Spelled(" Rosa", "R", "osa", " is", "Is", "is", "r", "Be", "A", "日", "本", ".", "I")
+
+
+def test_numbers_are_words_with_what_is_written_inside_them():
+    found = [NUMBERS.decode(range(start, end)) for start, end in Spelling(NUMBERS).words(range(15))]
+    assert found == ["THERE", " ARE", "1380", " MINUTES", " 2,500", " feet"]
+    texts = lambda *ids: [NUMBERS.decode(ids[start:end]) for start, end in Spelling(NUMBERS).words(ids)]  # noqa: E731
+    assert texts(3, 4, 9, 5, 9) == ["13.8"] and texts(3, 9, 0) == ["1", "THERE"]  # a full stop ends a sentence
+    assert [NUMBERS.texts[token] for token in Spelling(NUMBERS).with_digits] == ["1", "3", "8", "0", " 2", "500", "4th"]
+
+
+def test_a_word_that_begins_a_text_has_no_space_and_may_have_a_capital():
+    written = lambda token: [[NAMES.texts[at] for at in ids] for ids in Spelling(NAMES).beginnings(token)]  # noqa: E731
+    assert written(0) == [["R", "osa"]]
+    assert written(3) == [["Is"], ["is"]]
+    assert written(9) == [["日"]]
+
+
+def test_letters_side_by_side_are_one_word_where_words_have_spaces_between_them():
+    join = lambda left, right: Spelling(NAMES).join(NAMES.texts.index(left), NAMES.texts.index(right))  # noqa: E731
+    assert join("A", "Be") and join("R", "osa")
+    assert not join("A", " is") and not join(".", "Be") and not join("日", "本")
+
+
+def test_nothing_is_known_without_a_tokenizer():
+    spelling = Spelling(None)
+    assert list(spelling.words([1, 2])) == spelling.with_digits == spelling.beginnings(3) == []
+    assert not spelling.join(1, 2) and not spelling.is_number([1])
