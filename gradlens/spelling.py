@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+APOSTROPHES = ("'", "\u2019")
+
 
 class Spelling:
     """Asks a tokenizer; without one every token is a word, and nothing is known of it."""
@@ -20,12 +22,12 @@ class Spelling:
         return self._texts[token]
 
     def words(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """Places of runs of letters that tokens without a space before them spell together, and of numbers with what is written inside
-        them."""
+        """Places of runs of letters that tokens without a space before them spell together, with their apostrophes, and of numbers with
+        what is written inside them."""
         texts = [self.text(token) for token in ids]
         start, number = None, False
         for at, text in enumerate(texts):
-            joins = text[:1].isalpha()
+            joins = text[:1].isalpha() or (text[:1] in APOSTROPHES and texts[at - 1][-1:].isalpha())
             if number:
                 inside = text in (".", ",") and texts[at + 1 : at + 2] and texts[at + 1][:1].isdigit()
                 joins = text[:1].isdigit() or inside

@@ -33,3 +33,11 @@ def test_nothing_is_known_without_a_tokenizer():
     spelling = Spelling(None)
     assert list(spelling.words([1, 2])) == spelling.with_digits == spelling.beginnings(3) == []
     assert not spelling.join(1, 2) and not spelling.is_number([1])
+
+
+def test_an_apostrophe_belongs_to_its_word_and_a_quotation_mark_to_none():
+    spelled = Spelled(" be", " missin", "'", " Tom", "'s", " 'yes", "5", "don", "’", "t")
+    words = lambda *ids: [spelled.decode(ids[start:end]) for start, end in Spelling(spelled).words(ids)]  # noqa: E731
+    assert words(0, 1, 2, 6) == [" be", " missin'", "5"]
+    assert words(3, 4, 7, 8, 9) == [" Tom'sdon’t"] and words(6, 2, 0) == ["5", " be"]
+    assert words(2, 0) == [" be"]  # at the beginning there is nothing that it could belong to
