@@ -23,7 +23,7 @@ AHEAD = 3  # kept tokens after a cut that judge a bridge
 LONGEST = 4  # tokens of a bridge
 BREADTH = 8  # tokens that are tried as its first
 CHOICE = math.log(BREADTH)  # nats that a bridge must be better than none by: the best of eight is better than it should be
-TOGETHER = 16  # texts that are read at once: each makes logits of the whole vocabulary at some ten places
+TOGETHER = 32  # texts that are read at once: each makes logits of the whole vocabulary at up to eight places
 LEFT = 0.2  # share of a row's counted tokens that must be left, else the row teaches nothing
 UNKNOWN = Spelling(None)  # of tokens that spell nothing
 
