@@ -135,12 +135,9 @@ class Trial:
 
     def text(self) -> list[int]:
         """The bridge, and the kept tokens after it that judge it."""
-        return [*self.said, *self.following()]
-
-    def following(self) -> list[int]:
         cuts, at = self.piece.cuts, self.cut.at
         end = cuts[self.number + 1].at if self.number + 1 < len(cuts) else len(self.piece.ids)
-        return self.piece.ids[at + self.instead : min(at + AHEAD, end)]
+        return [*self.said, *self.piece.ids[at + self.instead : min(at + AHEAD, end)]]
 
     def places(self) -> list[int]:
         """After which the next token's probability is wanted: one for each token of `text`, then what makes the bridge longer."""
@@ -154,7 +151,7 @@ class Trial:
         one, text = self.cut, self.text()
         lp_N = lp_PV[torch.arange(len(text)), torch.tensor(text)].double()
         score = float(lp_N.sum()) - (CHOICE if self.said and not self.instead else 0.0)
-        glued = self.said and not self.instead and spelling.join(self.said[-1], text[len(self.said)])
+        glued = bool(self.said) and not self.instead and spelling.join(self.said[-1], text[len(self.said)])
         if score > one.score and not glued:
             one.score, one.best, one.instead = score, self.said, self.instead
         if not one.bridged or self.instead or len(self.said) >= one.room:
