@@ -4,10 +4,13 @@ import copy
 
 import pytest
 import torch
-from conftest import tiny_batch, tiny_model
+from conftest import tiny_batch, tiny_dictionary, tiny_model
 from torch.nn.functional import cross_entropy
 
 from gradlens.capture import MicroBatch, next_tokens, token_loss
+from gradlens.config import ObserveSettings
+from gradlens.lens import Lens
+from gradlens.recorder import MemoryRecorder
 from gradlens.saved_losses import saved_log_probs
 from gradlens.train import LossFunction
 
@@ -37,6 +40,24 @@ def test_the_loss_of_our_own_loop_is_found_too():
 def test_a_loss_with_other_parts_has_them_too():
     output = tiny_model()(**tiny_batch())
     assert saved_log_probs(2 * output.loss + output.logits.square().mean(), output.logits) is not None
+
+
+def test_a_watched_run_looks_the_losses_up_and_reads_the_same(monkeypatch):
+    def taught():
+        model, recorder = tiny_model(), MemoryRecorder()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        observe = ObserveSettings(estimators=["taught"], drift_every=0, update_every=0, own_prompts=0)
+        with Lens(model, optimizer, {"layers.2": tiny_dictionary()}, recorder=recorder, observe=observe) as lens:
+            model(**tiny_batch()).loss.backward()
+            optimizer.step()
+        return lens.projector.totals()["layers.2"]["taught"]
+
+    looked_up = taught()
+    monkeypatch.setattr("gradlens.hooks.saved_log_probs", lambda loss, logits: None)
+    computed = taught()
+    assert computed.any() and torch.equal(looked_up, computed)
+    monkeypatch.setattr("gradlens.hooks.saved_log_probs", lambda loss, logits: 2 * saved_log_probs(loss, logits))
+    assert torch.equal(taught(), 2 * computed)  # it is these that are read
 
 
 def other_losses(logits, targets):
