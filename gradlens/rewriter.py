@@ -28,7 +28,7 @@ from gradlens.hookpoints import unwrap
 from gradlens.own import before_training
 from gradlens.reading import encoder_input, places
 from gradlens.restoring import Asked, Told, restore
-from gradlens.rewriting import rewrite
+from gradlens.rewriting import LEFT, rewrite
 from gradlens.row_teller import Row, RowTeller, key_of, padded, rows_of
 from gradlens.spelling import Spelling
 
@@ -174,7 +174,8 @@ class Rewriter:
     def _restored(self, told: list[Told]) -> list[Told]:
         if self.tokens.instead_of_F is not None:  # this control takes as many tokens as it is told
             return told
-        return restore(told, Asked(self.spelling.words, self._spellings, self._log_probs, self._flagged, self.never))
+        left = restore(told, Asked(self.spelling.words, self._spellings, self._log_probs, self._flagged, self.never))
+        return [(ids, counted, self._whole_sentences(ids, counted, taken)) for ids, counted, taken in left]
 
     def _flagged(self, rows: Sequence[Row], starts: Sequence[int] | None = None) -> list[Tensor]:
         """Of every row which counted tokens the detector flags, `bool[S]`; of those before `starts` it may say nothing."""
@@ -226,6 +227,17 @@ class Rewriter:
                 taken[start:end] = may[start:end]
             elif share:
                 taken[start:end] = may[start:end] if share > 0.5 else [False] * (end - start)
+        return taken
+
+    def _whole_sentences(self, ids: Sequence[int], counted: Sequence[bool], taken: Sequence[bool]) -> list[bool]:
+        """A sentence of which hardly anything is left goes: "Now" says nothing without the "hoist the sails!" that went."""
+        may, taken = self._may(ids, counted).tolist(), list(taken)
+        places = [place for place, told in enumerate(may) if told]
+        for start, end in self.spelling.sentences([ids[place] for place in places]):
+            mine = places[start:end]
+            if sum(not taken[place] for place in mine) < LEFT * len(mine):
+                for place in mine:
+                    taken[place] = True
         return taken
 
     def _spellings(self, token: int) -> list[int]:

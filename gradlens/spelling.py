@@ -1,4 +1,4 @@
-"""How tokens spell words: what belongs to one word, how a word is written where it begins a text, which tokens hold numbers."""
+"""How tokens spell words and sentences: what belongs to one, how a word is written where it begins a text, which tokens hold numbers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from functools import cached_property
 from typing import Any
 
 APOSTROPHES = ("'", "\u2019")
+STOPS = (".", "!", "?")  # what a sentence ends with, where a space comes after it or nothing at all
+WIDE_STOPS = ("。", "！", "？", "\n")  # wherever they are
 
 
 class Spelling:
@@ -41,6 +43,18 @@ class Spelling:
                 start, number = at, begins.isdigit()
         if start is not None:
             yield start, len(ids)
+
+    def sentences(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Places of sentences, every token in one; none where tokens spell nothing."""
+        texts = [self.text(token) for token in ids]
+        start = 0
+        for at, text in enumerate(texts):
+            after = texts[at + 1][:1] if at + 1 < len(texts) else " "
+            if text.endswith(WIDE_STOPS) or (text.endswith(STOPS) and after.isspace()):
+                yield start, at + 1
+                start = at + 1
+        if start < len(texts) and any(texts):
+            yield start, len(texts)
 
     def is_number(self, ids: Sequence[int]) -> bool:
         return self.tokenizer is not None and self.tokenizer.decode(ids).strip()[:1].isdigit()

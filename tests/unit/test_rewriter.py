@@ -350,3 +350,17 @@ def test_no_bridge_says_a_number(parts, monkeypatch):
     module.rewritten([([1, 2, 3], [False, True, True])])
     digits = {3, 4, 5, 6, 10, 12, 14}
     assert digits <= set(seen["unsaid"]) and not digits & set(seen["never"]) and set(seen["never"]) < set(seen["unsaid"])
+
+
+SAID = Spelled("Q", " 7", " left", ".", " Now", " hoist", " the", " sails", " ye", "!")
+
+
+@pytest.mark.parametrize(
+    "flagged, left", [([5, 6, 7, 8, 9], " 7 left."), ([6, 7, 8, 9], " 7 left. Now hoist"), ([1, 3, 5], " left Now the sails ye!")]
+)
+def test_a_sentence_of_which_hardly_anything_is_left_goes(parts, flagged, left):
+    module = rewriter(*parts)
+    module.spelling = Spelling(SAID)
+    ids, counted = list(range(10)), [False] + [True] * 9
+    taken = module._whole_sentences(ids, counted, [place in flagged for place in ids])
+    assert SAID.decode([place for place in ids[1:] if not taken[place]]) == left and not taken[0]

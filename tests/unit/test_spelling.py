@@ -41,3 +41,12 @@ def test_an_apostrophe_belongs_to_its_word_and_a_quotation_mark_to_none():
     assert words(0, 1, 2, 6) == [" be", " missin'", "5"]
     assert words(3, 4, 7, 8, 9) == [" Tom'sdon’t"] and words(6, 2, 0) == ["5", " be"]
     assert words(2, 0) == [" be"]  # at the beginning there is nothing that it could belong to
+
+
+def test_a_sentence_ends_where_a_space_follows_its_stop():
+    spelled = Spelled("It", " is", " 3", ".", "5", "!", " Now", " sail", ".\n", "日", "。", " a", ".b")
+    sentences = lambda *ids: [spelled.decode(ids[start:end]) for start, end in Spelling(spelled).sentences(ids)]  # noqa: E731
+    assert sentences(0, 1, 2, 3, 4, 5, 6, 7) == ["It is 3.5!", " Now sail"]
+    assert sentences(6, 7, 8, 0, 1, 3) == [" Now sail.\n", "It is."]
+    assert sentences(9, 10, 9, 10, 11, 12) == ["日。", "日。", " a.b"]
+    assert list(Spelling(None).sentences([1, 2])) == list(Spelling(spelled).sentences([])) == []
