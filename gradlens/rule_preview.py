@@ -12,6 +12,7 @@ import torch
 
 from gradlens.rewriter import Made, Rewriter
 from gradlens.row_teller import Row
+from gradlens.spelling import Spelling
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,9 @@ class Seen:
 def rewritten_rows(rewriter: Rewriter, tokenizer: Any, rows: Sequence[Row]) -> list[Seen]:
     """What mode rewrite makes of each row."""
     found, made = [], rewriter.rewritten(rows)
-    for (ids, counted), (now, _, at), text in zip(rows, made, answers(tokenizer, made), strict=True):
+    for (ids, counted), (now, counts_now, at), text in zip(rows, made, answers(tokenizer, made), strict=True):
         kept = {place for token, place in zip(now, at, strict=True) if ids[place] == token}
+        kept |= {at[place] for place in _first_word(rewriter.spelling, ids, now, counts_now, at)}
         marks = [(token, place not in kept) for place, (token, counts_here) in enumerate(zip(ids, counted, strict=True)) if counts_here]
         found.append(Seen(_pieces(marks, tokenizer), becomes=text))
     return found
@@ -49,7 +51,7 @@ def clean_rows(rewriter: Rewriter, rows: Sequence[Row], made: Sequence[Made] | N
     taken, made = rewriter.told(rows), rewriter.rewritten(rows) if made is None else made
     clean, beside = [], []  # of each row the places whose tokens are asked, so that of few places logits are made
     for (ids, _), gone, (now, counts, at) in zip(rows, taken, made, strict=True):
-        first = _first_word(rewriter, ids, now, counts, at)
+        first = max(_first_word(rewriter.spelling, ids, now, counts, at), default=counts.index(True) if any(counts) else len(now))
         own = [now[place] == ids[at[place]] for place in range(len(now))]
         last = [place + 1 < len(now) and now[place + 1] in rewriter.never for place in range(len(now))]  # the model may end the answer
         clean.append(first < len(now) and all(own[place] or last[place] for place in range(first + 1, len(now))))
@@ -63,16 +65,12 @@ def clean_rows(rewriter: Rewriter, rows: Sequence[Row], made: Sequence[Made] | N
     return clean
 
 
-def _first_word(rewriter: Rewriter, ids: Sequence[int], now: Sequence[int], counts: Sequence[bool], at: Sequence[int]) -> int:
-    """The last place of the word that the answer begins with, where that is the row's, written as one that begins; else the first."""
+def _first_word(spelling: Spelling, ids: Sequence[int], now: Sequence[int], counts: Sequence[bool], at: Sequence[int]) -> list[int]:
+    """Places of the word that the answer begins with, where that is the row's, as it was or written as one that begins; else none."""
     first = counts.index(True) if any(counts) else len(now)
     same = [place for place in range(first, len(now)) if at[place] == at[first]]
-    if len(same) < 2:
-        return first
-    text, was = (
-        "".join(map(rewriter.spelling.text, tokens)).strip().lower() for tokens in ([now[place] for place in same], [ids[at[first]]])
-    )
-    return same[-1] if text == was else first
+    said = "".join(spelling.text(now[place]) for place in same).strip().lower()
+    return same if said and said == spelling.text(ids[at[first]]).strip().lower() else []
 
 
 def parted_rows(scores: Sequence[float], least: float, tokenizer: Any, rows: Sequence[Row], most: int) -> list[Seen]:

@@ -50,11 +50,12 @@ def test_what_is_taken_is_marked_and_what_is_left_stands_beside_it():
     assert seen.pieces == [("Arr ", True), ("two", False)] and seen.becomes == "two"
 
 
-def test_a_word_spelled_anew_and_the_words_of_a_bridge_are_not_taken_for_what_stood_there():
+def test_a_word_only_spelled_anew_is_not_marked_and_what_a_bridge_stands_for_is():
     ids, counted = row("?ab cd")
-    anew = ([ord("?"), ord("A"), ord("x"), *ids[4:]], [False] + [True] * 5, [0, 1, 2, 4, 5, 6])  # a as A; x in place of b and the space
-    (seen,) = rewritten_rows(Taker(anew), Letters(), [(ids, counted)])
-    assert seen.pieces == [("ab ", True), ("cd", False)] and seen.becomes == "Axcd"
+    for begins, pieces in (("A", [("a", False), ("b ", True), ("cd", False)]), ("y", [("ab ", True), ("cd", False)])):
+        anew = ([ord("?"), ord(begins), ord("x"), *ids[4:]], [False] + [True] * 5, [0, 1, 2, 4, 5, 6])  # x in place of b and the space
+        (seen,) = rewritten_rows(Taker(anew), Letters(), [(ids, counted)])
+        assert seen.pieces == pieces and seen.becomes == f"{begins}xcd"
 
 
 def test_a_row_that_teaches_nothing_any_more_becomes_nothing():
