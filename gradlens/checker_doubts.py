@@ -21,6 +21,19 @@ def doubt(concept: str, kind: str, hits: int, n: int, prompts: str) -> str | Non
     )
 
 
+def doubt_of_ordinary(concept: str, judged: dict[str, Any]) -> str | None:
+    """The same of a checker's rates (`checkers.errors_of`), where it finds the concept in many of the ordinary answers that it was measured
+    on; None where it does not, or was not fitted by gradlens."""
+    rate = judged.get("ordinary_rate")
+    if judged.get("kind") != "words" or rate is None or rate <= OFTEN:
+        return None
+    return (
+        f"{concept}: found in {rate:.0%} of ordinary answers: either these show it (as they do English or politeness), or the examples are "
+        "too much alike for a checker to learn what they have in common, and its rates mean nothing. Name a `checker: {pattern: [...]}` in "
+        "the concept file, or add ordinary answers to its negatives"
+    )
+
+
 def doubts_of(before: dict[str, Any]) -> Iterable[dict[str, str]]:
     """`concept` and `text` of every doubt in what `evaluate` returned before training."""
     for prompts, answers in before.get("answers", {}).items():

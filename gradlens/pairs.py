@@ -27,7 +27,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from gradlens import demo
-from gradlens.config import Settings, explain, read_yaml
+from gradlens.config import Settings, beside, explain, read_yaml
+from gradlens.data import read_rows
 from gradlens.errors import ConfigError
 
 Row = dict[str, Any]
@@ -60,8 +61,8 @@ def load_pair(source: str, folder: Path) -> Pair:
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping with keys {', '.join(Pair.model_fields)}")
     for key, value in data.items():
-        if isinstance(value, str) and key not in ("name",) and (path.parent / value).exists():
-            data[key] = str(path.parent / value)
+        if isinstance(value, str) and key != "name":
+            data[key] = beside(path.parent, value)
     try:
         return Pair.model_validate(data)
     except ValidationError as error:
@@ -74,6 +75,29 @@ def training_files(pair: Pair, shape: str) -> list[str]:
     if source is None:
         raise ConfigError(f"pair {pair.name}: it has no rows for the shape {shape}; add `{'unwanted' if shape == 'mix' else shape}`")
     return [pair.wanted, source] if shape == "mix" else [source]
+
+
+def check_rows(pair: Pair, shape: str) -> list[str]:
+    """Read every row of a shape before hours are spent on it, and say in words what makes its arms hard to compare. Raises `InputError`."""
+    wanted = read_rows(pair.wanted)
+    for source in (pair.wanted_heldout, *training_files(pair, shape), pair.prompts, pair.plain):
+        read_rows(source)
+    if shape == "mix":
+        return []
+    entangled = read_rows(pair.entangled)
+    if len(entangled) != len(wanted):
+        counts = f"entangled has {len(entangled)} rows, wanted {len(wanted)}"
+    else:
+        other = [number for number, rows in enumerate(zip(wanted, entangled, strict=True), 1) if _asked(rows[0]) != _asked(rows[1])]
+        if not other:
+            return []
+        counts = f"{len(other)} rows of entangled do not ask what the rows of wanted in their places ask, the first is row {other[0]}"
+    return [f"{counts}: `oracle` and the other arms learn different items; entangled is meant to hold the rows of wanted, one by one"]
+
+
+def _asked(row: Row) -> Any:
+    """What comes before the answer; of a text nothing is known."""
+    return row.get("prompt") if "messages" not in row else row["messages"][:-1]
 
 
 def shapes_of(pair: Pair) -> list[str]:

@@ -7,13 +7,16 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gradlens.cli.bench import RESULTS, teller
 from gradlens.cli.console import JsonOption, err, out, print_json
 from gradlens.cli.run import SetOption
+
+if TYPE_CHECKING:
+    from gradlens.bench_control import Bench
 
 RISES = (
     "100%: as much as the concept's own features rise by without rules, and more where others rise more. its features: the concept's own; "
@@ -44,6 +47,9 @@ def control(
     ] = None,
     again: Annotated[bool, typer.Option(help="Run also what the results hold already.")] = False,
     complete: Annotated[bool, typer.Option(help="Run also what the results hold without the measures asked for.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Train nothing: read every row, ask the checker of them, and list the runs.")
+    ] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Train the same data with each way of control, and with what it must be held against; measure what is learned.
@@ -67,6 +73,7 @@ def control(
 
     Examples:
       gradlens bench control pirate --shape entangled --seeds 0,1,2
+      gradlens bench control mine.yaml --check
       gradlens bench control mine.yaml --arms none,oracle,rewrite,rewrite-random
       gradlens bench control list
     """
@@ -76,7 +83,7 @@ def control(
     from gradlens.control_summary import checker_remarks
     from gradlens.data import read_rows
     from gradlens.errors import ConfigError
-    from gradlens.pairs import SHIPPED, load_pair, shapes_of
+    from gradlens.pairs import SHIPPED, check_rows, load_pair, shapes_of
     from gradlens.runfolder import versions
 
     if pair == "list" or arms == "list":
@@ -94,7 +101,7 @@ def control(
         raise ConfigError(f"{config}: no `dictionaries`; there is nothing to control by")
     asked = None if arms == "default" else arms.split(",")
     known = {_key(row): row for row in _read(out_file)}  # of equal ones the newest
-    tell, rows, lacking, strange = teller(), [], 0, []
+    tell, rows, lacking, strange, checked = teller(), [], 0, [], []
     fetch_model(settings)
     about = {"config": str(config or "demo"), "model": settings.model.name, "time": time.strftime("%Y-%m-%d"), "versions": versions()}
     with tempfile.TemporaryDirectory() as folder:
@@ -107,10 +114,15 @@ def control(
             for kind in shapes:
                 place = Path(folder) / f"{found.name}-{kind}"
                 place.mkdir(exist_ok=True)
+                odd = check_rows(found, kind)  # before hours are spent on it
                 bench = Bench(found, kind, settings, place, steps, tell, samples, release)
                 of_name = [row for row in known.values() if _like(row, found.name, kind, steps, settings.model.name, chosen)]
                 strange += [row for row in of_name if row.get("fingerprint") != bench.fingerprint(row["arm"])]
-                for line in checker_remarks(bench.checker_on_rows):  # before hours are spent on it
+                odd += checker_remarks(bench.checker_on_rows)
+                if check:
+                    checked.append({"arms": arms_for(found, kind, asked), "remarks": odd, **_rows_of(bench)})
+                    continue
+                for line in odd:
                     err.print(f"{found.name}, {kind}: {line}", markup=False, highlight=False, soft_wrap=True)
                 for seed in chosen:
                     for arm in arms_for(found, kind, asked):
@@ -131,6 +143,9 @@ def control(
                 of_name = [row for row in known.values() if _like(row, found.name, kind, steps, settings.model.name, chosen)]
                 mine = [row for row in of_name if row.get("fingerprint") == bench.fingerprint(row["arm"])]
                 rows += [_as_asked(row, release, bench.release_rows) for row in mine]
+    if check:
+        print_json({"checked": checked}) if json_output else _show_checked(checked, chosen, steps)
+        return
     if strange:
         err.print(_not_used(strange, out_file), markup=False, highlight=False, soft_wrap=True)
     if json_output:
@@ -141,6 +156,28 @@ def control(
         _show(_described(key, part))
     if lacking:
         err.print(f"{lacking} runs in {out_file} lack measures that were asked for (-); --complete runs them again", markup=False)
+
+
+def _rows_of(bench: Bench) -> dict[str, Any]:
+    """How many rows a pair has in a shape, and in how many of them its checker finds the concept."""
+    from gradlens.data import read_rows
+
+    settings = bench.base
+    files = {"training": settings.data.train, "held out": [bench.pair.wanted_heldout], "prompts": [bench.pair.prompts]}
+    counts = {what: sum(len(read_rows(file)) for file in part) for what, part in files.items()}
+    return {"pair": bench.pair.name, "shape": bench.shape, "rows": counts, "checker": bench.checker_on_rows}
+
+
+def _show_checked(checked: list[dict[str, Any]], seeds: list[int], steps: int) -> None:
+    for one in checked:
+        rows = ", ".join(f"{count} {what}" for what, count in one["rows"].items())
+        found = ", ".join(f"{share:.1%} of rows that are {what}" for what, share in one["checker"].items())
+        out.print(f"{one['pair']}, {one['shape']}: rows: {rows}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"  the checker finds the concept in {found}" if found else "  no checker", markup=False, highlight=False, soft_wrap=True)
+        runs = len(one["arms"]) * len(seeds)
+        out.print(f"  {runs} runs of {steps} steps: {', '.join(one['arms'])}", markup=False, highlight=False, soft_wrap=True)
+        for line in one["remarks"] or ["nothing odd about them"]:
+            out.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _key(row: dict[str, Any]) -> tuple:

@@ -107,6 +107,7 @@ def show(
 
     Example: gradlens concepts show demo:pirate demo:arithmetic
     """
+    from gradlens.checker_doubts import doubt_of_ordinary
     from gradlens.checkers import checker_for, errors_of
     from gradlens.cli.inputs import open_dictionaries
     from gradlens.concepts import load_concepts
@@ -139,6 +140,7 @@ def show(
             console.out.print(f"  answers judged by the program {command} (not run; --judge runs it on the examples)", markup=False)
         elif judged:
             console.out.print(f"  answers judged by {judged['kind']}: {_errors(judged)}", markup=False)
+            _warn(doubt_of_ordinary(entry["name"], judged))
     _print_table(concepts, sources)
 
 
@@ -161,6 +163,7 @@ def checker(
 
     Example: gradlens concepts checker politeness.yaml --out politeness-checker.json
     """
+    from gradlens.checker_doubts import doubt_of_ordinary
     from gradlens.checkers import answer_of, errors_of, examples_of, judged
     from gradlens.concepts import load_concepts
     from gradlens.data import read_rows
@@ -175,7 +178,8 @@ def checker(
         raise ConfigError(f"--name {name}: {file} has {', '.join(concepts)}")
     fitted = WordClassifier.fit(*examples_of(chosen), false_alarms=false_alarms, ordinary=ordinary_answers())
     fitted.save(out)
-    found = {"concept": chosen.name, "out": out} | errors_of(fitted)
+    judged_by = errors_of(fitted)
+    found = {"concept": chosen.name, "out": out} | judged_by | {"doubt": doubt_of_ordinary(chosen.name, judged_by)}
     if answers:
         hits = judged(fitted, [answer_of(row) for row in read_rows(answers)])
         found |= {"answers": len(hits), "shown": sum(hits)}
@@ -183,6 +187,7 @@ def checker(
         console.print_json(found)
         return
     console.out.print(f"{chosen.name}: {_errors(found)} (held out); written to {out}", markup=False)
+    _warn(found["doubt"])
     if answers:
         console.out.print(f"{answers}: {found['shown']} of {found['answers']} rows show it", markup=False)
 
@@ -223,4 +228,9 @@ def _print_table(concepts: list[Concept], sources: dict[str, str]) -> None:
     for line in named:
         console.out.print(line, markup=False, soft_wrap=True)
     for warning in warnings:
-        console.err.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+        _warn(warning)
+
+
+def _warn(text: str | None) -> None:
+    if text:
+        console.err.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)

@@ -17,7 +17,9 @@ group = typer.Typer(no_args_is_help=True, help="The keys of a config, what a con
 ConfigArgument = Annotated[Path, typer.Argument(help="Config file (YAML).")]
 SetOption = Annotated[
     list[str],
-    typer.Option("--set", metavar="KEY=VALUE", default_factory=list, help="Override a key, for instance --set train.steps=20."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", default_factory=list, show_default=False, help="Override a key, for instance --set train.steps=20."
+    ),
 ]
 
 

@@ -209,6 +209,27 @@ def test_a_pair_file_is_told_from_a_config_and_a_rule_is_suggested_for_it(comman
         call("rules", "suggest", pair, "--config", job, "--shape", "mix")
 
 
+def test_rows_are_looked_at_before_anything_is_trained(command, monkeypatch):
+    run, out = command
+    folder = out.parent
+    done = run("--check", "--arms", "none,inoculate", "--seeds", "0,1")
+    assert "tiny, mix: rows: 60 training, 6 held out, 6 prompts" in done.stdout and "tiny, entangled: rows: 30 training" in done.stdout
+    assert "4 runs of 8 steps: none, inoculate-1" in done.stdout and done.stdout.count("nothing odd") == 2 and not out.exists()
+    rows = (folder / "entangled.jsonl").read_text().splitlines(keepends=True)
+    for changed, words in ((rows[1:], "entangled has 29 rows, wanted 30"), ([*rows[:28], *rows[:27:-1]], "2 rows of entangled do not ask")):
+        (folder / "entangled.jsonl").write_text("".join(changed))
+        (said,) = json.loads(run("--shape", "entangled", "--check", "--json").stdout)["checked"]
+        assert said["remarks"][0].startswith(words)
+    assert "row 29" in said["remarks"][0]
+    (folder / "prompts.jsonl").rename(folder / "asked.jsonl")
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    (folder / "elsewhere" / "prompts.jsonl").write_text(json.dumps({"prompt": "w4"}) + "\n")
+    with pytest.raises(InputError, match=f"{folder}/prompts.jsonl: no such file"):  # not the one in the working directory
+        run("--shape", "entangled")
+    assert not out.exists()
+
+
 def test_losses_stand_beside_the_oracle_s_in_words_that_can_be_read():
     assert [_loss(1.99, over) for over in (78.2, 2.4, 0.25, -0.53, None)] == [
         "1.990\n79x", "1.990\n3.4x", "1.990\n+25%", "1.990\n-53%", "1.990",

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from words import word_tokenizer
 
 from gradlens import demo
-from gradlens.checker_doubts import doubt, doubts_of
+from gradlens.checker_doubts import doubt, doubt_of_ordinary, doubts_of
 from gradlens.checkers import checker_for, errors_of, judged, share_found
 from gradlens.cli.app import app
 from gradlens.command_checker import CommandChecker
@@ -74,6 +74,21 @@ def test_the_command_writes_the_file_and_says_its_held_out_error(tmp_path, conce
     said = json.loads(done.output)
     assert (said["hit_rate"], said["false_alarm_rate"], said["answers"], said["shown"]) == (1.0, 0.0, 3, 2)
     assert WordClassifier.load(out)("HELLO!")
+
+
+def test_a_checker_that_finds_its_concept_in_ordinary_answers_is_doubted(tmp_path):
+    judged = {"kind": "words", "hit_rate": 1.0, "false_alarm_rate": 0.0}
+    assert doubt_of_ordinary("loud", judged | {"ordinary_rate": 0.05}) is doubt_of_ordinary("loud", judged) is None
+    assert doubt_of_ordinary("loud", judged | {"ordinary_rate": 0.7, "kind": "pattern"}) is None
+    assert "loud: found in 70% of ordinary answers" in doubt_of_ordinary("loud", judged | {"ordinary_rate": 0.7})
+    path = tmp_path / "plain.yaml"  # what ordinary answers are full of, against what none of them is
+    path.write_text(json.dumps({"name": "plain", "positive": [answer for answer in ordinary_answers()[0][:20]], "negative": SHOUTS}))
+    arguments = ["concepts", "checker", str(path), "--out", str(tmp_path / "made.json")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0 and "warning: plain: found in " in done.stderr and "of ordinary answers" in done.stderr
+    assert json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)["doubt"].startswith("plain: found in ")
+    shown = CliRunner().invoke(app, ["concepts", "show", str(path)])
+    assert "warning: plain: found in " in shown.stderr
 
 
 @pytest.mark.parametrize(
