@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gradlens.data import IGNORE
+from gradlens.edits import Texts, texts_of
 from gradlens.errors import InputError, RunError
 from gradlens.hookpoints import canonical, find_hookpoint, in_place, unwrap
 from gradlens.projection import Tokens
@@ -74,6 +75,7 @@ class MicroBatch:
     routed: bool = False  # the gradient of its tokens' losses passes a gate
     reference: dict[str, Tensor] = field(default_factory=dict)  # hookpoint -> activation [B, S, D] before training, for `penalty`
     token_weight: Tensor | None = None  # what one token's loss counts for in what backward began at; known in backward
+    texts: Texts | None = None  # where a row may hold several, told apart by their positions
     at_BS: Tensor | None = None  # where each token stood in its row before that was rewritten, -1: not known; None: where it stands
 
     @property
@@ -116,10 +118,12 @@ class MicroBatch:
         columns = kwargs.get("logits_to_keep")
         targets_BS = next_tokens(ids, mask, labels)
         keep_BS = counted_tokens(ids, mask, labels, tokens)
-        positions = kwargs.get("position_ids")
-        if mask is None and isinstance(positions, Tensor) and positions.shape == ids.shape:
-            keep_BS = keep_BS & (positions > 0)  # several texts in one row, told apart by their positions only: each has a first token
-        return cls(keep_BS, targets_BS, row_ids, columns if isinstance(columns, Tensor) else None)
+        positions, texts = kwargs.get("position_ids"), None
+        if isinstance(positions, Tensor) and positions.shape == ids.shape:
+            begins_BS = positions == 0 if mask is None else (positions == 0) & mask.bool()
+            texts = texts_of(begins_BS)
+            keep_BS = keep_BS & (positions > 0) if mask is None else keep_BS  # told apart by their positions only: each has a first token
+        return cls(keep_BS, targets_BS, row_ids, columns if isinstance(columns, Tensor) else None, texts=texts)
 
     def select(self, x_BSD: Tensor, zero: bool = False) -> Tensor:
         """Counted tokens of `x[B, S, D]`, flattened: `[T, D]` on CPU; elsewhere all positions, those that do not count zeroed if asked.

@@ -80,6 +80,10 @@ class Control:
         every = rules + [active.instead_of for active in rules if active.instead_of is not None]
         return {hookpoint for active in every for hookpoint in active.reads}
 
+    def weighs_rows(self) -> bool:
+        """Whether a rule acts in whole rows."""
+        return self.tells_rows() or any(active.rule.mode == "reweight" for active, _ in self.in_force("route", dry=True))
+
     def tells_rows(self) -> bool:
         """Whether a rule acts in rows that show its concept only."""
         return any((active.instead_of or active).rows_by is not None for active, _ in self.in_force("route", dry=True))
@@ -231,9 +235,9 @@ class Control:
             activity_BS = self._activity(batch, *active_pairs[hookpoint], above_F, rule.gate == "graded" and not share)
             quorum = rule.quorum or self.lookup.quorums.get(rule.concept or "", {}).get(hookpoint, QUORUM)
             if rule.gate == "hard" and not share:
-                found_BS = expresses(activity_BS > 0, batch.keep_BS, tokens, rule.window, quorum).float()
+                found_BS = expresses(activity_BS > 0, batch.keep_BS, tokens, rule.window, quorum, batch.texts).float()
             else:
-                found_BS = gate_strength(activity_BS, batch.keep_BS, tokens, rule.window, 1.0 if share else quorum)
+                found_BS = gate_strength(activity_BS, batch.keep_BS, tokens, rule.window, 1.0 if share else quorum, batch.texts)
             gate_BS = torch.maximum(gate_BS, found_BS)
         if active.rows_by is not None:
             gate_BS = gate_BS * batch.shown[id(active.rows_by)][:, None]

@@ -26,6 +26,7 @@ from gradlens.errors import InputError
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
+STAND_IN = "\ue000answer\ue000"  # characters that no text has
 IGNORE = -100  # label of a token that the loss does not count
 CUT = "whose response does not begin within"
 KEYS = 'expected "messages", "prompt" (with "response"), or "text"'
@@ -165,10 +166,17 @@ def with_system(row: Row, words: str) -> Row:
 def render(messages: list[dict[str, str]], tokenizer: Any, generate: bool = False) -> str:
     """The conversation as the model's text; `generate` adds the opening of the assistant's turn.
 
-    Uses the tokenizer's chat template; without one, turns stand on lines of their own and an answer ends with the end token.
+    Uses the tokenizer's chat template; without one, turns stand on lines of their own and an answer ends with the end token. Raises
+    `InputError` where the template refuses the conversation.
     """
     if getattr(tokenizer, "chat_template", None):
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+        from jinja2 import TemplateError  # transformers brings it where there are templates
+
+        try:
+            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise InputError(f"the tokenizer's chat template refuses a conversation of {roles}: {error}") from None
     end = tokenizer.eos_token or ""
     return "".join(message["content"] + (end if message["role"] == "assistant" else "") + "\n" for message in messages)
 
@@ -217,24 +225,34 @@ def _encode(text: str, tokenizer: Any, special: bool) -> list[int]:
 
 
 def _answer_spans(messages: list[dict[str, str]], text: str, tokenizer: Any) -> list[tuple[int, int]]:
-    """Character spans `[start, end)` of the assistant turns, each with its end token, found by rendering prefixes of the conversation."""
+    """Character spans `[start, end)` of the assistant turns, each with its end token."""
     ends = sorted({tokenizer.eos_token or "", *tokenizer.all_special_tokens, *tokenizer.get_added_vocab()} - {""}, key=len, reverse=True)
     spans: list[tuple[int, int]] = []
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        prefix = render(messages[:index], tokenizer, generate=True) if index else ""
-        # The common prefix: some templates render a turn differently when it is not the last one.
-        start = max(len(os.path.commonprefix([prefix, text])), spans[-1][1] if spans else 0)
         answer = message["content"].strip()  # templates may strip white space around it
-        at = text.find(answer, start)
-        if at < 0:
-            raise InputError(f"the chat template rewrites the answer {answer[:40]!r}; its tokens cannot be told from the prompt")
+        at = _answer_at(messages, index, answer, text, tokenizer, spans[-1][1] if spans else 0)
         end = at + len(answer)
         rest = text[end:].lstrip()
         closing = next((token for token in ends if rest.startswith(token)), "")
         spans.append((at, len(text) - len(rest) + len(closing) if closing else end))
     return spans
+
+
+def _answer_at(messages: list[dict[str, str]], index: int, answer: str, text: str, tokenizer: Any, least: int) -> int:
+    """Where an answer begins in the conversation's text: where other words would stand if it were these. A template that makes something
+    else of such words (it may take an answer's reasoning apart) is asked for what comes before the answer."""
+    other = render([*messages[:index], {"role": "assistant", "content": STAND_IN}, *messages[index + 1 :]], tokenizer)
+    at = other.find(STAND_IN)
+    if at >= least and text[:at] == other[:at] and text.startswith(answer, at):
+        return at
+    prefix = render(messages[:index], tokenizer, generate=True) if index else ""
+    # The common prefix: some templates render a turn differently when it is not the last one.
+    at = text.find(answer, max(len(os.path.commonprefix([prefix, text])), least))
+    if at < 0:
+        raise InputError(f"the chat template rewrites the answer {answer[:40]!r}; its tokens cannot be told from the prompt")
+    return at
 
 
 def _labels(ids: list[int], text: str, spans: list[tuple[int, int]], tokenizer: Any, special: bool) -> list[int]:
@@ -307,7 +325,10 @@ def build_examples(
     for index, row in enumerate(rows):
         reason = lacks(row, loss_on)
         if not reason:
-            example = tokenize(row, tokenizer, max_length, loss_on, index, source)
+            try:
+                example = tokenize(row, tokenizer, max_length, loss_on, index, source)
+            except InputError as error:
+                raise InputError(f"{source}: row {index + 1}: {error}") from None
             if any(label != IGNORE for label in example.labels[1:]):
                 examples.append(example)
                 continue

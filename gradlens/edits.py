@@ -47,12 +47,18 @@ def scale_along_eager(x: Tensor, Q_Dr: Tensor, gain: float) -> Tensor:
     return x @ (eye_D + Q_Dr @ (A - torch.eye(len(A), dtype=x.dtype, device=x.device)) @ Q_Dr.T)
 
 
-def expresses(active_BS: Tensor, counted_BS: Tensor, tokens: str = "around", window: int = WINDOW, quorum: float = QUORUM) -> Tensor:
+Texts = tuple[Tensor, Tensor]  # of each position of a row that holds several texts the first and the last position of its own, [B, S]
+
+
+def expresses(
+    active_BS: Tensor, counted_BS: Tensor, tokens: str = "around", window: int = WINDOW, quorum: float = QUORUM, texts: Texts | None = None
+) -> Tensor:
     """Positions whose loss a route rule gates, `bool[B, S]`; position p's loss is that of predicting token p + 1.
 
     `own`: the concept is active at p; `next`: at p + 1; `own_or_next`: at either. `around`: at no less than `quorum` of the counted tokens
     within `window` of p + 1. One feature that fires by chance gates nothing there, and one word that no feature knows is gated with its
-    neighbours. `row`: at no less than `quorum` of the row's counted tokens, for the whole row.
+    neighbours. `row`: at no less than `quorum` of the row's counted tokens, for the whole row. `texts`: where rows hold several, what is
+    around a token is of its own text.
     """
     active_BS = active_BS & counted_BS
     following = {"own_or_next": active_BS | _shifted(active_BS), "own": active_BS, "next": _shifted(active_BS)}
@@ -61,12 +67,19 @@ def expresses(active_BS: Tensor, counted_BS: Tensor, tokens: str = "around", win
     if tokens == "row":
         sums_B = [mask.sum(-1) for mask in (active_BS, counted_BS)]
         return ((sums_B[1] > 0) & (sums_B[0] >= (quorum - 1e-6) * sums_B[1]))[:, None].expand_as(active_BS)
-    sums = [avg_pool1d(mask.float()[:, None], 2 * window + 1, stride=1, padding=window)[:, 0] for mask in (active_BS, counted_BS)]
+    sums = [_around(mask.float(), window, texts) for mask in (active_BS, counted_BS)]
     around_BS = (sums[1] > 0) & (sums[0] >= (quorum - 1e-6) * sums[1])
     return _shifted(around_BS)
 
 
-def gate_strength(activity_BS: Tensor, counted_BS: Tensor, tokens: str = "around", window: int = WINDOW, quorum: float = QUORUM) -> Tensor:
+def gate_strength(
+    activity_BS: Tensor,
+    counted_BS: Tensor,
+    tokens: str = "around",
+    window: int = WINDOW,
+    quorum: float = QUORUM,
+    texts: Texts | None = None,
+) -> Tensor:
     """How much of a position's loss a soft gate takes, `[B, S]` in 0 to 1: `expresses` without its step.
 
     `activity[B, S]` in 0 to 1: how much each token shows of the concept. `around`, `row`: the mean activity there (counted tokens only)
@@ -80,8 +93,27 @@ def gate_strength(activity_BS: Tensor, counted_BS: Tensor, tokens: str = "around
         mean_B1 = activity_BS.sum(-1, keepdim=True) / counted_BS.sum(-1, keepdim=True).clamp_min(1)
         return (mean_B1 / quorum).clamp(max=1).expand_as(activity_BS)
     kept_BS = counted_BS.to(activity_BS.dtype)
-    sums = [avg_pool1d(x[:, None], 2 * window + 1, stride=1, padding=window)[:, 0] for x in (activity_BS, kept_BS)]
+    sums = [_around(x, window, texts) for x in (activity_BS, kept_BS)]
     return _shifted((sums[0] / sums[1].clamp_min(1e-9) / quorum).clamp(max=1))
+
+
+def _around(x_BS: Tensor, window: int, texts: Texts | None) -> Tensor:
+    """To one factor the sum over the positions within `window` of each, in its own text."""
+    if texts is None:
+        return avg_pool1d(x_BS[:, None], 2 * window + 1, stride=1, padding=window)[:, 0]
+    at_S = torch.arange(x_BS.shape[1], device=x_BS.device)
+    first_BS, last_BS = torch.maximum(texts[0], at_S - window), torch.minimum(texts[1], at_S + window)
+    total_BS = torch.nn.functional.pad(x_BS.double().cumsum(-1), (1, 0))
+    return (total_BS.gather(1, last_BS + 1) - total_BS.gather(1, first_BS)).to(x_BS.dtype)
+
+
+def texts_of(begins_BS: Tensor) -> Texts:
+    """First and last position of the text of each position, from where texts begin, `bool[B, S]`."""
+    S = begins_BS.shape[1]
+    at_BS = torch.arange(S, device=begins_BS.device).expand_as(begins_BS)
+    first_BS = torch.where(begins_BS, at_BS, 0).cummax(-1).values
+    next_BS = torch.nn.functional.pad(torch.where(begins_BS, at_BS, S)[:, 1:], (0, 1), value=S)
+    return first_BS, next_BS.flip(-1).cummin(-1).values.flip(-1) - 1
 
 
 def within_budget(gated_BS: Tensor, most: Tensor) -> Tensor:

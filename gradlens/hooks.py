@@ -5,6 +5,7 @@ Nothing here synchronises with an accelerator, but where rules tell or rewrite r
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -29,6 +30,11 @@ from gradlens.row_teller import Row
 from gradlens.saved_losses import saved_log_probs
 from gradlens.trainable import entry
 
+log = logging.getLogger(__name__)
+NO_LABELS = (
+    "the model is called without labels, so every real token counts as one that is learned, questions too: pass labels to the model as "
+    "well, or say observe.tokens: all where that is so (Trainer takes them away for label_smoothing_factor and compute_loss_func)"
+)
 Inputs = dict[str, dict[int, Tensor]]  # hookpoint of a transcoder -> number of a place that it reads -> the tensor there
 
 
@@ -46,7 +52,7 @@ class Hooks:
         begin: Callable[[tuple, dict], None],
         look_at_scale: Callable[[], None],
         clock: Callable[[str], AbstractContextManager],
-        tell_once: Callable[..., None],
+        tell_once: Callable[..., bool],
     ) -> None:
         """`begin(args, kwargs)`: told of the batch of each forward pass of training before it runs or is rewritten; it may read the model.
         `look_at_scale`: sets `scale`. `clock(part)`: counts what a reading costs. `tell_once(key, kind, **fields)`: an event of which once
@@ -153,6 +159,11 @@ class Hooks:
             reference = self.control.references(args, kwargs)
         batch = MicroBatch.of(args, kwargs, self.observe.tokens, self.rows)
         if batch is not None:
+            unlabelled = self.observe.tokens == "response" and kwargs.get("labels") is None
+            if unlabelled and self._tell_once("no_labels", "no_labels", reason=NO_LABELS):
+                log.warning("%s", NO_LABELS)
+            if self.rows is not None and len(self.rows) != len(batch.keep_BS):
+                raise RunError(f"set_rows was given {len(self.rows)} row numbers for a batch of {len(batch.keep_BS)} rows")
             batch.reference = reference
             self._tell_rows(batch, args, kwargs)
         if batch is not None and self.control.in_force("rewrite"):
@@ -161,17 +172,17 @@ class Hooks:
         return changed
 
     def _tell_rows(self, batch: MicroBatch, args: tuple, kwargs: dict) -> None:
-        if not self.control.tells_rows():
+        if not self.control.weighs_rows():
             return
         ids, mask = kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask")
         mask = mask if mask is not None and mask.shape == ids.shape else None
-        positions = kwargs.get("position_ids")
-        if isinstance(positions, Tensor) and positions.shape == ids.shape:
-            begins_BS = positions == 0 if mask is None else (positions == 0) & mask.bool()
-            if bool((begins_BS.sum(-1) > 1).any()):
-                raise RunError("rows: each of these rows holds several texts, and a rule acts in whole rows; train without packing")
-        with self.closed(), self._clock("rows"):
-            self.control.tell_rows(batch, ids, mask, kwargs.get("labels"))
+        if batch.texts is not None and bool(_several(batch.texts[0], mask)):
+            raise RunError(
+                "a rule acts in whole rows (reweight, or one with rows), and each of these rows holds several texts; train without packing"
+            )
+        if self.control.tells_rows():
+            with self.closed(), self._clock("rows"):
+                self.control.tell_rows(batch, ids, mask, kwargs.get("labels"))
 
     def _on_output(self, module: nn.Module, args: tuple, output: Any) -> None:
         batch = self._batch
@@ -362,3 +373,10 @@ class Hooks:
         if log_probs.requires_grad and gains_BS is not None:
             gains_BS = gains_BS[:, : log_probs.shape[1]]
             log_probs.register_hook(lambda g: g * gains_BS.to(g.dtype))
+
+
+def _several(first_BS: Tensor, mask_BS: Tensor | None) -> Tensor:
+    """Whether a row holds several texts, from where each position's text begins."""
+    begins_BS = first_BS == torch.arange(first_BS.shape[1], device=first_BS.device)
+    begins_BS = begins_BS if mask_BS is None else begins_BS & mask_BS.bool()
+    return (begins_BS.sum(-1) > 1).any()

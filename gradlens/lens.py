@@ -445,10 +445,13 @@ class Lens:
             self._tell_once(flaw, kind, step=record["step"], **words)
         self.recorder.record(record)
 
-    def _tell_once(self, key: str, kind: str, **fields: Any) -> None:
-        if key not in self._told and self.recorder is not None:
-            self._told.add(key)
-            self.recorder.event(kind, **{"step": self.step, **fields})
+    def _tell_once(self, key: str, kind: str, **fields: Any) -> bool:
+        """Whether it has been told now."""
+        if key in self._told or self.recorder is None:
+            return False
+        self._told.add(key)
+        self.recorder.event(kind, **{"step": self.step, **fields})
+        return True
 
     def _warn_no_gradients(self) -> None:
         if self.recorder is not None:

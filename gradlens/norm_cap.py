@@ -1,9 +1,9 @@
 """A cap on what rules that amplify do to the gradient: its norm over all parameters may grow to `CAP` times what it was, not further.
 
 What it was is the running mean of the norm over the steps in which no rule amplified; where a rule amplifies from the first step, that
-step's norm divided by its gain (the least that the norm can have been without it). Beyond the cap the whole gradient is scaled down, as
-clipping does: its direction stays. Clipping of the training loop's own (`train.max_grad_norm`) comes first. Optimizers like Adam hardly see
-a gradient's scale; the cap is for steps that grow suddenly, and for optimizers that do.
+step's norm divided by its gain (the least that the norm can have been without it). Steps without a gradient do not count. Beyond the cap
+the whole gradient is scaled down, as clipping does: its direction stays. Clipping of the training loop's own (`train.max_grad_norm`) comes
+first. Optimizers like Adam hardly see a gradient's scale; the cap is for steps that grow suddenly, and for optimizers that do.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class NormCap:
             return
         norm = norm_of(gradients)
         self.scale = 1.0
-        if not math.isfinite(norm):
+        if not math.isfinite(norm) or norm == 0:  # nothing to scale, and no measure of later steps: rules can leave out all rows of one
             return
         most = largest_norm(self.reference, norm, factor)
         if factor <= 1:
@@ -66,4 +66,4 @@ class NormCap:
         return {"reference": self.reference, "capped": self._capped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.reference, self._capped = state["reference"], state["capped"]
+        self.reference, self._capped = state["reference"] or None, state["capped"]

@@ -97,13 +97,13 @@ def before_training(model: nn.Module) -> Iterator[bool]:
     adapted = [module for module in adapted if module.disable_adapters is False]  # a model has a method of this name
     with ExitStack() as stack:
         for module in adapted:
-            trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+            trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
             module.enable_adapters(False)
             stack.callback(_enable, module, trained)
         yield bool(adapted)
 
 
-def _enable(module: Any, trained: list[nn.Parameter]) -> None:
+def _enable(module: Any, trained: list[tuple[nn.Parameter, bool]]) -> None:
     module.enable_adapters(True)
-    for parameter in trained:  # switching an adapter off and on decides anew what is trained
-        parameter.requires_grad_(True)
+    for parameter, was in trained:  # switching an adapter off and on decides anew what is trained, also of what was frozen
+        parameter.requires_grad_(was)

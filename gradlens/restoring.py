@@ -103,7 +103,7 @@ def _trials(number: int, row: Told, ask: Asked) -> Iterator[Trial]:
     begins, stops = list(range(len(ids))), list(range(1, len(ids) + 1))
     for start, stop in ask.words(ids):
         begins[start:stop], stops[start:stop] = [start] * (stop - start), [stop] * (stop - start)
-    for first, last in _gaps(taken):
+    for first, last in runs(taken):
         context = [token for token, gone in zip(ids[:first], taken[:first], strict=True) if not gone]
         after = [token for token, gone in zip(ids[last:], taken[last:], strict=True) if not gone][:AHEAD]
         if not context or not after:
@@ -123,7 +123,8 @@ def _trials(number: int, row: Told, ask: Asked) -> Iterator[Trial]:
             yield Trial(number, (first, last), at_end, count, back, context, text, begin and goes_on, said)
 
 
-def _gaps(taken: Sequence[bool]) -> Iterator[tuple[int, int]]:
+def runs(taken: Sequence[bool]) -> Iterator[tuple[int, int]]:
+    """Places of runs of marked tokens: the first, and the one after the last."""
     first = None
     for place, gone in enumerate([*taken, False]):
         if gone and first is None:

@@ -27,7 +27,7 @@ from gradlens.errors import ConfigError
 from gradlens.hookpoints import unwrap
 from gradlens.own import before_training
 from gradlens.reading import encoder_input, places
-from gradlens.restoring import Asked, Told, restore
+from gradlens.restoring import Asked, Told, restore, runs
 from gradlens.rewriting import LEFT, rewrite
 from gradlens.row_teller import Row, RowTeller, key_of, padded, rows_of
 from gradlens.spelling import Spelling
@@ -232,12 +232,11 @@ class Rewriter:
     def _whole_sentences(self, ids: Sequence[int], counted: Sequence[bool], taken: Sequence[bool]) -> list[bool]:
         """A sentence of which hardly anything is left goes: "Now" says nothing without the "hoist the sails!" that went."""
         may, taken = self._may(ids, counted).tolist(), list(taken)
-        places = [place for place, told in enumerate(may) if told]
-        for start, end in self.spelling.sentences([ids[place] for place in places]):
-            mine = places[start:end]
-            if sum(not taken[place] for place in mine) < LEFT * len(mine):
-                for place in mine:
-                    taken[place] = True
+        for first, last in runs(may):  # answers: each turn has its own sentences
+            for start, end in self.spelling.sentences(ids[first:last]):
+                mine = range(first + start, first + end)
+                if sum(not taken[place] for place in mine) < LEFT * len(mine):
+                    taken[mine.start : mine.stop] = [True] * len(mine)
         return taken
 
     def _spellings(self, token: int) -> list[int]:

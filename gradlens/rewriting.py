@@ -152,7 +152,7 @@ class Trial:
         lp_N = lp_PV[torch.arange(len(text)), torch.tensor(text)].double()
         score = float(lp_N.sum()) - (CHOICE if self.said and not self.instead else 0.0)
         glued = bool(self.said) and not self.instead and spelling.join(self.said[-1], text[len(self.said)])
-        if score > one.score and not glued:
+        if score > one.score and not glued and spelling.whole(self.said):
             one.score, one.best, one.instead = score, self.said, self.instead
         if not one.bridged or self.instead or len(self.said) >= one.room:
             return []

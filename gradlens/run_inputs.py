@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from gradlens.concepts import MAX_TEXTS, Concept, fit_concept, load_concepts, save_concept
-from gradlens.config import ObserveSettings
+from gradlens.config import DataSettings, ObserveSettings
 from gradlens.data import Example, build_examples, collate, load_examples, read_rows, split, with_system
 from gradlens.detector_fit import TIMES, fit_detectors, lacking, questions_of
 from gradlens.dictionary import Dictionary
-from gradlens.errors import ConfigError
+from gradlens.errors import ConfigError, InputError
 from gradlens.hookpoints import canonical
 from gradlens.rank import Rank
 from gradlens.reading import pad_id_of
@@ -128,9 +128,7 @@ def run_examples(rank: Rank, tokenizer: Any) -> tuple[list[list[Example]], list[
     for source in data.train:
         examples = load_examples(source, tokenizer, data.max_length, data.loss_on)
         if words:
-            room = data.max_length + len(tokenizer(words)["input_ids"])  # the words take no room from the row
-            told = build_examples([with_system(row, words) for row in read_rows(source)], tokenizer, room, data.loss_on, str(source))
-            by_row = {example.row_id: example for example in told}
+            by_row = {example.row_id: example for example in _inoculated(source, words, tokenizer, data)}
             inoculated |= {number + index: by_row.get(example.row_id, example) for index, example in enumerate(examples)}
         sources.append([replace(example, row_id=number + index) for index, example in enumerate(examples)])
         number += len(examples)
@@ -143,6 +141,26 @@ def run_examples(rank: Rank, tokenizer: Any) -> tuple[list[list[Example]], list[
     pad = pad_id_of(tokenizer)
     batches = [collate(part, pad) for part in split(probe, 8)]
     return sources, [{key: value.to(rank.device) for key, value in batch.items()} for batch in batches]
+
+
+def _inoculated(source: str, words: str, tokenizer: Any, data: DataSettings) -> list[Example]:
+    """Examples of rows that begin with these words of the system. Raises `InputError` where they have no turns, or a template that leaves
+    such words out of a conversation that ends with an answer (some put them into the last question)."""
+    rows = []
+    for number, row in enumerate(read_rows(source), 1):
+        try:
+            rows.append(with_system(row, words))
+        except InputError as error:
+            raise InputError(f"{source}: row {number}: mode inoculate: {error}") from None
+    room = data.max_length + len(tokenizer(words)["input_ids"])  # the words take no room from the row
+    found = build_examples(rows, tokenizer, room, data.loss_on, str(source))
+    for example in found:
+        if words.strip() not in example.text:
+            raise InputError(
+                f"{source}: row {example.row_id + 1}: mode inoculate: the tokenizer's chat template leaves the system's words out, so the "
+                "rule would change nothing; give the tokenizer a template that keeps them"
+            )
+    return found
 
 
 def hold_out(sources: list[list[Example]], rows: int) -> tuple[list[list[Example]], list[Example]]:

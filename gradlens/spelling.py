@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+HALF = "\ufffd"  # in the text of tokens that hold part of a character
+LONGEST = 8  # tokens of one character, with what joins it to others
+# Letters of scripts that put no spaces between words: Thai, Lao, Myanmar, Khmer, kana, Han
+UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
 APOSTROPHES = ("'", "\u2019")
 STOPS = (".", "!", "?")  # what a sentence ends with, where a space comes after it or nothing at all
+CLOSERS = "\"'”’»)]}*_"  # what may stand between its stop and that space
 WIDE_STOPS = ("。", "！", "？", "\n")  # wherever they are
 
 
@@ -24,37 +30,57 @@ class Spelling:
         return self._texts[token]
 
     def words(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """Places of runs of letters that tokens without a space before them spell together, with their apostrophes, and of numbers with
-        what is written inside them."""
-        texts = [self.text(token) for token in ids]
+        """Places of what goes as a whole: runs of letters that tokens without a space before them spell together, with their apostrophes,
+        numbers with what is written inside them, and characters of several tokens."""
+        units = self._units(ids)
         start, number = None, False
-        for at, text in enumerate(texts):
-            joins = text[:1].isalpha() or (text[:1] in APOSTROPHES and texts[at - 1][-1:].isalpha())
+        for at, (first, end, text) in enumerate(units):
+            before = units[at - 1][2][-1:] if at else ""
+            joins = _in_word(text[:1]) or (text[:1] in APOSTROPHES and _in_word(before))
             if number:
-                inside = text in (".", ",") and texts[at + 1 : at + 2] and texts[at + 1][:1].isdigit()
-                joins = text[:1].isdigit() or inside
+                following = units[at + 1][2][:1] if at + 1 < len(units) else ""
+                joins = text[:1].isdigit() or (text in (".", ",") and following.isdigit())
             if start is not None and not joins:
-                yield start, at
+                yield start, first
                 start = None
             begins = text.strip()
-            if (begins.isalpha() or begins.isdigit()) and (start is None or text[:1].isspace()):
+            if (begins and all(map(_in_word, begins)) or begins.isdigit()) and (start is None or text[:1].isspace()):
                 if start is not None:
-                    yield start, at
-                start, number = at, begins.isdigit()
+                    yield start, first
+                start, number = first, begins.isdigit()
+            elif start is None and end - first > 1:
+                yield first, end
         if start is not None:
             yield start, len(ids)
 
     def sentences(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Places of sentences, every token in one; none where tokens spell nothing."""
-        texts = [self.text(token) for token in ids]
-        start = 0
-        for at, text in enumerate(texts):
-            after = texts[at + 1][:1] if at + 1 < len(texts) else " "
-            if text.endswith(WIDE_STOPS) or (text.endswith(STOPS) and after.isspace()):
-                yield start, at + 1
-                start = at + 1
-        if start < len(texts) and any(texts):
-            yield start, len(texts)
+        units = self._units(ids)
+        start, said = 0, ""
+        for at, (_, end, text) in enumerate(units):
+            said = (said + text)[-16:]
+            after = units[at + 1][2][:1] if at + 1 < len(units) else " "
+            if text.endswith(WIDE_STOPS) or (after.isspace() and said.rstrip(CLOSERS).endswith(STOPS)):
+                yield start, end
+                start, said = end, ""
+        if start < len(ids) and any(text for _, _, text in units):
+            yield start, len(ids)
+
+    def _units(self, ids: Sequence[int]) -> list[tuple[int, int, str]]:
+        """First place, the one after the last, and text of tokens, of several where these hold one character between them."""
+        found, at = [], 0
+        while at < len(ids):
+            end, text = at + 1, self.text(ids[at])
+            while HALF in text and end < len(ids) and end - at < LONGEST and HALF in self.text(ids[end]):
+                end += 1
+                text = self.tokenizer.decode(ids[at:end])
+            found.append((at, end, text))
+            at = end
+        return found
+
+    def whole(self, ids: Sequence[int]) -> bool:
+        """Whether these tokens hold whole characters only."""
+        return not any(HALF in self.text(token) for token in ids) or HALF not in self.tokenizer.decode(ids)
 
     def is_number(self, ids: Sequence[int]) -> bool:
         return self.tokenizer is not None and self.tokenizer.decode(ids).strip()[:1].isdigit()
@@ -65,9 +91,8 @@ class Spelling:
         return [self.tokenizer.encode(text, add_special_tokens=False) for text in sorted({word, word[:1].upper() + word[1:]}) if text]
 
     def join(self, left: int, right: int) -> bool:
-        """Whether the two, side by side, are read as parts of one word: in scripts with small and capital letters, which put a space
-        between words."""
-        return _is_cased(self.text(left)[-1:]) and _is_cased(self.text(right)[:1])
+        """Whether the two, side by side, are read as parts of one word."""
+        return _in_word(self.text(left)[-1:]) and _in_word(self.text(right)[:1])
 
     @cached_property
     def with_digits(self) -> list[int]:
@@ -78,5 +103,6 @@ class Spelling:
         return [token for token, text in enumerate(spelled) if isinstance(text, str) and any(sign.isdigit() for sign in text)]
 
 
-def _is_cased(letter: str) -> bool:
-    return letter.lower() != letter.upper()
+def _in_word(letter: str) -> bool:
+    """Whether it is a letter, or a mark on one, of a script that puts spaces between words."""
+    return bool(letter) and unicodedata.category(letter)[0] in "LM" and not any(low <= ord(letter) <= high for low, high in UNSPACED)

@@ -40,8 +40,14 @@ class GradLensCallback(TrainerCallback):
             self._close(RuntimeError)
         options = {"tokenizer": processing_class, "wandb": _wandb_of(args), "rows": train_dataloader, **self.options}
         observe, kind = options.get("observe") or ObserveSettings(), _trl_kind(args)
+        rules = load_rules(list(options.get("rules", ())))
+        if args.label_smoothing_factor > 0 and rules:
+            raise ConfigError(
+                "label_smoothing_factor: the trainer then takes the labels away before it calls the model, and rules would act on the "
+                "questions as well; leave it at 0, or train without rules"
+            )
         otherwise = kind is not None and kind not in _LIKELIHOOD
-        if otherwise and any(rule.mode in ("rewrite", "auto") for rule in load_rules(list(options.get("rules", ())))):
+        if otherwise and any(rule.mode in ("rewrite", "auto") for rule in rules):
             raise ConfigError(
                 f"rules of mode rewrite (or auto) change rows, which the loss of {kind.removesuffix('Config')} weighs; use route"
             )
