@@ -68,6 +68,7 @@ class MicroBatch:
 
     keep_BS: Tensor  # positions that count
     targets_BS: Tensor  # the next token, where the loss counts it; else -100
+    read_BS: Tensor | None = None  # those, and where the loss of a counted token acts: before an answer's first; None: those that count
     row_ids: tuple[int, ...] | None = None
     columns: Tensor | None = None  # positions that the model makes logits for (`logits_to_keep`); None: all
     token_loss_BS: Tensor | None = None  # loss of each token, at its own position; known when the forward pass is over
@@ -77,6 +78,9 @@ class MicroBatch:
     token_weight: Tensor | None = None  # what one token's loss counts for in what backward began at; known in backward
     texts: Texts | None = None  # where a row may hold several, told apart by their positions
     at_BS: Tensor | None = None  # where each token stood in its row before that was rewritten, -1: not known; None: where it stands
+
+    def __post_init__(self) -> None:
+        self.read_BS = self.keep_BS if self.read_BS is None else self.read_BS
 
     @property
     def loss_BS(self) -> Tensor:
@@ -117,23 +121,25 @@ class MicroBatch:
         mask = mask if mask is not None and mask.shape == ids.shape else None
         columns = kwargs.get("logits_to_keep")
         targets_BS = next_tokens(ids, mask, labels)
-        keep_BS = counted_tokens(ids, mask, labels, tokens)
+        keep_BS, real_BS = (counted_tokens(ids, mask, labels, which) for which in (tokens, "all"))
         positions, texts = kwargs.get("position_ids"), None
         if isinstance(positions, Tensor) and positions.shape == ids.shape:
             begins_BS = positions == 0 if mask is None else (positions == 0) & mask.bool()
             texts = texts_of(begins_BS)
-            keep_BS = keep_BS & (positions > 0) if mask is None else keep_BS  # told apart by their positions only: each has a first token
-        return cls(keep_BS, targets_BS, row_ids, columns if isinstance(columns, Tensor) else None, texts=texts)
+            if mask is None:  # told apart by their positions only: each has a first token
+                keep_BS, real_BS = keep_BS & (positions > 0), real_BS & (positions > 0)
+        read_BS = keep_BS | (real_BS & (targets_BS != IGNORE))
+        return cls(keep_BS, targets_BS, read_BS, row_ids, columns if isinstance(columns, Tensor) else None, texts=texts)
 
     def select(self, x_BSD: Tensor, zero: bool = False) -> Tensor:
-        """Counted tokens of `x[B, S, D]`, flattened: `[T, D]` on CPU; elsewhere all positions, those that do not count zeroed if asked.
+        """Tokens of `x[B, S, D]` that are read, flattened: `[T, D]` on CPU; elsewhere all positions, others zeroed if asked.
 
         Compaction needs the number of tokens on the host: on an accelerator that would be a synchronisation inside a hook.
         """
         flat = x_BSD.flatten(0, 1)
         if flat.device.type == "cpu":
-            return flat[self.keep_BS.flatten()]
-        return flat.masked_fill(~self.keep_BS.flatten()[:, None], 0) if zero else flat  # a NaN times 0 would stay
+            return flat[self.read_BS.flatten()]
+        return flat.masked_fill(~self.read_BS.flatten()[:, None], 0) if zero else flat  # a NaN times 0 would stay
 
     def tokens(self, h_BSD: Tensor, g_TD: Tensor) -> Tokens:
         """What is projected: the tokens of `select`, each with its row, and whether it counts."""
@@ -143,7 +149,8 @@ class MicroBatch:
             positions_BS = torch.arange(self.keep_BS.shape[1], device=self.keep_BS.device).expand_as(self.keep_BS)
         counted_T, row_T, position_T = (self.select(x_BS[..., None])[:, 0] for x_BS in (self.keep_BS, rows_BS, positions_BS))
         # a loop's loss can count tokens that do not count here: a row's first token after padding on the left
-        loss_T = None if self.token_loss_BS is None else self.select(self.token_loss_BS[..., None], zero=True)[:, 0]
+        loss_BS = None if self.token_loss_BS is None else self.token_loss_BS.masked_fill(~self.keep_BS, 0)
+        loss_T = None if loss_BS is None else self.select(loss_BS[..., None])[:, 0]
         return Tokens(self.select(h_BSD), g_TD, counted_T, row_T, position_T, len(self.keep_BS), self.row_ids, loss_T)
 
 

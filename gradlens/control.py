@@ -255,10 +255,10 @@ class Control:
 
     @staticmethod
     def _at_tokens(batch: MicroBatch, value_T: Tensor) -> Tensor:
-        """Values of the counted tokens (float32) at their places, `[B, S]`, 0 elsewhere."""
-        if value_T.shape[0] == batch.keep_BS.numel():  # all positions, on an accelerator
-            return value_T.view_as(batch.keep_BS)
-        return torch.zeros_like(batch.keep_BS, dtype=torch.float32).masked_scatter(batch.keep_BS, value_T)
+        """Values of the tokens that are read (float32) at their places, `[B, S]`, 0 elsewhere."""
+        if value_T.shape[0] == batch.read_BS.numel():  # all positions, on an accelerator
+            return value_T.view_as(batch.read_BS)
+        return torch.zeros_like(batch.read_BS, dtype=torch.float32).masked_scatter(batch.read_BS, value_T)
 
     def before_step(self) -> None:
         """Edit gradients of writing matrices (`param`), cap what was amplified, and remember matrices whose change will be edited."""

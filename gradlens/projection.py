@@ -39,7 +39,7 @@ class Tokens:
     """Tokens of one micro-batch at one hookpoint. On an accelerator all positions are here: compaction would synchronise."""
 
     h_TD: Tensor
-    g_TD: Tensor  # zero where a token does not count
+    g_TD: Tensor  # zero where it is not read
     counted_T: Tensor  # bool
     row_T: Tensor  # int64: row of each token
     position_T: Tensor  # int64: its position in the row, before that was rewritten if it was; -1: not known

@@ -17,6 +17,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # before transformers imports Tr
 
 import torch
 import transformers
+from conftest import read_positions
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
@@ -215,7 +216,7 @@ def attribution_error(model: nn.Module, hookpoints: list[str], second: int) -> f
     output.loss.backward()
     for handle in handles:
         handle.remove()
-    keep = counted_tokens(data["input_ids"], data["attention_mask"], data["labels"])
+    keep = read_positions(data)
     loss_T = pad(token_loss(output.logits.detach(), pad(data["labels"][:, 1:], (0, 1), value=-100)), (1, 0))[:, :-1][keep]
     model.zero_grad()
     recorder = MemoryRecorder()

@@ -52,6 +52,13 @@ def tiny_batch(seed: int = 0, B: int = 3, S: int = 10) -> dict[str, torch.Tensor
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
+def read_positions(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Where gradients are read, `bool[B, S]`: at counted tokens and at what predicts them, but not at a row's first token."""
+    real, counts = batch["attention_mask"].bool(), batch["labels"] != -100
+    predicts = torch.cat([counts[:, 1:], torch.zeros_like(counts[:, :1])], 1)
+    return real & (real.cumsum(-1) > 1) & (counts | predicts)
+
+
 @pytest.fixture
 def model() -> LlamaForCausalLM:
     return tiny_model()

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from conftest import tiny_batch, tiny_dictionary, tiny_model
+from conftest import read_positions, tiny_batch, tiny_dictionary, tiny_model
 from peft import IA3Config, LoraConfig, PromptTuningConfig, VeraConfig, get_peft_model
 
-from gradlens.capture import counted_tokens
 from gradlens.config import ObserveSettings
 from gradlens.edits import orthonormal_basis
 from gradlens.errors import ConfigError
@@ -82,7 +81,7 @@ def test_an_adapter_of_the_embedding_is_read():
         model(**data).loss.backward()
         handle.remove()
         optimizer.step()
-    g_TD = kept["h"].grad[counted_tokens(data["input_ids"], data["attention_mask"], data["labels"])]
+    g_TD = kept["h"].grad[read_positions(data)]
     expected = -(g_TD @ DICTIONARY.unit_directions().T).sum(0)
     torch.testing.assert_close(lens.totals[AT]["push"], expected.to(lens.totals[AT]["push"].dtype))
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny_batch, tiny_dictionary, tiny_model
+from conftest import read_positions, tiny_batch, tiny_dictionary, tiny_model
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -90,8 +90,8 @@ def test_gradients_at_inputs_are_those_of_autograd(hookpoint):
     model(**batch).loss.backward()
     handle.remove()
     model.zero_grad()
-    counted = batch["labels"] != -100
-    h, g = kept["h"].detach()[counted], kept["h"].grad[counted]
+    read = read_positions(batch)
+    h, g = kept["h"].detach()[read], kept["h"].grad[read]
     expected = -(dictionary.encode(h) * (g @ dictionary.W_dec.T)).sum(0)
     recorder, optimizer = MemoryRecorder(), torch.optim.SGD(model.parameters(), lr=0.1)
     with Lens(model, optimizer, {hookpoint: dictionary}, observe=QUIET, recorder=recorder, probe=[batch]) as lens:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import tiny_batch, tiny_dictionary, tiny_model
+from conftest import read_positions, tiny_batch, tiny_dictionary, tiny_model
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -64,8 +64,7 @@ def oracle_gradients(model, batches, hookpoint=HOOK):
         handle = find_module(model, hookpoint).register_forward_hook(lambda m, a, o: kept.update(h=o) or o.retain_grad())  # noqa: B023
         (model(**batch).loss / len(batches)).backward()
         handle.remove()
-        keep = batch["attention_mask"].bool() & (batch["labels"] != -100)
-        keep[:, 0] = False
+        keep = read_positions(batch)
         out.append((kept["h"].detach()[keep], kept["h"].grad[keep]))
     model.zero_grad()
     return out
@@ -93,7 +92,7 @@ def test_readings_equal_their_definition_with_padding_and_accumulation(kind, che
     explained, total = (sum(x) for x in zip(*(estimators.explained_energy_eager(dictionary, h, g) for h, g in pairs), strict=True))
     scalars = recorder.records[0]["scalars"]
     assert scalars[f"{HOOK}/unexplained"] == pytest.approx(float(1 - explained / total), abs=1e-7)
-    assert scalars["train/counted_tokens"] == sum(len(g) for _, g in pairs)
+    assert scalars["train/counted_tokens"] == sum(int((tiny_batch(seed)["labels"][:, 1:] != -100).sum()) for seed in (0, 1))
 
 
 @pytest.mark.parametrize("wrap", [lambda m: m, lora])

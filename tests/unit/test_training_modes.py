@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import tiny_batch, tiny_dictionary, tiny_model
+from conftest import read_positions, tiny_batch, tiny_dictionary, tiny_model
 from peft import IA3Config, LoraConfig, get_peft_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -120,7 +120,7 @@ def test_reentrant_checkpointing_by_hand_is_read_too():
 def test_autocast_reads_the_gradient_there_is(dtype):
     model = tiny_model().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    dictionary, kept, keep = tiny_dictionary(), {}, tiny_batch(0)["labels"] != -100
+    dictionary, kept, keep = tiny_dictionary(), {}, read_positions(tiny_batch(0))
     with Lens(model, optimizer, {HOOK: dictionary}, observe=SETTINGS, probe=[tiny_batch(50)]) as lens:
         handle = find_module(model, HOOK).register_forward_hook(lambda m, a, o: kept.update(h=o) or o.retain_grad())
         with torch.autocast("cpu", dtype):
@@ -302,7 +302,7 @@ def test_adapters_of_every_kind_are_read_as_autograd_says(kind, checkpointing):
         for block in blocks(base):
             block.mlp.down_proj = FourBit.of(block.mlp.down_proj)
     model = adapted(base, config).train()
-    kept, keep, dictionary = {}, tiny_batch(0)["labels"] != -100, tiny_dictionary()
+    kept, keep, dictionary = {}, read_positions(tiny_batch(0)), tiny_dictionary()
     handle = find_module(model, HOOK).register_forward_hook(lambda m, a, o: kept.update(h=o) or o.retain_grad())
     model(**tiny_batch(0)).loss.backward()
     handle.remove()

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import tiny_batch, tiny_dictionary, tiny_model
+from conftest import read_positions, tiny_batch, tiny_dictionary, tiny_model
 
 from gradlens.capture import counted_tokens, read_activations
 from gradlens.config import ObserveSettings
@@ -56,7 +56,7 @@ def test_attribution_is_minus_the_derivative_of_scaling_features_where_they_act(
     model, batch, dictionary = tiny_model(dtype=F64), tiny_batch(), make()
     keep = counted_tokens(batch["input_ids"], batch["attention_mask"], batch["labels"])
     x_BSD = inputs(model, dictionary, name, batch)
-    acts_BSF = torch.stack([dictionary.encode(x_SD) for x_SD in x_BSD]) * keep[..., None]
+    acts_BSF = torch.stack([dictionary.encode(x_SD) for x_SD in x_BSD]) * read_positions(batch)[..., None]
     scale = torch.ones(80, dtype=F64, requires_grad=True)
     handle = find_hookpoint(model, name).watch(lambda h: h + ((scale - 1) * acts_BSF) @ dictionary.W_dec)
     (oracle,) = torch.autograd.grad(model(**batch).loss, scale)
@@ -71,7 +71,7 @@ def test_attribution_is_minus_the_derivative_of_scaling_features_where_they_act(
     found = lens.totals[name]
     assert oracle.abs().max() > 0
     torch.testing.assert_close(found["attribution"], -oracle, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(found["activation"], acts_BSF.sum((0, 1)), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found["activation"], (acts_BSF * keep[..., None]).sum((0, 1)), rtol=1e-9, atol=1e-9)
     assert found["taught"].abs().max() > 0
 
 
