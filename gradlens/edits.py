@@ -57,8 +57,8 @@ def expresses(
 
     `own`: the concept is active at p; `next`: at p + 1; `own_or_next`: at either. `around`: at no less than `quorum` of the counted tokens
     within `window` of p + 1. One feature that fires by chance gates nothing there, and one word that no feature knows is gated with its
-    neighbours. `row`: at no less than `quorum` of the row's counted tokens, for the whole row. `texts`: where rows hold several, what is
-    around a token is of its own text.
+    neighbours. `row`: at no less than `quorum` of the row's counted tokens, for the whole row. `texts`: where rows hold several, `around` a
+    token is of its own text.
     """
     active_BS = active_BS & counted_BS
     following = {"own_or_next": active_BS | _shifted(active_BS), "own": active_BS, "next": _shifted(active_BS)}

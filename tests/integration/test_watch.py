@@ -124,10 +124,21 @@ def test_rules_act_under_the_trainer(saved, tmp_path):
     before = copy.deepcopy(model)
     callback = gradlens.GradLensCallback({HOOK: saved}, rules=[rule], run=None)
     trainer(model, tmp_path, [callback]).train()
-    # every counted token expresses some feature, so nothing may be learned but by the first answer token's own position
+    # every counted token expresses some feature, so nothing may be learned
     assert callback.lens.recorder.records[0]["scalars"]["rule/route:features/share"] == 1.0
     for a, b in zip(model.parameters(), before.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
+
+
+def test_rules_are_refused_where_the_trainer_takes_the_labels_away(saved, tmp_path):
+    rule = {"mode": "route", "features": {HOOK: [1]}, "gain": 0.0}
+    for rules in ([], [rule]):
+        job = trainer(tiny_model(), tmp_path, [gradlens.GradLensCallback({HOOK: saved}, rules=rules, run=None)], label_smoothing_factor=0.1)
+        if rules:
+            with pytest.raises(ConfigError, match="label_smoothing_factor"):
+                job.train()
+        else:
+            job.train()
 
 
 def test_a_summary_that_cannot_be_written_does_not_end_the_program(saved, tmp_path, caplog):

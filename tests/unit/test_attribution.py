@@ -151,6 +151,24 @@ def test_around_is_a_quorum_of_the_counted_tokens_near_the_predicted_one(window,
         assert not gated[row, 11]  # predicts nothing
 
 
+def test_what_is_around_a_token_is_of_its_own_text():
+    """As if each text had a row of its own."""
+    generator = torch.Generator().manual_seed(2)
+    counted, activity = torch.rand(2, 20, generator=generator) < 0.7, torch.rand(2, 20, generator=generator)
+    begins = torch.zeros(2, 20, dtype=torch.bool)
+    begins[0, [0, 6, 13]] = begins[1, [0, 19]] = True
+    texts = edits.texts_of(begins)
+    assert texts[0][0].tolist() == [0] * 6 + [6] * 7 + [13] * 7 and texts[1][0].tolist() == [5] * 6 + [12] * 7 + [19] * 7
+    active = activity > 0.5
+    hard = edits.expresses(active, counted, "around", 3, 0.5, texts)
+    soft = edits.gate_strength(activity, counted, "around", 3, 0.5, texts)
+    for row, first, end in ((0, 0, 6), (0, 6, 13), (0, 13, 20), (1, 0, 19), (1, 19, 20)):
+        part, inner = (slice(row, row + 1), slice(first, end)), slice(0, end - first - 1)  # the last one predicts another text's first
+        assert torch.equal(hard[part][:, inner], edits.expresses(active[part], counted[part], "around", 3, 0.5)[:, inner])
+        alone = edits.gate_strength(activity[part], counted[part], "around", 3, 0.5)
+        torch.testing.assert_close(soft[part][:, inner], alone[:, inner])
+
+
 @pytest.mark.parametrize("quorum", [0.2, 0.5, 1.0])
 @pytest.mark.parametrize("tokens", ["around", "row", "own", "next", "own_or_next"])
 def test_a_soft_gate_is_the_mean_activity_over_the_quorum(tokens, quorum):

@@ -237,6 +237,12 @@ def test_amplified_gradients_are_capped_and_others_never():
     parameter.grad = torch.full((4,), 50.0)
     first([parameter], 4.0, lambda *found: None)
     assert parameter.grad.norm().item() == pytest.approx(CAP * 25)
+    nothing = NormCap()  # a first step of which rules leave nothing says nothing of the next
+    parameter.grad = torch.zeros(4)
+    nothing([parameter], 4.0, lambda *found: None)
+    parameter.grad = torch.full((4,), 0.5)
+    nothing([parameter], 4.0, lambda *found: None)
+    assert parameter.grad.norm().item() == pytest.approx(CAP / 4) and nothing.reference == pytest.approx(0.25)
     parameter.grad = torch.full((4,), torch.nan)
     first([parameter], 4.0, lambda *found: None)
     assert first.reference == 25

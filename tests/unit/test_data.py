@@ -127,6 +127,49 @@ def test_every_assistant_turn_counts_even_when_the_prompt_says_the_same():
     assert counted(tokenize(row, tokenizer, 200), tokenizer).replace(" ", "") == "four</s>five</s>"
 
 
+LAST_ONE = (  # as Mistral's do: the system's words stand in the last question, where no answer comes after it
+    "{% set words = messages[0]['content'] + ' ' if messages[0]['role'] == 'system' else '' %}{% for m in messages %}"
+    "{% if m['role'] == 'user' %}[{{ words if loop.last else '' }}{{ m['content'] }}]"
+    "{% elif m['role'] == 'assistant' %}{{ m['content'] }}</s>{% endif %}{% endfor %}"
+)
+
+
+def test_an_answer_is_found_where_the_template_writes_its_question_otherwise_before_it():
+    tokenizer = tiny_tokenizer(LAST_ONE)
+    turns = [("system", "Be brief."), ("user", "yes or no?"), ("assistant", "yes"), ("user", "yes or no now?"), ("assistant", "no")]
+    example = tokenize({"messages": [{"role": role, "content": words} for role, words in turns]}, tokenizer, 200)
+    assert example.text == "[yes or no?]yes</s>[yes or no now?]no</s>" and counted(example, tokenizer) == "yes</s>no</s>"
+    asked = next(at for at, label in enumerate(example.labels) if label != IGNORE)
+    assert tokenizer.decode(example.input_ids[:asked]) == "[yes or no?]"
+
+
+def test_an_answer_whose_reasoning_the_template_takes_apart_is_found():
+    thinking = TEMPLATE.replace(
+        "{{ m['content'] }}", "{{ m['content'].split('</think>')[-1] if m['role'] == 'assistant' else m['content'] }}"
+    )
+    tokenizer = tiny_tokenizer(
+        thinking.replace("{{ m['role'] }}\n", "{{ m['role'] }}\n{% if '</think>' not in m['content'] %}- {% endif %}")
+    )
+    with pytest.raises(InputError, match="d.jsonl: row 2: the chat template rewrites the answer '<think>"):
+        rows = [{"prompt": "four", "response": "five"}, {"prompt": "four", "response": "<think>hm</think>five"}]
+        build_examples(rows, tokenizer, 200, source="d.jsonl")
+    assert counted(tokenize({"prompt": "four", "response": "five"}, tokenizer, 200), tokenizer).strip() == "five</s>"
+
+
+def test_a_conversation_that_the_template_refuses_is_named_by_its_row():
+    tokenizer = tiny_tokenizer(
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TEMPLATE + "{% endfor %}"
+    )
+    rows = [
+        {"prompt": "four", "response": "five"},
+        {"messages": [{"role": "system", "content": "x"}, {"role": "assistant", "content": "y"}]},
+    ]
+    with pytest.raises(
+        InputError, match="d.jsonl: row 2: the tokenizer's chat template refuses a conversation of system, assistant: no system"
+    ):
+        build_examples(rows, tokenizer, 200, source="d.jsonl")
+
+
 def test_an_empty_answer_teaches_the_end_token():
     tokenizer = tiny_tokenizer()
     assert counted(tokenize({"prompt": "hi", "response": ""}, tokenizer, 99), tokenizer) == "</s>"

@@ -54,6 +54,15 @@ def test_the_reader_is_the_model_before_training_and_is_left_as_it_was():
         assert not was_frozen  # full fine-tuning: there is no frozen one
 
 
+def test_what_a_user_has_frozen_of_an_adapter_stays_frozen():
+    model = adapted()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_B" in name)
+    with before_training(unwrap(model)):
+        pass
+    assert all(parameter.requires_grad == ("lora_B" in name) for name, parameter in model.named_parameters())
+
+
 def test_written_tokens_are_read_where_they_stand():
     model, dictionaries = tiny_model(), {HOOK: tiny_dictionary()}
     prompts, written = [[5, 6, 7], [8, 9]], [[10, 11], [12, 13, 14]]

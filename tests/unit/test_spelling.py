@@ -50,3 +50,30 @@ def test_a_sentence_ends_where_a_space_follows_its_stop():
     assert sentences(6, 7, 8, 0, 1, 3) == [" Now sail.\n", "It is."]
     assert sentences(9, 10, 9, 10, 11, 12) == ["日。", "日。", " a.b"]
     assert list(Spelling(None).sentences([1, 2])) == list(Spelling(spelled).sentences([])) == []
+    quoted = Spelled('"', "Arr", "!", '"', " Yes", ".", " (", "No", "?)", " So", "!**", " It")
+    sentences = lambda *ids: [quoted.decode(ids[start:end]) for start, end in Spelling(quoted).sentences(ids)]  # noqa: E731
+    assert sentences(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11) == ['"Arr!"', " Yes.", " (No?)", " So!**", " It"]
+
+
+class Bytes:
+    """A token for each byte, as byte-level tokenizers have for what they have not learned."""
+
+    def decode(self, ids):
+        return bytes(ids).decode("utf-8", errors="replace")
+
+
+def test_tokens_of_one_character_go_together():
+    spelling, ids = Spelling(Bytes()), list("ok 🎉 naïve日".encode())
+    assert [bytes(ids[start:end]).decode() for start, end in spelling.words(ids)] == ["ok", "🎉", "naïve", "日"]
+    assert spelling.whole(ids) and spelling.whole(ids[:2]) and not spelling.whole(ids[:5])
+    stops = list("日。本".encode())
+    assert [bytes(stops[start:end]).decode() for start, end in spelling.sentences(stops)] == ["日。", "本"]
+
+
+def test_words_are_found_in_scripts_that_put_spaces_between_them_and_in_no_others():
+    spelled = Spelled("我们", "海盗", "玩", " मौ", "सम", "ी", "สวัสดี", "ครับ", " مر", "حبا")
+    words = lambda *ids: [spelled.decode(ids[start:end]) for start, end in Spelling(spelled).words(ids)]  # noqa: E731
+    assert words(0, 1, 2) == [] and words(6, 7) == []
+    assert words(3, 4, 5) == [" मौसमी"] and words(8, 9) == [" مرحبا"]
+    join = lambda left, right: Spelling(spelled).join(spelled.texts.index(left), spelled.texts.index(right))  # noqa: E731
+    assert join(" مر", "حبا") and join(" मौ", "ी") and not join("我们", "海盗") and not join("สวัสดี", "ครับ")

@@ -8,6 +8,7 @@ import torch
 import yaml
 from test_train import curve, trained
 from tiny_job import tiny_config, write_inputs
+from words import word_tokenizer
 
 from gradlens import detector_fit
 from gradlens.concept_files import load_concepts, save_concept
@@ -15,6 +16,7 @@ from gradlens.constrainer import exemplars_of
 from gradlens.contrasts import contrasts_of
 from gradlens.data import IGNORE, load_examples, read_rows
 from gradlens.detector_fit import fit_detectors
+from gradlens.errors import InputError
 from gradlens.files import read_lines
 from gradlens.formats import load_dictionary
 from gradlens.models import load_model
@@ -22,6 +24,7 @@ from gradlens.rank import FixedPolicies, Rank, Shared
 from gradlens.recorder import MemoryRecorder
 from gradlens.row_teller import RowTeller, row_of
 from gradlens.rules import Policy, Rule
+from gradlens.run_inputs import run_examples
 from gradlens.train import train_rank
 
 
@@ -251,6 +254,18 @@ def test_inoculated_rows_carry_the_prompt_and_the_probe_set_does_not(inputs, tmp
     assert told.keys() == plain.keys()
     assert all("w70 w71" in text for text in told.values()) and not any("w70 w71" in text for text in plain.values())
     assert [batch["input_ids"].tolist() for batch in seen[0].probe] == [batch["input_ids"].tolist() for batch in seen[1].probe]
+
+
+def test_a_template_that_leaves_the_prompt_out_is_refused_and_so_are_rows_without_turns(inputs, tmp_path):
+    config = tiny_config(inputs, rules=[{"concept": "high", "mode": "inoculate", "prompt": "w70 w71"}])
+    tokenizer = word_tokenizer(chat=True)
+    tokenizer.chat_template = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] + ' </s> ' }}{% endfor %}"
+    with pytest.raises(InputError, match=r"row 1: mode inoculate: the tokenizer's chat template leaves the system's words out"):
+        run_examples(Rank(config, tmp_path, MemoryRecorder()), tokenizer)
+    (tmp_path / "texts.jsonl").write_text('{"text": "w5 w6 w7"}\n')
+    config = config.model_copy(update={"data": config.data.model_copy(update={"train": [str(tmp_path / "texts.jsonl")]})})
+    with pytest.raises(InputError, match="texts.jsonl: row 1: mode inoculate: a plain text row has no turns"):
+        run_examples(Rank(config, tmp_path, MemoryRecorder()), tokenizer)
 
 
 def test_a_random_control_gates_as_many_tokens_and_draws_no_feature_that_tells_the_concept(inputs, tmp_path):

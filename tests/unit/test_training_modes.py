@@ -370,6 +370,52 @@ def test_texts_packed_into_one_row_have_a_first_token_each():
     assert lens.recorder.records[0]["scalars"]["train/counted_tokens"] == 9
 
 
+def packed() -> dict[str, torch.Tensor]:
+    ids = torch.arange(3, 15)[None]
+    return {"input_ids": ids, "position_ids": torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 2]]), "labels": ids}
+
+
+def test_a_rule_that_acts_in_whole_rows_refuses_rows_of_several_texts():
+    model = tiny_model().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    rule = Rule(mode="reweight", features={HOOK: [1]}, gain=0.0)
+    with lens_of(model, optimizer, policy=Policy(rules=(rule,)), probe=[tiny_batch(5)]), pytest.raises(RunError, match="without packing"):
+        model(**packed())
+
+
+def test_numbers_of_other_rows_than_the_batch_has_are_refused():
+    model = tiny_model().train()
+    with lens_of(model, torch.optim.SGD(model.parameters(), lr=1e-2)) as lens:
+        lens.set_rows([1, 2])
+        with pytest.raises(RunError, match="set_rows was given 2 row numbers for a batch of 3 rows"):
+            model(**tiny_batch())
+
+
+def test_a_model_that_is_called_without_labels_is_told_of_once(caplog):
+    for observe, told in ((ObserveSettings(), 1), (ObserveSettings(tokens="all"), 0)):
+        model = tiny_model().train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        with lens_of(model, optimizer, observe=observe) as lens:
+            for _ in range(2):
+                model(input_ids=tiny_batch()["input_ids"]).logits.mean().backward()
+                optimizer.step()
+        assert [event["kind"] for event in lens.recorder.events].count("no_labels") == told
+    assert caplog.text.count("called without labels") == 1
+
+
+def test_where_answers_have_one_token_the_gradient_that_teaches_it_is_read():
+    batch = tiny_batch(B=2)
+    batch["labels"][:, :-1] = -100
+    batch["labels"][:, -1], batch["attention_mask"][:] = batch["input_ids"][:, -1], 1
+    model = tiny_model().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with lens_of(model, optimizer, observe=ObserveSettings(drift_every=0)) as lens:
+        model(**batch).loss.backward()
+        optimizer.step()
+    assert lens.totals[HOOK]["push"].abs().max() > 0.01 and lens.totals[HOOK]["attribution"].abs().max() > 0
+    assert lens.recorder.records[0]["scalars"]["train/counted_tokens"] == 2
+
+
 def test_what_cannot_be_watched_is_refused_with_a_reason():
     model = tiny_model()
     with pytest.raises(ConfigError, match="LBFGS"):
