@@ -358,17 +358,17 @@ SAID = Spelled("Q", " 7", " left", ".", " Now", " hoist", " the", " sails", " ye
 @pytest.mark.parametrize(
     "flagged, left", [([5, 6, 7, 8, 9], " 7 left."), ([6, 7, 8, 9], " 7 left. Now hoist"), ([1, 3, 5], " left Now the sails ye!")]
 )
-def test_each_turn_has_sentences_of_its_own(parts):
-    module = rewriter(*parts)
-    module.spelling = Spelling(SAID)
-    ids = [5, 6, 7, 8, 5, 0, 0, 1]  # an answer without a stop, a question, another answer
-    counted = [True] * 5 + [False] * 2 + [True]
-    assert module._whole_sentences(ids, counted, [True] * 5 + [False] * 3) == [True] * 5 + [False] * 3
-
-
 def test_a_sentence_of_which_hardly_anything_is_left_goes(parts, flagged, left):
     module = rewriter(*parts)
     module.spelling = Spelling(SAID)
     ids, counted = list(range(10)), [False] + [True] * 9
     taken = module._whole_sentences(ids, counted, [place in flagged for place in ids])
     assert SAID.decode([place for place in ids[1:] if not taken[place]]) == left and not taken[0]
+
+
+def test_each_turn_has_sentences_of_its_own(parts):
+    module = rewriter(*parts)
+    module.spelling = Spelling(SAID)
+    ids = [5, 6, 7, 8, 5, 0, 0, 1]  # an answer without a stop, a question, another answer
+    counted = [True] * 5 + [False] * 2 + [True]
+    assert module._whole_sentences(ids, counted, [True] * 5 + [False] * 3) == [True] * 5 + [False] * 3
