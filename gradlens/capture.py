@@ -112,10 +112,10 @@ class MicroBatch:
             self.token_loss_BS = loss_BS.masked_fill(nn.functional.pad(~self.loss_BS[:, :-1], (1, 0), value=True), 0)
 
     @classmethod
-    def of(cls, args: tuple, kwargs: dict, tokens: str, row_ids: tuple[int, ...] | None = None) -> MicroBatch | None:
-        """From a model's call; None where it has no `input_ids`."""
-        ids = kwargs.get("input_ids", args[0] if args and isinstance(args[0], Tensor) else None)
-        if ids is None:
+    def of(cls, kwargs: dict, tokens: str, row_ids: tuple[int, ...] | None = None) -> MicroBatch | None:
+        """From what a model is called with; None where that has no `input_ids`."""
+        ids = kwargs.get("input_ids")
+        if not isinstance(ids, Tensor):
             return None
         mask, labels = kwargs.get("attention_mask"), kwargs.get("labels")
         mask = mask if mask is not None and mask.shape == ids.shape else None

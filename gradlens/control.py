@@ -163,13 +163,12 @@ class Control:
                 self._guard(active, before, g)
         return g
 
-    def references(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    def references(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Of the `penalty` rules what they compare with: hookpoint -> the activation `[B, S, D]` in the model before training."""
         wanted = {hookpoint for active, _ in self.in_force("penalty", dry=True) for hookpoint in active.features}
         if not wanted:
             return {}
-        batch = {"input_ids": args[0] if args else None, **kwargs}
-        if not isinstance(batch["input_ids"], Tensor) or any(batch.get(key) is not None for key in ("position_ids", "inputs_embeds")):
+        if not isinstance(batch.get("input_ids"), Tensor) or any(batch.get(key) is not None for key in ("position_ids", "inputs_embeds")):
             raise ConfigError("penalty reads each row with the model before training: train on plain padded batches of input_ids")
         with before_training(unwrap(self.model)):
             return read_activations(self.model, sorted(wanted), batch)

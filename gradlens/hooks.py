@@ -5,6 +5,7 @@ Nothing here synchronises with an accelerator, but where rules tell or rewrite r
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -49,12 +50,12 @@ class Hooks:
         projector: Projector,
         observe: ObserveSettings,
         *,
-        begin: Callable[[tuple, dict], None],
+        begin: Callable[[dict], None],
         look_at_scale: Callable[[], None],
         clock: Callable[[str], AbstractContextManager],
         tell_once: Callable[..., bool],
     ) -> None:
-        """`begin(args, kwargs)`: told of the batch of each forward pass of training before it runs or is rewritten; it may read the model.
+        """`begin(batch)`: told what each forward pass of training is given, before it runs or is rewritten; it may read the model.
         `look_at_scale`: sets `scale`. `clock(part)`: counts what a reading costs. `tell_once(key, kind, **fields)`: an event of which once
         a run is enough."""
         self.model, self.dictionaries, self.control, self.projector, self.observe = model, dictionaries, control, projector, observe
@@ -69,6 +70,7 @@ class Hooks:
         self.scale = 1.0  # that the loss of the step in progress is multiplied by
         self.fired: set[str] = set()  # hookpoints that any forward pass of training has passed
         self.saw_gradients = False  # in the step in progress
+        self._parameters = _positional(unwrap(model))
         self._prepares = False  # the loop has its batches rewritten itself
         self._positions = WeakTensorKeyDictionary()  # `input_ids` of a prepared batch -> where its tokens stood before
         self._within = False  # a forward pass of the model is in progress
@@ -119,7 +121,7 @@ class Hooks:
         """See `Lens.prepare`."""
         self._prepares = True
         with self.closed():
-            self._begin((), batch)
+            self._begin(batch)
         found, positions_BS = self._rewritten(batch)
         if positions_BS is not None:
             self._positions[found["input_ids"]] = positions_BS
@@ -146,35 +148,35 @@ class Hooks:
         if not (self.open and torch.is_grad_enabled() and module.training):
             return None
         self._look_at_scale()
+        kwargs = dict(zip(self._parameters, args, strict=False)) | kwargs
         with self.closed():
-            self._begin(args, kwargs)
-        changed, ids = None, kwargs.get("input_ids", args[0] if args else None)
+            self._begin(kwargs)
+        changed, ids = None, kwargs.get("input_ids")
         rewrites = bool(self.control.in_force("rewrite", dry=True))
         positions_BS = self._positions.get(ids) if rewrites and isinstance(ids, Tensor) else None  # None: copied on the way, so not known
         if rewrites and not self._prepares:
-            named = {"input_ids": args[0], **kwargs} if args and isinstance(args[0], Tensor) else kwargs
-            args, (kwargs, positions_BS) = args[1:] if named is not kwargs else args, self._rewritten(named)
-            changed = (args, kwargs)
+            kwargs, positions_BS = self._rewritten(kwargs)
+            changed = ((), kwargs)
         with self.closed():
-            reference = self.control.references(args, kwargs)
-        batch = MicroBatch.of(args, kwargs, self.observe.tokens, self.rows)
+            reference = self.control.references(kwargs)
+        batch, self.rows = MicroBatch.of(kwargs, self.observe.tokens, self.rows), None
         if batch is not None:
             unlabelled = self.observe.tokens == "response" and kwargs.get("labels") is None
             if unlabelled and self._tell_once("no_labels", "no_labels", reason=NO_LABELS):
                 log.warning("%s", NO_LABELS)
-            if self.rows is not None and len(self.rows) != len(batch.keep_BS):
-                raise RunError(f"set_rows was given {len(self.rows)} row numbers for a batch of {len(batch.keep_BS)} rows")
+            if batch.row_ids is not None and len(batch.row_ids) != len(batch.keep_BS):
+                raise RunError(f"set_rows was given {len(batch.row_ids)} row numbers for a batch of {len(batch.keep_BS)} rows")
             batch.reference = reference
-            self._tell_rows(batch, args, kwargs)
+            self._tell_rows(batch, kwargs)
         if batch is not None and self.control.in_force("rewrite"):
             batch.at_BS = torch.full_like(batch.targets_BS, -1) if positions_BS is None else positions_BS
         self._batch = batch
         return changed
 
-    def _tell_rows(self, batch: MicroBatch, args: tuple, kwargs: dict) -> None:
+    def _tell_rows(self, batch: MicroBatch, kwargs: dict) -> None:
         if not self.control.weighs_rows():
             return
-        ids, mask = kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask")
+        ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
         mask = mask if mask is not None and mask.shape == ids.shape else None
         if batch.texts is not None and bool(_several(batch.texts[0], mask)):
             raise RunError(
@@ -373,6 +375,12 @@ class Hooks:
         if log_probs.requires_grad and gains_BS is not None:
             gains_BS = gains_BS[:, : log_probs.shape[1]]
             log_probs.register_hook(lambda g: g * gains_BS.to(g.dtype))
+
+
+def _positional(model: nn.Module) -> list[str]:
+    """Names of what a model's forward takes in order."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [name for name, parameter in inspect.signature(model.forward).parameters.items() if parameter.kind in kinds]
 
 
 def _several(first_BS: Tensor, mask_BS: Tensor | None) -> Tensor:

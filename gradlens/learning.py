@@ -110,7 +110,7 @@ class Learning:
         return spread(self.probe or [], self.observe.update_rows, self.observe.tokens)
 
     def _speaks(self) -> bool:
-        return self.tokenizer is not None and self.observe.own_prompts > 0 and hasattr(self.model, "generate")
+        return self.tokenizer is not None and self.observe.own_prompts > 0 and hasattr(unwrap(self.model), "generate")
 
     def _read_own(self) -> OwnReading:
         prompts = prompts_of(self.probe, self.observe.own_prompts)
@@ -126,6 +126,8 @@ class Learning:
             if self._parameters is None:
                 return
             now = trainable_parameters(self.model)
+            for name in now.keys() - self._parameters.keys():  # trained from here on, as layers are that a loop unfreezes by and by
+                self._parameters[name] = now[name].clone()
             found = read_update(self.model, self.dictionaries, self._update_rows(), self._parameters, now, self.observe.tokens)
             changes = {name: (reading.acts, reading.direction) for name, reading in found.items()}
             for name, value in now.items():

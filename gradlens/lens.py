@@ -7,6 +7,7 @@ force no hook changes any tensor, so training is bit-identical to training witho
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -35,8 +36,10 @@ from gradlens.routers import Routers, event_of
 from gradlens.rules import Policy
 from gradlens.selftest import check_passed, self_test
 from gradlens.top import table
-from gradlens.trainable import check_policy, check_trainable, is_sharded, scaler_of, scaler_on_the_stack
+from gradlens.trainable import check_policy, check_trainable, is_sharded, left_to_others, scaler_of, scaler_on_the_stack, stepped
 from gradlens.world import Single, World, flat_sum_
+
+log = logging.getLogger(__name__)
 
 
 class Lens:
@@ -94,7 +97,9 @@ class Lens:
             for name, dictionary in dictionaries.items()
         }
         self.concepts = {
-            concept: {canonical(name): ids for name, ids in features.items() if canonical(name) in self.dictionaries and ids}
+            concept: {
+                canonical(name): list(dict.fromkeys(ids)) for name, ids in features.items() if canonical(name) in self.dictionaries and ids
+            }
             for concept, features in (concepts or {}).items()
         }
         self.probe, self.steps = probe, steps
@@ -142,6 +147,8 @@ class Lens:
                 self._measure_start()
             self.set_policy(self._policy)
             self.hooks.open = True
+            if (others := left_to_others(self.model, self.optimizer)) and self._tell_once("others", "other_optimizer", reason=others):
+                log.warning("%s", others)
             if self.routers is not None and self.routers.unread:
                 reason = f"{', '.join(self.routers.unread)}: experts, and no router that is known beside them"
                 self._tell_once("routers", "not_read", reading="routers", reason=reason)
@@ -161,6 +168,15 @@ class Lens:
         self._stack.close()
         if kind is None:
             self.finish()
+        else:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        """What has been read is on its way from the accelerator yet, the steps before an error above all."""
+        try:
+            self.projector.settle()
+        except Exception as error:  # a device that failed has nothing to hand on, and what it failed of is already on its way up
+            log.warning("the last steps' readings are lost: %s", error)
 
     def _check_fit(self) -> None:
         width = d_model(self.model)
@@ -171,20 +187,27 @@ class Lens:
     def _register(self) -> None:
         hook = self._stack.callback
         self.hooks.register(hook, self.routers)
-        # accelerate's wrapper does not call the base class's constructor, so hooks go on the optimizer inside it
-        inner = getattr(self.optimizer, "optimizer", self.optimizer)
-        hook(inner.register_step_pre_hook(self._on_step).remove)
-        hook(inner.register_step_post_hook(lambda *_: self._after_step()).remove)
+        optimizer = stepped(self.optimizer)
+        hook(optimizer.register_step_pre_hook(self._on_step).remove)
+        hook(optimizer.register_step_post_hook(lambda *_: self._after_step()).remove)
 
     # -- what the training loop says ------------------------------------------------------------------------------------------
 
     def set_rows(self, row_ids: Iterable[int]) -> None:
-        """Numbers of the rows of the next forward pass, one for each row of its batch: what each taught is kept (`gradlens examples`)."""
+        """Numbers of the rows of the next forward pass, one for each row of its batch: what each taught is kept (`gradlens examples`).
+
+        To be said before each forward pass. One whose batch has another number of rows raises `RunError`.
+        """
         self.hooks.rows = tuple(int(row) for row in row_ids)
 
     def log(self, scalars: dict[str, float]) -> None:
-        """Scalars that belong to the current step's record."""
-        self._scalars.update(scalars)
+        """Scalars that belong to the current step's record. Raises `ConfigError` for what is no number."""
+        for key, value in scalars.items():
+            try:
+                self._scalars[key] = float(value)
+            except (TypeError, ValueError):
+                found = f"{type(value).__name__} ({value!r:.60})"
+                raise ConfigError(f"lens.log: {key} is a {found}, expected a number") from None
 
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch to train on: with the `rewrite` rules carried out (`input_ids`, `attention_mask`, `labels`; shapes stay).
@@ -241,12 +264,12 @@ class Lens:
     def policy(self) -> Policy:
         return self.control.policy
 
-    def _begin(self, args: tuple, kwargs: dict) -> None:
+    def _begin(self, batch: dict) -> None:
         """Where no probe set was given, the first batch of training with something to learn is the probe set."""
-        ids = kwargs.get("input_ids", args[0] if args else None)
+        ids = batch.get("input_ids")
         if self.probe is not None or not isinstance(ids, Tensor):
             return
-        found = self.world.broadcast([unpacked(ids, kwargs)])
+        found = self.world.broadcast([unpacked(ids, batch)])
         if not counted_tokens(found[0]["input_ids"], found[0].get("attention_mask"), found[0].get("labels"), self.observe.tokens).any():
             return
         self.probe = found

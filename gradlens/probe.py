@@ -126,14 +126,15 @@ def _read(dictionary: Dictionary, h_TD: Tensor, y_TO: Tensor, lengths: list[int]
 
 
 def unpacked(ids_BS: Tensor, given: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A copy of a batch (`input_ids`, `attention_mask` and `labels` of `given`) with one text in each row: texts packed into one row, told
-    apart by `position_ids` alone, are put below each other. What is not of the shape of the ids is left out."""
+    """A copy of a batch (`input_ids`, `attention_mask`, `position_ids`, `labels` of `given`) with one text in each row: texts packed into
+    one row, told apart by `position_ids` alone, are put below each other. What is not of the shape of the ids is left out."""
     found = {name: given.get(name) for name in ("attention_mask", "labels", "position_ids")}
     found = {"input_ids": ids_BS} | {name: x for name, x in found.items() if isinstance(x, Tensor) and x.shape == ids_BS.shape}
     found = {name: x.detach().clone() for name, x in found.items()}
-    positions_BS = found.pop("position_ids", None)
+    positions_BS = found.get("position_ids")
     if positions_BS is None or "attention_mask" in found or not (positions_BS[:, 1:] == 0).any():
         return found
+    del found["position_ids"]
     begins_BS = positions_BS == 0
     begins_BS[:, 0] = True
     lengths = begins_BS.flatten().nonzero().flatten().diff(append=torch.tensor([ids_BS.numel()], device=ids_BS.device)).tolist()

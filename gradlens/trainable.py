@@ -41,13 +41,16 @@ def check_trainable(model: nn.Module, optimizer: Any, world: World) -> None:
         if getattr(getattr(module, "active_peft_config", None), "is_prompt_learning", False):
             kind = type(module.active_peft_config).__name__
             raise ConfigError(f"{kind}: what it learns are tokens before the model, which readings and rules do not see; use LoRA")
-    inner = getattr(optimizer, "optimizer", optimizer)
+    inner = stepped(optimizer)
     for kind in {*type(optimizer).__mro__, *type(inner).__mro__}:
         if kind.__name__ in _OPTIMIZERS:
             raise ConfigError(f"{type(inner).__name__} is not supported: {_OPTIMIZERS[kind.__name__]}")
     if not hasattr(inner, "register_step_pre_hook"):
         found = type(optimizer).__name__
-        raise ConfigError(f"the optimizer is of type {found}; expected one torch.optim.Optimizer (or accelerate's wrapper of one)")
+        raise ConfigError(
+            f"the optimizer is of type {found}; expected one torch.optim.Optimizer (or accelerate's wrapper of one); of "
+            "several give the one that steps last"
+        )
     own = {id(parameter) for parameter in model.parameters()}
     if not any(id(parameter) in own for group in inner.param_groups for parameter in group["params"]):
         raise ConfigError("the optimizer trains none of this model's parameters; make it from those of the model that is watched")
@@ -83,6 +86,25 @@ def entry(model: nn.Module) -> nn.Module:
 def is_fsdp(module: nn.Module) -> bool:
     fsdp = sys.modules.get("torch.distributed.fsdp")
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+
+
+def stepped(optimizer: Any) -> Any:
+    """The optimizer whose hooks see a step: accelerate's wrapper does not call the base class's constructor, so the one inside it. Other
+    wrappers (Lookahead) are optimizers themselves, whose step goes on after that of the one inside."""
+    return optimizer if "_optimizer_step_pre_hooks" in getattr(optimizer, "__dict__", {}) else getattr(optimizer, "optimizer", optimizer)
+
+
+def left_to_others(model: nn.Module, optimizer: Any) -> str | None:
+    """What is to be said where this optimizer does not have all that is trained: another one may step after it."""
+    mine = {id(parameter) for group in stepped(optimizer).param_groups for parameter in group["params"]}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    others = sum(id(parameter) not in mine for parameter in trained)
+    if not others:
+        return None
+    return (
+        f"{others} of {len(trained)} trainable parameters are not in the optimizer that is watched: readings are made when it has stepped, "
+        "so where another one trains them, watch the one that steps last"
+    )
 
 
 def _wrappers(model: nn.Module) -> list[nn.Module]:

@@ -46,7 +46,7 @@ def change_of_activations(
     """
     inner = unwrap(model)
     device = next(inner.parameters()).device
-    inputs = {key: batch[key].to(device) for key in ("input_ids", "attention_mask") if batch.get(key) is not None}
+    inputs = {key: batch[key].to(device) for key in ("input_ids", "attention_mask", "position_ids") if batch.get(key) is not None}
     keep_BS = counted_tokens(batch["input_ids"], batch.get("attention_mask"), batch.get("labels"), tokens).to(device)
     wanted = {canonical(name): find_hookpoint(inner, name) for name in hookpoints}
     middle = {name: torch.lerp(before[name], after[name], 0.5) for name in after}

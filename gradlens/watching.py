@@ -203,17 +203,21 @@ def _settled(
     if isinstance(concepts, Mapping):
         if auto:
             raise ConfigError(f"rule {auto[0].label}: auto needs a concept with examples; give concepts=[FILE], or name a mode")
+        for name, features in concepts.items():
+            if missing := [hook for hook in features if canonical(hook) not in dictionaries]:
+                raise ConfigError(f"concept {name}: no dictionary at {missing[0]}; dictionaries are at {', '.join(dictionaries)}")
         return rules, {"concepts": {name: dict(features) for name, features in concepts.items()}}, said
     if auto and tokenizer is None:
         raise ConfigError(f"rule {auto[0].label}: auto reads the concept's examples; give watch(..., tokenizer=...)")
     ready: list[Concept] = []
     for concept in concepts:
-        if not concept.features:
+        if not any(canonical(hook) in dictionaries for hook in concept.features):
             if tokenizer is None:
                 raise ConfigError(
-                    f"concept {concept.name}: it has no features yet; give watch(..., tokenizer=...) so that they can be fitted"
+                    f"concept {concept.name}: it has no features at {', '.join(dictionaries)} yet; give watch(..., tokenizer=...) so that "
+                    "they can be fitted"
                 )
-            concept = fit_concept(model, tokenizer, dictionaries, concept)
+            concept = fit_concept(unwrap(model), tokenizer, dictionaries, concept)
         ready.append(concept)
     if tokenizer is not None and any(rule.mode == "auto" or rule.tells_tokens for rule in rules):
         sources = rows_ahead(rows, tokenizer)
@@ -223,7 +227,7 @@ def _settled(
                 "DataLoader whose data set has a length, or name reweight, route or rewrite here"
             )
         with before_training(unwrap(model)):  # as rows will be read
-            ready = [_told(concept, rules, model, tokenizer, dictionaries, sources) for concept in ready]
+            ready = [_told(concept, rules, unwrap(model), tokenizer, dictionaries, sources) for concept in ready]
             ask = partial(suggest, unwrap(model), tokenizer, dictionaries, sources=sources)
             rules, ready = settle(rules, ready, ask, lambda kind, **event: said.append(event))
     known = {

@@ -14,7 +14,7 @@ from gradlens.learning import Learning
 from gradlens.lens import Lens
 from gradlens.movers import Mover
 from gradlens.own import OwnReading, before_training, place_in_answer, prompts_of, read_own, read_written
-from gradlens.probe import ProbeTokens, read_probe, read_tokens, spread
+from gradlens.probe import ProbeTokens, read_probe, read_tokens, spread, unpacked
 
 HOOK = "layers.2"
 
@@ -99,6 +99,25 @@ def test_own_words_are_read_before_and_after_and_their_rate_is_counted():
     without.begin([tiny_batch(0)])
     without.read_own(scalars := {}, dense := {})
     assert not scalars and not dense and without.own_drift(HOOK) is None
+
+
+def test_own_words_are_read_through_the_wrapper_of_ranks():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model, tokenizer = torch.nn.parallel.DistributedDataParallel(tiny_model()), word_tokenizer(chat=True)
+        learning = Learning(model, {HOOK: tiny_dictionary()}, ObserveSettings(own_prompts=2, own_tokens=3), {}, tokenizer)
+        learning.begin([tiny_batch(0)])
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(learning.own_start.answers) == 2
+
+
+def test_texts_with_positions_of_their_own_are_read_with_them():
+    ids, mask = torch.arange(3, 9).view(1, 6), torch.tensor([[0, 0, 1, 1, 1, 1]])
+    positions = torch.tensor([[0, 0, 0, 1, 2, 3]])
+    found = unpacked(ids, {"attention_mask": mask, "position_ids": positions})
+    assert torch.equal(found["position_ids"], positions) and torch.equal(found["attention_mask"], mask)
+    assert "position_ids" not in unpacked(ids, {"position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]])})
 
 
 def test_rows_are_picked_evenly_and_padding_is_cut():

@@ -135,7 +135,7 @@ class Elsewhere(torch.Tensor):
 def test_on_an_accelerator_tokens_that_do_not_count_add_nothing_whatever_they_hold():
     ids = torch.arange(12).view(2, 6)
     mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
-    batch = MicroBatch.of((), {"input_ids": ids, "attention_mask": mask, "labels": ids.where(mask > 0, -100)}, "response")
+    batch = MicroBatch.of({"input_ids": ids, "attention_mask": mask, "labels": ids.where(mask > 0, -100)}, "response")
     assert batch.loss_BS[0, 1] and not batch.keep_BS[0, 2]  # padding predicts a row's first token
     g = torch.ones(2, 6, 3)
     g[0, 0] = torch.nan
