@@ -7,6 +7,7 @@ import re
 import shutil
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -53,6 +54,7 @@ class Watch(Lens):
     labels: dict[str, dict[int, str]]
     run_dir: Path | None = None
     of_trainer = False  # entered by a trainer's callback
+    resumed = False  # at weights that are no longer those before training
     _begun = False
 
     def __enter__(self) -> Watch:
@@ -94,6 +96,10 @@ class Watch(Lens):
             self.recorder.close()
             shutil.rmtree(self.run_dir, ignore_errors=True)
             self.recorder, self.run_dir = MemoryRecorder(), None
+
+    def _measure_start(self) -> None:
+        with before_training(unwrap(self.model)) if self.resumed else nullcontext():
+            super()._measure_start()
 
     def top(self, n: int = 20) -> Top:
         """The `n` features that this run taught most, with labels: prints as a table, `.df` for pandas.
