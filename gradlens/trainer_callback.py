@@ -101,6 +101,14 @@ class GradLensCallback(TrainerCallback):
         if scalars and state.is_world_process_zero:
             self.lens.recorder.record({"step": state.global_step, "scalars": scalars})
 
+    def on_epoch_end(self, args, state, control, **kwargs):
+        """The last reading, of the last step's weights: at the end of training the best checkpoint's may stand in their place. Training
+        ends after a step or, by an evaluation, after an epoch."""
+        if self._open and args.load_best_model_at_end and control.should_training_stop:
+            self.lens.finish()
+
+    on_evaluate = on_save = on_epoch_end
+
     def on_train_end(self, args, state, control, **kwargs):
         self._close(None)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
 from peft import LoraConfig, get_peft_model
-from transformers import Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from words import word_tokenizer
 
 from gradlens import GradLensCallback
@@ -27,7 +27,7 @@ def adapted():
     return get_peft_model(tiny_model(), LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
 
 
-def train(model, folder, steps, callbacks=(), resume=None, more=(), options=(), **given):
+def train(model, folder, steps, callbacks=(), resume=None, more=(), options=(), first=True, **given):
     """The callback of a run of so many steps."""
     arguments = TrainingArguments(
         str(folder), max_steps=steps, per_device_train_batch_size=3, learning_rate=2e-2, lr_scheduler_type="constant", report_to=[],
@@ -41,7 +41,8 @@ def train(model, folder, steps, callbacks=(), resume=None, more=(), options=(), 
         **given,
     }
     callback = GradLensCallback({HOOK: tiny_dictionary()}, concepts={"c": {HOOK: [1, 2, 3]}}, **given)
-    job = Trainer(model, arguments, train_dataset=rows(), callbacks=[callback, *callbacks], **dict(more))
+    ordered = [callback, *callbacks] if first else [*callbacks, callback]
+    job = Trainer(model, arguments, train_dataset=rows(), callbacks=ordered, **dict(more))
     job.train(resume_from_checkpoint=resume)
     return callback
 
@@ -83,3 +84,27 @@ def test_full_fine_tuning_that_is_resumed_says_since_when_it_is_read_and_refuses
     for rule, what in (({"target": {"value": 0.1}}, "a target"), ({"mode": "constrain"}, "mode constrain")):
         with pytest.raises(ConfigError, match=f"{what} measures against the model before training, .*: train an adapter"):
             train(tiny_model(), tmp_path, 8, resume=resume, rules=[{"concept": "c", **rule}])
+
+
+class Worse(TrainerCallback):
+    """Every evaluation is worse than the one before; keeps how the probe set was read then."""
+
+    def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
+        metrics["eval_loss"] = 5.0 + state.global_step
+        self.last = read_probe(model, {HOOK: tiny_dictionary()}, [tiny_batch(9)])[HOOK]
+
+
+@pytest.mark.parametrize("every", ["steps", "epoch"])
+@pytest.mark.parametrize("before", [True, False])
+def test_the_last_reading_is_of_the_last_step_where_the_best_checkpoint_takes_its_place(tmp_path, every, before):
+    options = {
+        "eval_strategy": every, "save_strategy": every, "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+    }  # fmt: skip
+    more, observe = {"eval_dataset": rows([50])}, ObserveSettings(own_prompts=0, reference=None)
+    worse, stop = Worse(), EarlyStoppingCallback(early_stopping_patience=1)
+    callback = train(tiny_model(), tmp_path, 40, [worse, stop], options=options, more=more, observe=observe, first=before)
+    lens = callback.lens
+    assert lens.step == (2 if every == "steps" else 12) and list(curve(callback, DRIFT)) == [lens.step]
+    torch.testing.assert_close(lens.last[HOOK].mean, worse.last.mean)
+    assert (read_probe(lens.model, lens.dictionaries, lens.probe)[HOOK].mean - worse.last.mean).abs().max() > 1e-3  # the best is back
