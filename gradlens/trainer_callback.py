@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -68,6 +70,7 @@ class GradLensCallback(TrainerCallback):
         self.lens.steps = state.max_steps if state.max_steps > 0 else None
         self.lens.__enter__()
         self._open, self._mean_over_tokens = True, not otherwise
+        atexit.register(self._at_exit)
         if resumed and state.is_world_process_zero:
             since = "the model without its adapter" if at_hand else f"step {state.global_step}, not with the model before training"
             reason = (
@@ -118,9 +121,17 @@ class GradLensCallback(TrainerCallback):
             raise RuntimeError("GradLensCallback: no training has begun yet")
         return self.lens.top(n)
 
+    def close(self) -> None:
+        """Close the run of a training that ended in an exception, of which a trainer tells nobody; at the latest the program's end does."""
+        self._close(RuntimeError)
+
+    def _at_exit(self) -> None:
+        self._close(getattr(sys, "last_type", RuntimeError))
+
     def _close(self, kind: type[BaseException] | None) -> None:
         if self._open:
             self._open = False
+            atexit.unregister(self._at_exit)
             if self._rollouts is not None:
                 self._rollouts.close()
             self.lens.__exit__(kind, None, None)

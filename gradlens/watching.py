@@ -64,7 +64,13 @@ class Watch(Lens):
         try:
             if (other := _WATCHED.get(unwrap(self.model))) is not None:
                 if not (self.of_trainer and other.of_trainer):  # each would take the other's start-up test and probe for training
-                    raise ConfigError("this model is being watched already: give all dictionaries to one watch (layers.15, layers.15#NAME)")
+                    how = "leave its `with` block"
+                    if other.of_trainer:
+                        how = "where its training has ended in an exception, call the GradLensCallback's close()"
+                    raise ConfigError(
+                        "this model is being watched already: give all dictionaries to one watch (layers.15, layers.15#NAME), or close the "
+                        f"open one ({other.run_dir or 'run=None'}) first: {how}"
+                    )
                 other.__exit__(RuntimeError, None, None)  # of a training that ended in an exception, which trainers do not tell
             super().__enter__()
         except BaseException:
@@ -74,7 +80,9 @@ class Watch(Lens):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        _WATCHED.pop(unwrap(self.model), None)
+        if _WATCHED.get(unwrap(self.model)) is not self:  # closed already
+            return
+        del _WATCHED[unwrap(self.model)]
         try:
             super().__exit__(kind, error, trace)
         finally:

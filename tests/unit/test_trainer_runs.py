@@ -1,5 +1,11 @@
 """`GradLensCallback` where a Trainer's run is not one straight run: resumed, stopped early, ended in an exception."""
 
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
@@ -7,10 +13,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from words import word_tokenizer
 
+import gradlens
 from gradlens import GradLensCallback
 from gradlens.config import ObserveSettings
 from gradlens.errors import ConfigError
 from gradlens.probe import read_probe
+from gradlens.store import RunReader
 
 HOOK = "layers.2"
 OBSERVE = ObserveSettings(drift_every=1, own_every=1, own_prompts=2, own_tokens=4)
@@ -108,3 +116,48 @@ def test_the_last_reading_is_of_the_last_step_where_the_best_checkpoint_takes_it
     assert lens.step == (2 if every == "steps" else 12) and list(curve(callback, DRIFT)) == [lens.step]
     torch.testing.assert_close(lens.last[HOOK].mean, worse.last.mean)
     assert (read_probe(lens.model, lens.dictionaries, lens.probe)[HOOK].mean - worse.last.mean).abs().max() > 1e-3  # the best is back
+
+
+class Breaks(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+
+def test_a_program_that_ends_in_an_exception_closes_its_run(tmp_path):
+    program = f"""
+        import test_trainer_runs as here
+
+        options = {{"run": "short", "runs_dir": {str(tmp_path / "runs")!r}, "observe": here.ObserveSettings()}}
+        here.train(here.tiny_model(), {str(tmp_path)!r}, 6, [here.Breaks()], **options)
+    """
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path])
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert ended.returncode and ended.stderr.strip().splitlines()[-1] == "KeyboardInterrupt"
+    reader = RunReader(next((tmp_path / "runs").iterdir()))
+    assert reader.summary["status"] == "interrupted" and list(reader.curve(f"concept/c/{HOOK}/push")[0]) == [1, 2, 3]
+
+
+def test_what_a_broken_training_left_open_is_named_and_closed(tmp_path):
+    model = tiny_model()
+    callback = GradLensCallback({HOOK: tiny_dictionary()}, run="broken", runs_dir=tmp_path / "runs", probe=[tiny_batch(9)])
+    arguments = TrainingArguments(str(tmp_path), max_steps=6, report_to=[], use_cpu=True, disable_tqdm=True, remove_unused_columns=False)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(model, arguments, train_dataset=rows(), callbacks=[callback, Breaks()]).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(
+        ConfigError, match=r"close the open one .*broken-.* first: where its training .*, call the GradLensCallback's close"
+    ):
+        gradlens.watch(model, optimizer, {HOOK: tiny_dictionary()}, run=None).__enter__()
+    callback.close()
+    assert RunReader(callback.lens.run_dir).summary["status"] == "failed"
+    with gradlens.watch(model, optimizer, {HOOK: tiny_dictionary()}, run=None) as lens:
+        callback.close()  # a second time: nothing of what is open now
+        callback.lens.__exit__(None, None, None)
+        with pytest.raises(ConfigError, match="close the open one .run=None. first: leave its `with` block"):
+            gradlens.watch(model, optimizer, {HOOK: tiny_dictionary()}, run=None).__enter__()
+        model.train()(**tiny_batch()).loss.backward()
+        optimizer.step()
+    assert lens.step == 1 and RunReader(callback.lens.run_dir).summary["status"] == "failed"
