@@ -18,7 +18,7 @@ from gradlens.config import RUN_NAME, ObserveSettings, WandbSettings
 from gradlens.constrainer import exemplars_of
 from gradlens.contrasts import contrasts_of
 from gradlens.data import Example, build_examples, checked, collate, read_rows, split
-from gradlens.detector_fit import fit_detectors, questions_of
+from gradlens.detector_fit import fit_detectors, lacking, questions_of
 from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError, InputError
 from gradlens.fits import check_fits
@@ -229,6 +229,8 @@ def _settled(
                 )
             concept = fit_concept(model, tokenizer, dictionaries, concept)
         ready.append(concept)
+    for rule in rules if tokenizer is None else ():
+        _check_needs_no_tokenizer(rule, ready, dictionaries)
     if tokenizer is not None and any(rule.mode == "auto" or rule.tells_tokens for rule in rules):
         sources = rows_ahead(rows, tokenizer)
         if auto and not sources:
@@ -251,15 +253,31 @@ def _settled(
     return rules, known, said
 
 
+def _check_needs_no_tokenizer(rule: Rule, concepts: Sequence[Concept], dictionaries: dict[str, Dictionary]) -> None:
+    """Raise `ConfigError` for a rule for which its concept's examples have yet to be read."""
+    concept = next((concept for concept in concepts if concept.name == rule.concept and concept.positive), None)
+    if concept is None:
+        return
+    wanted = _told_at(rule, dictionaries)
+    missing = lacking(concept, wanted, rule.rows is not None) if rule.tells_tokens else {}
+    if rule.mode == "constrain" or (missing and len(missing) == len(wanted)):
+        what = "rows" if rule.rows is not None and rule.mode != "rewrite" else rule.mode
+        raise ConfigError(f"rule {rule.label}: {what} reads the examples of concept {concept.name}; give watch(..., tokenizer=...)")
+
+
+def _told_at(rule: Rule, dictionaries: dict[str, Dictionary]) -> dict[str, Dictionary]:
+    chosen = {canonical(name) for name in rule.told_at or dictionaries}
+    return {name: each for name, each in dictionaries.items() if canonical(name) in chosen}
+
+
 def _told(
     concept: Concept, rules: Sequence[Rule], model: Any, tokenizer: Any, dictionaries: dict[str, Dictionary], sources: list[list[Example]]
 ) -> Concept:
     """The concept with the detectors that rules need."""
     for rule in rules:
         if rule.tells_tokens and rule.concept == concept.name:
-            chosen = {canonical(name) for name in rule.told_at or dictionaries}
-            wanted = {name: each for name, each in dictionaries.items() if canonical(name) in chosen}
             questions = questions_of(sources) if sources else ()
+            wanted = _told_at(rule, dictionaries)
             concept = fit_detectors(model, tokenizer, wanted, concept, rows=rule.rows is not None, questions=questions)
     return concept
 
