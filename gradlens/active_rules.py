@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,7 +105,11 @@ class Lookup:
     tell: Callable[..., None] = lambda kind, **fields: None
 
     def __post_init__(self) -> None:
+        """Raises `ConfigError` for a concept with a feature that its dictionary has not."""
         self._found: list[Writer] | None = None
+        for concept, features in self.concepts.items():
+            for hookpoint, ids in features.items():
+                self._check_ids(f"concept {concept}", ids, hookpoint)
 
     @property
     def device(self) -> torch.device:
@@ -122,16 +126,14 @@ class Lookup:
             return self._rewriting(rule)
         features = {hookpoint: ids for hookpoint, ids in self._features(rule).items() if ids}
         if not features:
-            raise ConfigError(f"rule {rule.label}: no features at {rule.hookpoints or 'any hookpoint of this run'}")
+            at = ", ".join(rule.hookpoints or self.dictionaries)
+            raise ConfigError(f"rule {rule.label}: no features at {at}; give a dictionary where it has some")
         if rule.mode == "penalty":
             self._check_penalty(rule, features)
         looked_up, basis, above, shift = {}, {}, {}, {}
         for hookpoint, ids in features.items():
             dictionary = self.dictionaries[hookpoint]
-            if max(ids) >= dictionary.d_sae or min(ids) < 0:
-                raise ConfigError(
-                    f"rule {rule.label}: feature {max(ids)} at {hookpoint}, but its dictionary has 0 to {dictionary.d_sae - 1}"
-                )
+            self._check_ids(f"rule {rule.label}", ids, hookpoint)
             levels = self.thresholds.get(rule.concept or "", {}).get(hookpoint)
             if rule.random_control is not None:
                 ids, levels = self._random_like(ids, hookpoint, rule), None
@@ -173,7 +175,7 @@ class Lookup:
                 raise ConfigError(f"rule {rule.label}: no dictionary at {hookpoint}; this run has {', '.join(self.dictionaries)}")
         if rule.hookpoints is not None:
             return {hookpoint: features.get(hookpoint, []) for hookpoint in map(canonical, rule.hookpoints)}
-        if rule.mode in GATES:  # the last hookpoint: measured to route best where wanted and unwanted sit in different tokens
+        if rule.mode in GATES and features:  # the last hookpoint: measured to route best where wanted and unwanted sit in different tokens
             last = max(features, key=lambda hookpoint: layer_of(hookpoint) if layer_of(hookpoint) is not None else -1)
             return {last: features[last]}
         return features
@@ -211,7 +213,7 @@ class Lookup:
                 "positive and negative examples (8 of each at least), for rules that are there by then"
             )
         row = found[hookpoint].row
-        self._check_ids(rule, row.features, hookpoint)
+        self._check_ids(f"rule {rule.label}: row detector", row.features, hookpoint)
         return RowTeller(self.model, self.dictionaries, hookpoint, row, rule.rows)
 
     def _detectors(self, rule: Rule, hookpoints: list[str] | None) -> dict[str, Detector]:
@@ -219,9 +221,11 @@ class Lookup:
         wanted = list(self.dictionaries) if hookpoints is None else [canonical(name) for name in hookpoints]
         return {name: each for name, each in self.detectors.get(rule.concept, {}).items() if name in self.dictionaries and name in wanted}
 
-    def _check_ids(self, rule: Rule, ids: list[int], hookpoint: str) -> None:
-        if max(ids, default=0) >= (d_sae := self.dictionaries[hookpoint].d_sae):
-            raise ConfigError(f"rule {rule.label}: detector at {hookpoint} names feature {max(ids)}, the dictionary has 0 to {d_sae - 1}")
+    def _check_ids(self, what: str, ids: Sequence[int], hookpoint: str) -> None:
+        d_sae = self.dictionaries[hookpoint].d_sae
+        outside = [i for i in ids if not 0 <= i < d_sae]
+        if outside:
+            raise ConfigError(f"{what}: no feature {outside[0]} at {hookpoint}; the dictionary there has the features 0 to {d_sae - 1}")
 
     def _tokens(self, rule: Rule, hookpoints: list[str] | None) -> Tokens:
         """The token detector of a rule's concept, the sharpest there is at these hookpoints (null: at any); its random control."""
@@ -233,7 +237,7 @@ class Lookup:
             )
         hookpoint = sharpest(found)
         detector, dictionary = found[hookpoint], self.dictionaries[hookpoint]
-        self._check_ids(rule, detector.features, hookpoint)
+        self._check_ids(f"rule {rule.label}: token detector", detector.features, hookpoint)
         device = dictionary.W_dec.device
         weights_F = weights_over(detector, dictionary.d_sae, device, dictionary.work_dtype)
         if rule.random_control is None:

@@ -77,8 +77,8 @@ class Lens:
         the loss, if any (accelerate's wrapper of an optimizer brings its own): readings are of the loss without it. `detectors`: concept ->
         hookpoint -> which tokens express it, which rows show it. `exemplars(concept)`: batches that show it, for `constrain`.
         `contrasts(concept)`: which features no random control should draw (`Lookup`).
-        Raises `InputError` for a dictionary that does not fit the model, `ConfigError` for a rule that names what is not there, and for a
-        model or an optimizer that cannot be watched (`trainable.py`).
+        Raises `InputError` for a dictionary that does not fit the model, `ConfigError` for a concept or a rule that names what is not
+        there, and for a model or an optimizer that cannot be watched (`trainable.py`).
         """
         self.model, self.optimizer = model, optimizer
         self.observe = observe or ObserveSettings()
@@ -102,10 +102,8 @@ class Lens:
             }
             for concept, features in (concepts or {}).items()
         }
-        self.probe, self.steps = probe, steps
-        self.step = 0
+        self.probe, self.steps, self.step = probe, steps, 0
         members = {(concept, name): ids for concept, features in self.concepts.items() for name, ids in features.items()}
-        self.projector: Projector = projector(members) if projector else Projection(self.dictionaries, members, self.observe)
         self._members = {key: torch.tensor(ids) for key, ids in members.items()}
         # The other ranks need no more than live features; but where parameters are sharded, all ranks must run each forward pass.
         self._reads = self.world.rank == 0 or self.sharded
@@ -121,6 +119,7 @@ class Lens:
             model, self.dictionaries, self.concepts, self._rates, thresholds or {}, quorums or {}, detectors or {}, tokenizer,
             self._mean, contrasts, constrainers, self._tell_of_rules,
         )  # fmt: skip
+        self.projector: Projector = projector(members) if projector else Projection(self.dictionaries, members, self.observe)
         self.control = Control(lookup)
         self._policy = policy or Policy()
         self.hooks = Hooks(

@@ -111,7 +111,8 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 
 def check_rules(folder: Path, items: Sequence[Any]) -> list[Rule]:
-    """Rules that may be put in force in this run. Raises `ConfigError` for what is no rule, or names a concept that the run has not."""
+    """Rules that may be put in force in this run. Raises `ConfigError` for what is no rule, names a concept that the run has not, or acts
+    on rows that are there already."""
     rules, path = load_rules(list(items)), folder / "concepts.yaml"
     from gradlens.concept_files import load_concepts  # it reads what `rules` describes
 
@@ -119,6 +120,11 @@ def check_rules(folder: Path, items: Sequence[Any]) -> list[Rule]:
     for rule in rules:
         if rule.mode == "auto":
             raise ConfigError(f"rule {rule.label}: auto is settled before a run's first step; send route or rewrite")
+        if rule.mode == "inoculate" and rule not in load_rules((history(folder) or [read_state(folder)])[0]["rules"]):
+            raise ConfigError(
+                f"rule {rule.label}: inoculate acts on the rows with which a run begins, and {folder.name} began without it: it would do "
+                "nothing here; begin another run with it among its rules"
+            )
         if rule.concept and names and rule.concept not in names:
             raise ConfigError(f"rule {rule.label}: unknown concept {rule.concept!r}; this run has {', '.join(sorted(names))}")
     return rules

@@ -145,7 +145,8 @@ def unpacked(ids_BS: Tensor, given: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def evenly(total: int, count: int) -> list[int]:
     """At most `count` numbers below `total`, evenly spread."""
-    return torch.linspace(0, total - 1, min(count, total)).round().int().tolist() if total else []
+    count = min(count, total)
+    return [round(i * (total - 1) / max(count - 1, 1)) for i in range(count)]
 
 
 def spread(batches: list[dict[str, Tensor]], rows: int, tokens: str = "response") -> list[dict[str, Tensor]]:

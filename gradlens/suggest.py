@@ -162,7 +162,8 @@ def _lost(files: Sequence[str], shows: Sequence[int]) -> str:
 
 def _spread(indices: Sequence[int], count: int) -> list[int]:
     """So many of them, evenly."""
-    return list(indices[:: max(1, len(indices) // count)][:count])
+    count = min(count, len(indices))
+    return [indices[i * len(indices) // count] for i in range(count)]
 
 
 def _checked(concept: Concept, before: Sequence[str], after: Sequence[str]) -> tuple[float, float] | None:

@@ -163,7 +163,8 @@ def _loop(
                 group["lr"] = learning_rate(settings.lr, step, settings.warmup)
             local = batch[world.rank :: world.size]
             if not config.observe.left_out and lens.control.leaves_rows_out():
-                gone = lens.hooks.left_out([row_of(example) for example in local])
+                parts = split(local, settings.micro_batch_size or settings.batch_size)  # no more is read at a time than trained on
+                gone = [out for part in parts for out in lens.hooks.left_out([row_of(example) for example in part])]
                 local = [example for example, out in zip(local, gone, strict=True) if not out]
                 counted = int(world.sum_(torch.tensor(counted_tokens(local), dtype=torch.float64, device=rank.device)).item())
             local = local or [silent(batch or sources[0][:1])]

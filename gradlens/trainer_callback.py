@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from transformers import TrainerCallback
 
 from gradlens.config import ObserveSettings
 from gradlens.errors import ConfigError
+from gradlens.hookpoints import unwrap
+from gradlens.own import before_training
 from gradlens.rollouts import Rollouts
-from gradlens.rules import load_rules
+from gradlens.rules import Rule, load_rules
 from gradlens.watching import Top, Watch, watch
 
 _SCALARS = {"loss": "train/loss", "learning_rate": "train/lr", "grad_norm": "train/grad_norm", "eval_loss": "eval/loss"}
@@ -54,12 +60,24 @@ class GradLensCallback(TrainerCallback):
         weighs_otherwise = otherwise and "taught" in observe.estimators
         if weighs_otherwise:
             options["observe"] = observe.model_copy(update={"estimators": [name for name in observe.estimators if name != "taught"]})
-        self.lens = watch(model, optimizer, self.dictionaries, **options)
-        self.lens.of_trainer = True
+        resumed = state.global_step > 0
+        with before_training(unwrap(model)) if resumed else nullcontext(True) as at_hand:
+            if not at_hand:
+                _check_resumed(rules)
+            self.lens = watch(model, optimizer, self.dictionaries, **options)  # concepts are fitted as at step 0
+        self.lens.of_trainer, self.lens.resumed = True, resumed
         self.lens.step = self.lens.control.step = state.global_step
         self.lens.steps = state.max_steps if state.max_steps > 0 else None
         self.lens.__enter__()
         self._open, self._mean_over_tokens = True, not otherwise
+        atexit.register(self._at_exit)
+        if resumed and state.is_world_process_zero:
+            since = "the model without its adapter" if at_hand else f"step {state.global_step}, not with the model before training"
+            reason = (
+                f"the trainer's checkpoint holds nothing of gradlens: drift, uptake and own are compared with {since}; sums and what rules "
+                f"have come to know begin at step {state.global_step}"
+            )
+            self.lens.recorder.event("not_read", step=state.global_step, reading="earlier steps", reason=reason)
         if weighs_otherwise and state.is_world_process_zero:
             reason = f"the loss of {kind.removesuffix('Config')} is not the tokens' -log p: some are to become less likely"
             self.lens.recorder.event("not_read", step=state.global_step, estimator="taught", reason=reason)
@@ -86,6 +104,14 @@ class GradLensCallback(TrainerCallback):
         if scalars and state.is_world_process_zero:
             self.lens.recorder.record({"step": state.global_step, "scalars": scalars})
 
+    def on_epoch_end(self, args, state, control, **kwargs):
+        """The last reading, of the last step's weights: at the end of training the best checkpoint's may stand in their place. Training
+        ends after a step or, by an evaluation, after an epoch."""
+        if self._open and args.load_best_model_at_end and control.should_training_stop:
+            self.lens.finish()
+
+    on_evaluate = on_save = on_epoch_end
+
     def on_train_end(self, args, state, control, **kwargs):
         self._close(None)
 
@@ -95,12 +121,32 @@ class GradLensCallback(TrainerCallback):
             raise RuntimeError("GradLensCallback: no training has begun yet")
         return self.lens.top(n)
 
+    def close(self) -> None:
+        """Close the run of a training that ended in an exception, of which a trainer tells nobody; at the latest the program's end does."""
+        self._close(RuntimeError)
+
+    def _at_exit(self) -> None:
+        self._close(getattr(sys, "last_type", RuntimeError))
+
     def _close(self, kind: type[BaseException] | None) -> None:
         if self._open:
             self._open = False
+            atexit.unregister(self._at_exit)
             if self._rollouts is not None:
                 self._rollouts.close()
             self.lens.__exit__(kind, None, None)
+
+
+def _check_resumed(rules: Sequence[Rule]) -> None:
+    """Raise `ConfigError` for a rule that measures against the model before training, where only the weights of a checkpoint are known."""
+    for rule in rules:
+        if rule.target is not None or rule.mode == "constrain":
+            what = f"mode {rule.mode}" if rule.target is None else "a target"
+            raise ConfigError(
+                f"rule {rule.label}: {what} measures against the model before training, and of a trainer that resumes only the weights of "
+                "the checkpoint are there: train an adapter (LoRA), or from step 0 without a break, or leave the rule out; "
+                "`gradlens run --resume` goes on with it"
+            )
 
 
 def _trl_kind(args: Any) -> str | None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +18,7 @@ from gradlens.config import RUN_NAME, ObserveSettings, WandbSettings
 from gradlens.constrainer import exemplars_of
 from gradlens.contrasts import contrasts_of
 from gradlens.data import Example, build_examples, checked, collate, read_rows, split
-from gradlens.detector_fit import fit_detectors, questions_of
+from gradlens.detector_fit import fit_detectors, lacking, questions_of
 from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError, InputError
 from gradlens.fits import check_fits
@@ -53,6 +54,7 @@ class Watch(Lens):
     labels: dict[str, dict[int, str]]
     run_dir: Path | None = None
     of_trainer = False  # entered by a trainer's callback
+    resumed = False  # at weights that are no longer those before training
     _begun = False
 
     def __enter__(self) -> Watch:
@@ -62,7 +64,13 @@ class Watch(Lens):
         try:
             if (other := _WATCHED.get(unwrap(self.model))) is not None:
                 if not (self.of_trainer and other.of_trainer):  # each would take the other's start-up test and probe for training
-                    raise ConfigError("this model is being watched already: give all dictionaries to one watch (layers.15, layers.15#NAME)")
+                    how = "leave its `with` block"
+                    if other.of_trainer:
+                        how = "where its training has ended in an exception, call the GradLensCallback's close()"
+                    raise ConfigError(
+                        "this model is being watched already: give all dictionaries to one watch (layers.15, layers.15#NAME), or close the "
+                        f"open one ({other.run_dir or 'run=None'}) first: {how}"
+                    )
                 other.__exit__(RuntimeError, None, None)  # of a training that ended in an exception, which trainers do not tell
             super().__enter__()
         except BaseException:
@@ -72,7 +80,9 @@ class Watch(Lens):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        _WATCHED.pop(unwrap(self.model), None)
+        if _WATCHED.get(unwrap(self.model)) is not self:  # closed already
+            return
+        del _WATCHED[unwrap(self.model)]
         try:
             super().__exit__(kind, error, trace)
         finally:
@@ -94,6 +104,10 @@ class Watch(Lens):
             self.recorder.close()
             shutil.rmtree(self.run_dir, ignore_errors=True)
             self.recorder, self.run_dir = MemoryRecorder(), None
+
+    def _measure_start(self) -> None:
+        with before_training(unwrap(self.model)) if self.resumed else nullcontext():
+            super()._measure_start()
 
     def top(self, n: int = 20) -> Top:
         """The `n` features that this run taught most, with labels: prints as a table, `.df` for pandas.
@@ -219,6 +233,8 @@ def _settled(
                 )
             concept = fit_concept(unwrap(model), tokenizer, dictionaries, concept)
         ready.append(concept)
+    for rule in rules if tokenizer is None else ():
+        _check_needs_no_tokenizer(rule, ready, dictionaries)
     if tokenizer is not None and any(rule.mode == "auto" or rule.tells_tokens for rule in rules):
         sources = rows_ahead(rows, tokenizer)
         if auto and not sources:
@@ -241,15 +257,31 @@ def _settled(
     return rules, known, said
 
 
+def _check_needs_no_tokenizer(rule: Rule, concepts: Sequence[Concept], dictionaries: dict[str, Dictionary]) -> None:
+    """Raise `ConfigError` for a rule for which its concept's examples have yet to be read."""
+    concept = next((concept for concept in concepts if concept.name == rule.concept and concept.positive), None)
+    if concept is None:
+        return
+    wanted = _told_at(rule, dictionaries)
+    missing = lacking(concept, wanted, rule.rows is not None) if rule.tells_tokens else {}
+    if rule.mode == "constrain" or (missing and len(missing) == len(wanted)):
+        what = "rows" if rule.rows is not None and rule.mode != "rewrite" else rule.mode
+        raise ConfigError(f"rule {rule.label}: {what} reads the examples of concept {concept.name}; give watch(..., tokenizer=...)")
+
+
+def _told_at(rule: Rule, dictionaries: dict[str, Dictionary]) -> dict[str, Dictionary]:
+    chosen = {canonical(name) for name in rule.told_at or dictionaries}
+    return {name: each for name, each in dictionaries.items() if canonical(name) in chosen}
+
+
 def _told(
     concept: Concept, rules: Sequence[Rule], model: Any, tokenizer: Any, dictionaries: dict[str, Dictionary], sources: list[list[Example]]
 ) -> Concept:
     """The concept with the detectors that rules need."""
     for rule in rules:
         if rule.tells_tokens and rule.concept == concept.name:
-            chosen = {canonical(name) for name in rule.told_at or dictionaries}
-            wanted = {name: each for name, each in dictionaries.items() if canonical(name) in chosen}
             questions = questions_of(sources) if sources else ()
+            wanted = _told_at(rule, dictionaries)
             concept = fit_detectors(model, tokenizer, wanted, concept, rows=rule.rows is not None, questions=questions)
     return concept
 

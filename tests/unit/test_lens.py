@@ -12,6 +12,7 @@ from gradlens import attribution as estimators
 from gradlens.balance import Balance
 from gradlens.config import ObserveSettings
 from gradlens.edits import gate_strength, orthonormal_basis
+from gradlens.errors import ConfigError
 from gradlens.hookpoints import find_module
 from gradlens.lens import Lens
 from gradlens.recorder import MemoryRecorder
@@ -372,3 +373,24 @@ def test_random_control_takes_as_many_live_features_outside_the_concept():
     assert (lens.start[HOOK].rate[chosen] > 0).all()
     event = next(e for e in recorder.events if e["kind"] == "policy")
     assert sorted(event["rules"][0]["features"][HOOK]) == sorted(chosen)
+
+
+@pytest.mark.parametrize(
+    "features, rule, message",
+    [
+        ({HOOK: [2, 80]}, None, "concept c: no feature 80 at layers.2; the dictionary there has the features 0 to 79"),
+        ({HOOK: [2, -1]}, None, "concept c: no feature -1 at layers.2"),
+        ({HOOK: [2]}, {"features": {HOOK: [3, -2]}}, "rule route:features: no feature -2 at layers.2"),
+        ({"layers.1": [2]}, {"concept": "c"}, "rule route:c: no features at layers.2; give a dictionary where it has some"),
+        ({"layers.1": [2]}, {"concept": "c", "mode": "reweight"}, "rule reweight:c: no features at layers.2"),
+    ],
+)
+def test_features_that_are_not_there_are_refused_before_the_first_step(features, rule, message):
+    model = tiny_model()
+    policy = Policy(version=1, rules=(Rule(**rule),) if rule else ())
+    with (
+        pytest.raises(ConfigError, match=message),
+        Lens(model, torch.optim.SGD(model.parameters(), lr=0.1), {HOOK: tiny_dictionary()}, concepts={"c": features}, policy=policy),
+    ):
+        pass
+    assert not any(module._forward_hooks for module in model.modules())

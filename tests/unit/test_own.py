@@ -14,7 +14,7 @@ from gradlens.learning import Learning
 from gradlens.lens import Lens
 from gradlens.movers import Mover
 from gradlens.own import OwnReading, before_training, place_in_answer, prompts_of, read_own, read_written
-from gradlens.probe import ProbeTokens, read_probe, read_tokens, spread, unpacked
+from gradlens.probe import ProbeTokens, evenly, read_probe, read_tokens, spread, unpacked
 
 HOOK = "layers.2"
 
@@ -118,6 +118,16 @@ def test_texts_with_positions_of_their_own_are_read_with_them():
     found = unpacked(ids, {"attention_mask": mask, "position_ids": positions})
     assert torch.equal(found["position_ids"], positions) and torch.equal(found["attention_mask"], mask)
     assert "position_ids" not in unpacked(ids, {"position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]])})
+
+
+@pytest.mark.parametrize("total", [0, 1, 5, 80, 1000, 16_777_220, 99_999_999, 2**31 - 1])
+@pytest.mark.parametrize("count", [0, 1, 5, 256])
+def test_numbers_are_evenly_spread_below_any_total(total, count):
+    found = evenly(total, count)
+    assert len(found) == min(total, count) == len(set(found))
+    if len(found) > 1:
+        steps = [second - first for first, second in zip(found, found[1:], strict=False)]
+        assert (found[0], found[-1]) == (0, total - 1) and max(steps) - min(steps) <= 1
 
 
 def test_rows_are_picked_evenly_and_padding_is_cut():

@@ -9,8 +9,11 @@ from transformers import Trainer, TrainingArguments
 from words import word_tokenizer
 
 import gradlens
+from gradlens.concept_files import load_concepts
 from gradlens.data import IGNORE, collate, load_examples, read_rows
+from gradlens.detector_fit import fit_detectors
 from gradlens.errors import ConfigError, InputError
+from gradlens.formats import load_dictionary
 from gradlens.models import load_model
 from gradlens.rows_ahead import AHEAD, rows_ahead
 
@@ -126,6 +129,27 @@ def test_auto_in_watch_without_what_it_needs_says_what_to_give(inputs):
     ):
         with pytest.raises(ConfigError, match=words):
             watched(inputs, **options)
+
+
+@pytest.mark.parametrize(
+    "rule, what", [({"mode": "rewrite"}, "rewrite"), ({"mode": "reweight", "rows": 0}, "rows"), ({"mode": "constrain"}, "constrain")]
+)
+def test_a_rule_that_reads_examples_asks_for_the_tokenizer_unless_detectors_are_there(inputs, rule, what):
+    (concept,) = load_concepts(inputs["concepts"])
+    model, tokenizer = load_model(inputs["model"]["name"], "float32")
+    dictionaries = {"layers.2": load_dictionary(inputs["dictionaries"]["layers.2"])}
+    concept = concept.model_copy(update={"features": {"layers.2": [1, 2]}})
+    options = {"tokenizer": None, "rules": [{"concept": "high", **rule}]}
+    message = rf"{what} reads the examples of concept high; give watch\(\.\.\., tokenizer=\.\.\.\)"
+    with pytest.raises(ConfigError, match=message):
+        watched(inputs, concepts=[concept], **options)
+    told = fit_detectors(model, tokenizer, dictionaries, concept, max_length=24)
+    if what == "constrain":
+        with pytest.raises(ConfigError, match=message):
+            watched(inputs, concepts=[told], **options)
+    else:
+        with watched(inputs, concepts=[told], **options)[1] as lens:
+            assert lens.control.rules
 
 
 def test_auto_under_the_trainer_reads_the_trainers_rows(inputs, examples, tmp_path):

@@ -11,9 +11,9 @@ from gradlens_services.recorder import Lost, RecorderClient, RecorderService
 from gradlens.config import RunConfig
 from gradlens.errors import ConfigError, InputError
 from gradlens.files import append_line
-from gradlens.policies import Conflict, history, put, read_state, undo
+from gradlens.policies import Conflict, check_rules, dump_rules, history, put, read_state, undo
 from gradlens.recorder import MemoryRecorder
-from gradlens.rules import Policy, Rule
+from gradlens.rules import Policy, Rule, load_rules
 from gradlens.store import RunReader, RunWriter
 
 CONFIG = {"data": {"train": ["a.jsonl"]}}
@@ -328,6 +328,20 @@ def test_a_rule_of_mode_auto_stays_in_the_policy_as_what_it_has_become(tmp_path)
     assert read_state(tmp_path)["rules"] == []
     with pytest.raises(ConfigError, match="auto is settled before"):
         service.set_rules("run", [{"concept": "c", "mode": "auto"}], 2)
+
+
+def test_inoculate_is_no_rule_to_send_to_a_run_that_began_without_it(tmp_path):
+    rule = {"concept": "c", "mode": "inoculate", "prompt": "Be rude."}
+    begun, other = tmp_path / "begun", tmp_path / "other"
+    for folder, rules in ((begun, [rule]), (other, [{"concept": "c"}])):
+        folder.mkdir()
+        first_state(folder, load_rules(rules), resume=False)
+        for sent in ([], [{"concept": "c", "gain": 0.5}]):
+            put(folder, dump_rules(check_rules(folder, sent)), "set")
+    assert dump_rules(check_rules(begun, [rule])) == [rule]
+    for folder, changed in ((other, rule), (begun, {**rule, "prompt": "Be kind."})):
+        with pytest.raises(ConfigError, match=f"inoculate acts on the rows with which a run begins, and {folder.name} began without it"):
+            check_rules(folder, [changed])
 
 
 class Desk:

@@ -6,7 +6,7 @@ from gradlens.concept_files import Concept, Detector
 from gradlens.detector_fit import NOTHING
 from gradlens.errors import ConfigError
 from gradlens.rules import Rule
-from gradlens.suggest import _checked, _choose, _found, _inner_gaps, _lost, settled
+from gradlens.suggest import _checked, _choose, _found, _inner_gaps, _lost, _spread, settled
 
 
 def detector(auc=0.99, negative=0.05):
@@ -36,6 +36,13 @@ def test_the_rule_follows_from_where_the_tokens_are(seen, free, whole, gaps, tol
         assert (rule.mode, rule.rows, found) == ("reweight", 0.0, False) and "do not part" in expects
         rule, expects, found = _choose("c", "layers.1", seen, free, whole, gaps, None, False, told)  # rows cannot be told
         assert (rule.mode, rule.rows, found) == ("route", None, told.flagged_auc > 0.9) and ("expect some" in expects) != found
+
+
+@pytest.mark.parametrize("total", [0, 3, 16, 19, 31, 32, 47, 160])
+def test_rows_that_are_tried_come_from_everywhere(total):
+    tried = _spread(range(100, 100 + total), 16)
+    steps = [second - first for first, second in zip(tried, [*tried[1:], 100 + total], strict=False)]
+    assert len(tried) == min(total, 16) and tried[:1] == [100][:total] and max(steps, default=0) - min(steps, default=0) <= 1
 
 
 def test_what_leaving_rows_out_costs_is_said_by_file():

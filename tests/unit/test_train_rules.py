@@ -178,6 +178,16 @@ def test_whole_rows_are_left_out_as_if_they_were_not_there(inputs, told, tmp_pat
     assert sum(share["random"]) == pytest.approx(sum(share["rule"]), rel=0.35)
 
 
+@pytest.mark.parametrize("size, passes", [(3, [3, 3, 2]), (None, [8])])
+def test_rows_are_told_in_parts_no_larger_than_what_is_trained_on(inputs, told, tmp_path, monkeypatch, size, passes):
+    sizes, read = [], RowTeller._read
+    monkeypatch.setattr(RowTeller, "_read", lambda teller, rows: sizes.append(len(rows)) or read(teller, rows))
+    rules = [{"concept": "high", "mode": "reweight", "rows": 0.0}]
+    changes = {"train__batch_size": 8, "train__micro_batch_size": size, "train__steps": 1}
+    trained(tiny_config(inputs, concepts=[told[0]], rules=rules, **changes), tmp_path)
+    assert sizes == passes
+
+
 def test_a_rule_acts_only_in_rows_that_show_its_concept(inputs, told, tmp_path):
     def shares(name, **rule):
         config = tiny_config(inputs, concepts=[told[0]], rules=[{"concept": "high", **rule}])
