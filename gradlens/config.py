@@ -191,7 +191,6 @@ class RunConfig(Settings):
 
 
 # Fields that may hold a path, resolved against the config file's folder when such a path exists there.
-FILES = {".jsonl", ".json", ".yaml", ".yml"}  # what is called so is a file
 _PATHS = (
     ("model", "name"), ("data", "train"), ("data", "wanted"), ("data", "keep"), ("dictionaries",), ("labels",), ("concepts",), ("rules",),
     ("evaluate", "heldout"), ("evaluate", "prompts"), ("probe",), ("observe", "reference"),
@@ -352,21 +351,10 @@ def _assign(data: dict[str, Any], keys: list[str], value: str, source: str) -> N
         data[keys[-1]] = value
 
 
-def beside(folder: Path, name: str) -> str:
-    """What a file in `folder` calls `name`: a path from there where one is meant, else (a shipped part, something to be fetched) the name.
-
-    What is named as a file is one, there or not: a file of the same name in the working directory is not the one that was meant.
-    """
-    if not name or name.startswith(("~", "demo:")) or Path(name).is_absolute():
-        return name
-    meant = Path(name).suffix in FILES
-    return str(folder / name) if meant or (folder / name).exists() else name
-
-
 def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
     def resolve(value: Any) -> Any:
-        if isinstance(value, str):
-            return beside(folder, value)
+        if isinstance(value, str) and value and not Path(value).is_absolute() and (folder / value).exists():
+            return str(folder / value)
         if isinstance(value, list):  # of names; a rule in the list is no path
             return [resolve(item) if isinstance(item, str) else item for item in value]
         if isinstance(value, dict):

@@ -27,12 +27,13 @@ import yaml
 from pydantic import Field, ValidationError
 
 from gradlens import demo
-from gradlens.config import Settings, beside, explain, read_yaml
+from gradlens.config import Settings, explain, read_yaml
 from gradlens.data import read_rows
 from gradlens.errors import ConfigError
 
 Row = dict[str, Any]
 TRAIN, HELDOUT, EXAMPLES = 350, 64, 60
+FILES = {".jsonl", ".json", ".yaml", ".yml"}  # what is called so is a file
 
 
 class Pair(Settings):
@@ -62,11 +63,22 @@ def load_pair(source: str, folder: Path) -> Pair:
         raise ConfigError(f"{path}: expected a mapping with keys {', '.join(Pair.model_fields)}")
     for key, value in data.items():
         if isinstance(value, str) and key != "name":
-            data[key] = beside(path.parent, value)
+            data[key] = _beside(path.parent, value)
     try:
         return Pair.model_validate(data)
     except ValidationError as error:
         raise ConfigError(explain(error, str(path), Pair)) from None
+
+
+def _beside(folder: Path, name: str) -> str:
+    """What a file in `folder` calls `name`: a path from there where one is meant, else (a shipped part, something to be fetched) the name.
+
+    What is named as a file is one, there or not: a file of the same name in the working directory is not the one that was meant.
+    """
+    if not name or name.startswith(("~", "demo:")) or Path(name).is_absolute():
+        return name
+    meant = Path(name).suffix in FILES
+    return str(folder / name) if meant or (folder / name).exists() else name
 
 
 def training_files(pair: Pair, shape: str) -> list[str]:
