@@ -107,6 +107,8 @@ def test_features_are_labelled_found_and_shown(folder):
     ("arguments", "error", "message"),
     [
         (["features", "search", "w21", "-d", "layers.2={sae}"], ConfigError, "has no labels; make them: gradlens features label"),
+        (["features", "label", "layers.2={probe}", "-m", "{model}"], ConfigError, "no folder on this machine.*say where: --out FILE"),
+        (["features", "label", "2={sae}", "3={sae}", "-m", "{model}"], ConfigError, "labels in one file; label them one at a time"),
         (["features", "show", "layers.9/1", "-d", "layers.2={sae}"], ConfigError, "no dictionary at layers.9; there are layers.2"),
         (["features", "show", "layers.2/80", "-d", "layers.2={sae}"], ConfigError, "features 0 to 79"),
         (["features", "show", "pirate", "-d", "layers.2={sae}"], ConfigError, "expected HOOKPOINT/ID"),
@@ -118,6 +120,13 @@ def test_features_are_labelled_found_and_shown(folder):
     ],
 )
 def test_what_does_not_fit_is_named(folder, arguments, error, message):
-    places = {"sae": folder / "sae", "narrow": folder / "narrow", "model": folder / "model", "concept": folder / "concept.yaml"}
+    (folder / "probe.json").write_text(json.dumps({"directions": [[1.0] * 32]}))  # such as one of the hub, without a folder of its own
+    places = {
+        "probe": folder / "probe.json",
+        "sae": folder / "sae",
+        "narrow": folder / "narrow",
+        "model": folder / "model",
+        "concept": folder / "concept.yaml",
+    }
     with pytest.raises(error, match=message):
         call(*(argument.format(**places) for argument in arguments))
