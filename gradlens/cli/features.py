@@ -62,7 +62,7 @@ def label(
     from gradlens.cli.inputs import open_dictionaries
     from gradlens.cli.models import fetch_progress
     from gradlens.formats import check_width
-    from gradlens.hookpoints import d_model
+    from gradlens.hookpoints import d_model, in_stream
     from gradlens.labels import save_labels
     from gradlens.models import load_model
 
@@ -75,7 +75,8 @@ def label(
     with fetch_progress() as report:
         loaded, tokenizer = load_model(model, progress=report)
     for entry in named:
-        check_width(entry.dictionary, d_model(loaded), entry.hookpoint)
+        if in_stream(entry.hookpoint):
+            check_width(entry.dictionary, d_model(loaded), entry.hookpoint)
     examples = draw_examples(text, tokenizer, max_tokens, max_length, seed)
     with console.progress("labelling", total=len(examples)) as advance:
         labels = label_features(loaded, tokenizer, {e.hookpoint: e.dictionary for e in named}, examples, progress=advance)

@@ -103,6 +103,14 @@ def test_features_are_labelled_found_and_shown(folder):
     assert shown["label"] in page and "promoted" in page and "near" in page
 
 
+def test_a_dictionary_beside_the_stream_has_the_width_that_is_there(folder):
+    save_dictionary(tiny_dictionary(D=48), folder / "inner")  # what the model's MLPs hold inside; its stream has 32
+    source, model = f"layers.2.mlp.down_proj.in={folder / 'inner'}", ["--model", folder / "model"]
+    assert "80 features labelled" in call("features", "label", source, *model, "--text", folder / "text.jsonl")
+    (fitted,) = json.loads(call("concepts", "fit", folder / "concept.yaml", *model, "-d", source, "-n", 6, "--json"))["concepts"]
+    assert fitted["detection"]["layers.2.mlp.down_proj.in"]["auc"] > 0.9
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
