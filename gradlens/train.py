@@ -37,7 +37,7 @@ from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.evaluate import evaluate
 from gradlens.files import append_line, read_lines, write_json
 from gradlens.formats import load_dictionary
-from gradlens.hookpoints import canonical, unwrap
+from gradlens.hookpoints import by_place, unwrap
 from gradlens.labels import labels_of
 from gradlens.lens import Lens
 from gradlens.models import apply_lora, enable_checkpointing, load_model
@@ -60,9 +60,10 @@ def train_rank(rank: Rank) -> str:
     torch.manual_seed(config.train.seed)
     rank.phase("loading model")
     model, tokenizer = load_model(config.model.name, config.model.dtype, str(rank.device))
-    dictionaries = {canonical(hook): load_dictionary(source, device=rank.device) for hook, source in config.dictionaries.items()}
+    named = by_place(config.dictionaries, "dictionaries")
+    dictionaries = {hook: load_dictionary(source, device=rank.device) for hook, source in named.items()}
     if world.rank == 0 and config.labels:
-        further = {canonical(hook): places for hook, places in config.labels.items()}
+        further = by_place(config.labels, "labels")
         found = {name: labels_of(dictionary, name, further.get(name, ())) for name, dictionary in dictionaries.items()}
         write_json(rank.run_dir / "labels.json", {name: {i: label.label for i, label in part.items()} for name, part in found.items()})
     sources, probe = run_examples(rank, tokenizer)

@@ -22,7 +22,7 @@ from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError, InputError
 from gradlens.fits import check_fits
 from gradlens.formats import load_dictionary
-from gradlens.hookpoints import canonical, unwrap
+from gradlens.hookpoints import by_place, canonical, unwrap
 from gradlens.labels import labels_of
 from gradlens.lens import Lens
 from gradlens.own import before_training
@@ -149,12 +149,13 @@ def watch(
     dictionaries = {**dictionaries, **brought}
     if not dictionaries:
         raise ConfigError("watch: no dictionaries, so there is nothing to read; give dictionaries={'layers.15': ...}")
-    loaded = {
-        canonical(name): source if isinstance(source, Dictionary) else load_dictionary(source) for name, source in dictionaries.items()
-    }
+    opened = {name: source if isinstance(source, Dictionary) else load_dictionary(source) for name, source in dictionaries.items()}
+    loaded = by_place(opened, "watch(dictionaries=...)")
     for name, source in dictionaries.items():
         check_fits(model, loaded[canonical(name)], name, None if isinstance(source, Dictionary) else str(source))
-    further = {canonical(name): [places] if isinstance(places, str) else list(places) for name, places in (labels or {}).items()}
+    further = {
+        name: [places] if isinstance(places, str) else list(places) for name, places in by_place(labels or {}, "watch(labels=...)").items()
+    }
     texts = {canonical(name): _labels(source, name, further.get(canonical(name), [])) for name, source in dictionaries.items()}
     world = world or current_world()
     if any(rule.mode == "inoculate" for rule in load_rules(list(rules))):
@@ -203,7 +204,7 @@ def _settled(
     if isinstance(concepts, Mapping):
         if auto:
             raise ConfigError(f"rule {auto[0].label}: auto needs a concept with examples; give concepts=[FILE], or name a mode")
-        return rules, {"concepts": {name: dict(features) for name, features in concepts.items()}}, said
+        return rules, {"concepts": {name: by_place(features, f"concept {name}") for name, features in concepts.items()}}, said
     if auto and tokenizer is None:
         raise ConfigError(f"rule {auto[0].label}: auto reads the concept's examples; give watch(..., tokenizer=...)")
     ready: list[Concept] = []

@@ -238,6 +238,8 @@ def test_what_does_not_fit_is_told_in_one_message_and_leaves_no_run(saved, tmp_p
     other = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=1)
     for options, error, message in (
         ({"dictionaries": [saved]}, ConfigError, r"which dictionary is read where, for instance .*; found list"),
+        ({"dictionaries": {HOOK: saved, "2": saved}}, ConfigError, r"dictionaries=...\): layers.2 and 2 both mean layers.2; keep one"),
+        ({"concepts": {"c": {HOOK: [1], "2": [3]}}}, ConfigError, "concept c: layers.2 and 2 both mean layers.2"),
         ({"dictionaries": {"layers.99": saved}}, InputError, "the model has blocks layers.0 to layers.3"),
         ({"dictionaries": {"layers.1": elsewhere}}, ConfigError, "was trained at layers.3; use it there"),
         ({"dictionaries": {"layers.1": narrow}}, InputError, "vectors of width 16, but layers.1 of this model has width 32"),
