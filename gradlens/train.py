@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gradlens.capture import takes_columns
 from gradlens.checker_doubts import doubts_of
 from gradlens.checkers import checker_for
-from gradlens.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint, trainable
+from gradlens.checkpoint import last_checkpoint, load_checkpoint, named_if_full, save_checkpoint, trainable
 from gradlens.concepts import Concept
 from gradlens.config import RunConfig
 from gradlens.constrainer import exemplars_of
@@ -83,8 +83,9 @@ def train_rank(rank: Rank) -> str:
     status = _loop(rank, model, tokenizer, dictionaries, concepts, policy, sources, probe)
     if config.train.save_model and world.rank == 0:  # before anything that may fail once more
         rank.phase("saving model")
-        model.save_pretrained(rank.run_dir / "model")
-        tokenizer.save_pretrained(rank.run_dir / "model")
+        with named_if_full(rank.run_dir / "model"):
+            model.save_pretrained(rank.run_dir / "model")
+            tokenizer.save_pretrained(rank.run_dir / "model")
     if status == "done" and world.rank == 0:
         after = _evaluated(rank, model, tokenizer, concepts, "after")
         if after:
@@ -338,9 +339,14 @@ def _not_finite(rank: Rank, step: int, loss: float, norm: float, scalars: dict[s
     raise RunError(f"step {step}: {what}; try {', '.join(advice)}. The run so far is in {rank.run_dir}")
 
 
-def _save(rank: Rank, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, lens: Lens) -> int:
+def _save(rank: Rank, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, lens: Lens) -> int | None:
+    """The step; None where it could not be saved: training goes on, and the last checkpoint that could stays."""
     alarms = [alarm["step"] for alarm in lens.learning.alarmed]
-    save_checkpoint(rank.run_dir, step, model, optimizer, lens.state_dict(), rank.world, rank.config.train.keep_checkpoints, alarms)
+    try:
+        save_checkpoint(rank.run_dir, step, model, optimizer, lens.state_dict(), rank.world, rank.config.train.keep_checkpoints, alarms)
+    except OSError as error:  # no space left, say
+        rank.recorder.event("storage_error", step=step, file=error.filename, error=str(error))
+        return None
     rank.recorder.event("checkpoint", step=step)
     return step
 

@@ -1,5 +1,8 @@
 """The services without Ray: what their clients do when they are away, come back, or never do."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 from gradlens_services import controller as control
@@ -7,9 +10,10 @@ from gradlens_services.controller import ControllerService, PolicyClient, first_
 from gradlens_services.job import Alarms, _new, _resumed, _summaries
 from gradlens_services.lens import deal
 from gradlens_services.recorder import Lost, RecorderClient, RecorderService
+from gradlens_services.trainer import _failure, read_outcome, written
 
 from gradlens.config import RunConfig
-from gradlens.errors import ConfigError, InputError
+from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.files import append_line
 from gradlens.policies import Conflict, history, put, read_state, undo
 from gradlens.recorder import MemoryRecorder
@@ -256,6 +260,23 @@ def test_an_interrupted_study_tells_of_the_arms_that_were_begun_and_of_no_others
         writer.record(record(1))
     assert [summary["arm"] for summary in _summaries(runs, None)] == ["none", "rules"]
     assert not (runs[2].folder / "summary.json").exists()
+
+
+def test_a_run_whose_folder_is_full_ends_in_one_message(tmp_path, monkeypatch):
+    run = _new(RunConfig(**CONFIG, runs_dir=str(tmp_path)))
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    problem = _failure(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run.folder / "model")), run.config, final=True)
+    assert problem["kind"] == "RunError" and "trace" not in problem
+    assert problem["error"] == f"{run.folder / 'model'}: No space left on device; make room, and resume the run"
+    written(run.folder / "outcome.json", problem)
+    monkeypatch.setattr(os, "fsync", full)
+    written(run.folder / "other.json", problem)
+    with pytest.raises(RunError, match="model: No space left on device; make room"):
+        _summaries([run], None)
+    assert read_outcome(run.folder) == problem and not (run.folder / "summary.json").exists()
 
 
 def test_a_controller_keeps_versions_and_finds_them_again_after_a_restart(tmp_path):
