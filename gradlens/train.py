@@ -204,9 +204,8 @@ def _loop(
             rank.phase("training", done=done, total=settings.steps, loss=scalars.get("train/loss"))
             if settings.checkpoint_every and done % settings.checkpoint_every == 0:
                 saved = _save(rank, done, model, optimizer, lens)
-        if saved != done:
+        if lens.finish() or saved != done:  # with what was read last, so that a run that goes on from here does not tell it again
             _save(rank, done, model, optimizer, lens)
-        lens.finish()
     if status == "interrupted":
         rank.recorder.event("interrupted", step=done)
     return status

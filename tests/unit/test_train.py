@@ -108,6 +108,20 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(inputs, tmp_path):
     assert len(read_lines(tmp_path / "parts" / "rows.jsonl")) == 24
 
 
+@pytest.mark.parametrize("every", [None, 3])
+def test_a_run_resumed_and_stopped_before_its_first_step_tells_nothing_twice(inputs, tmp_path, every):
+    config = tiny_config(inputs, observe__drift_every=4, train__checkpoint_every=every)
+    first, second = (trained(config, tmp_path, Told(stop_at=3))[1] for _ in range(2))
+    assert "dense" in first.records[-1] and first.records[-1]["step"] == 3
+    assert not second.records and {event["kind"] for event in second.events} <= {"policy", "interrupted"}
+    path = last_checkpoint(tmp_path)[1] / "rank-0.pt"
+    state = torch.load(path, weights_only=True)
+    assert state["lens"].pop("finished") == 3
+    torch.save(state, path)  # of an older version
+    third = trained(config, tmp_path, Told(stop_at=3))[1]
+    assert [record["step"] for record in third.records] == [3] and "dense" in third.records[0]
+
+
 def test_a_half_written_checkpoint_is_not_taken_for_one(inputs, tmp_path):
     trained(tiny_config(inputs, train__steps=2), tmp_path)
     (tmp_path / "checkpoints" / ".step-000009.tmp").mkdir()
