@@ -235,13 +235,14 @@ def _fit(plan: Plan, run: _Run, box: list[BaseException | None]) -> None:
 
 
 def _summaries(runs: list[_Run], failure: BaseException | None) -> list[dict[str, Any]]:
-    """Write and return the summary of every run that was begun; raise what ended a run that failed."""
+    """Write and return the summary of every run that was begun, remove the others; raise what ended a run that failed."""
     summaries, wrong = [], None
     for run in runs:
         outcome = read_outcome(run.folder)
         reader = RunReader(run.folder)
-        if outcome is None and failure is None and run is not runs[0] and not reader.keys():
-            continue  # an arm that was never begun
+        if outcome is None and run is not runs[0] and not reader.keys():  # an arm that was never begun: it would be `last`
+            shutil.rmtree(run.folder, ignore_errors=True)
+            continue
         status = outcome["status"] if outcome else "failed" if failure else "interrupted"
         summary = build_summary(reader, status) | {"arm": run.config.arm, "name": run.config.name}
         written(run.folder / "summary.json", summary)

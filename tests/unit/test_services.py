@@ -18,6 +18,7 @@ from gradlens.files import append_line
 from gradlens.policies import Conflict, history, put, read_state, undo
 from gradlens.recorder import MemoryRecorder
 from gradlens.rules import Policy, Rule
+from gradlens.runs import find_run, list_runs
 from gradlens.store import RunReader, RunWriter
 
 CONFIG = {"data": {"train": ["a.jsonl"]}}
@@ -255,11 +256,17 @@ def test_alarms_are_told_once_as_they_come_and_not_those_of_before(tmp_path):
 
 def test_an_interrupted_study_tells_of_the_arms_that_were_begun_and_of_no_others(tmp_path):
     runs = [_new(RunConfig(**CONFIG, name=arm, arm=arm, runs_dir=str(tmp_path))) for arm in ("none", "rules", "oracle")]
-    assert [summary["arm"] for summary in _summaries(runs, None)] == ["none"]  # stopped while the first was being prepared
     with RunWriter.open_existing(runs[1].folder) as writer:
         writer.record(record(1))
     assert [summary["arm"] for summary in _summaries(runs, None)] == ["none", "rules"]
-    assert not (runs[2].folder / "summary.json").exists()
+    assert list_runs(tmp_path) == [run.folder for run in runs[:2]] and find_run(tmp_path, "last") == runs[1].folder
+    (tmp_path / "other").mkdir()
+    runs = [_new(RunConfig(**CONFIG, name=arm, arm=arm, runs_dir=str(tmp_path / "other"))) for arm in ("none", "rules")]
+    assert [summary["arm"] for summary in _summaries(runs, None)] == ["none"]  # stopped while the first was being prepared
+    runs = [_new(RunConfig(**CONFIG, name=arm, arm=arm, runs_dir=str(tmp_path / "other"))) for arm in ("none", "rules")]
+    with pytest.raises(RunError, match="could not go on"):
+        _summaries(runs, RuntimeError("a rank died"))
+    assert not runs[1].folder.exists()
 
 
 def test_a_run_whose_folder_is_full_ends_in_one_message(tmp_path, monkeypatch):
