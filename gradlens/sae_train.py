@@ -195,6 +195,8 @@ def _on_disk(config: SaeConfig, tokens: int, width: int) -> bool:
 def _device(config: SaeConfig) -> torch.device:
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: cuda, and PyTorch finds no GPU here; take device: auto or cpu")
     return torch.device(config.device)
 
 

@@ -11,9 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import ValidationError
+
 from gradlens.concept_files import direction_sources
 from gradlens.concepts import Concept, fit_concept, load_concepts
-from gradlens.config import RUN_NAME, ObserveSettings, WandbSettings
+from gradlens.config import RUN_NAME, ObserveSettings, WandbSettings, explain
 from gradlens.constrainer import exemplars_of
 from gradlens.contrasts import contrasts_of
 from gradlens.data import Example, build_examples, checked, collate, read_rows, split
@@ -109,13 +111,13 @@ def watch(
     optimizer: torch.optim.Optimizer,
     dictionaries: Mapping[str, str | Path | Dictionary],
     *,
-    rules: Sequence[Rule | Mapping[str, Any] | str | Path] = (),
-    concepts: Sequence[Any] | Mapping[str, Mapping[str, list[int]]] = (),
+    rules: Sequence[Rule | Mapping[str, Any] | str | Path] | str | Path = (),
+    concepts: Sequence[Any] | str | Path | Mapping[str, Mapping[str, list[int]]] = (),
     labels: Mapping[str, str | Sequence[str]] | None = None,
     tokenizer: Any = None,
     probe: Sequence[Any] | str | Path | None = None,
     rows: Any = None,
-    observe: ObserveSettings | None = None,
+    observe: ObserveSettings | Mapping[str, Any] | None = None,
     run: str | None = "watch",
     runs_dir: str | Path = "runs",
     wandb: Literal["online", "offline", "off"] | WandbSettings = "off",
@@ -144,7 +146,10 @@ def watch(
         )
     if run is not None and not re.fullmatch(RUN_NAME, str(run)):
         raise ConfigError(f"watch(run=...) is the first part of a folder's name, of letters, digits, '.', '_' and '-'; found {run!r}")
-    concepts = concepts if isinstance(concepts, Mapping) else load_concepts(list(concepts))
+    rules = [rules] if isinstance(rules, (str, Path, Rule, Mapping)) else list(rules)
+    observe = _observed(observe)
+    if not isinstance(concepts, Mapping):
+        concepts = load_concepts([concepts] if isinstance(concepts, (str, Path, Concept)) else list(concepts))
     brought = {} if isinstance(concepts, Mapping) else direction_sources(concepts)
     dictionaries = {**dictionaries, **brought}
     if not dictionaries:
@@ -158,14 +163,14 @@ def watch(
     }
     texts = {canonical(name): _labels(source, name, further.get(canonical(name), [])) for name, source in dictionaries.items()}
     world = world or current_world()
-    if any(rule.mode == "inoculate" for rule in load_rules(list(rules))):
+    if any(rule.mode == "inoculate" for rule in load_rules(rules)):
         raise ConfigError("inoculate acts on data, which watch does not see: put the words before your rows (gradlens.data.with_system)")
     settings = WandbSettings(mode=wandb) if isinstance(wandb, str) else wandb
-    settled, known, said = _settled(load_rules(list(rules)), concepts, model, tokenizer, loaded, rows)
+    settled, known, said = _settled(load_rules(rules), concepts, model, tokenizer, loaded, rows)
     config = {
         "name": run, "model": {"name": getattr(getattr(model, "config", None), "_name_or_path", type(model).__name__)},
         "dictionaries": {name: str(source if not isinstance(source, Dictionary) else "in memory") for name, source in dictionaries.items()},
-        "rules": [rule.model_dump(exclude_defaults=True) for rule in load_rules(list(rules))], "wandb": settings.model_dump(),
+        "rules": [rule.model_dump(exclude_defaults=True) for rule in load_rules(rules)], "wandb": settings.model_dump(),
     }  # fmt: skip
     lens = Watch(
         model, optimizer, loaded,
@@ -188,6 +193,15 @@ def watch(
     for event in said:
         lens.recorder.event("suggested", **event)
     return lens
+
+
+def _observed(observe: ObserveSettings | Mapping[str, Any] | None) -> ObserveSettings | None:
+    if observe is None or isinstance(observe, ObserveSettings):
+        return observe
+    try:
+        return ObserveSettings.model_validate(observe)
+    except ValidationError as error:
+        raise ConfigError(explain(error, "watch(observe=...)", ObserveSettings)) from None
 
 
 def _labels(source: Any, hookpoint: str, further: Sequence[str]) -> dict[int, str]:

@@ -104,6 +104,12 @@ def test_train_inspect_and_verify_on_the_command_line(tmp_path, cli):
     assert result.exit_code == 0 and verdict["health"]["fvu"] < 0.7 and verdict["fit"] in ("fits", "weak")
 
 
+def test_a_gpu_that_is_not_there_is_refused_before_a_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device: cuda, and PyTorch finds no GPU here"):
+        train_dictionaries(settings(tmp_path, device="cuda"), lambda: pytest.fail("loaded"))
+
+
 def test_the_printed_config_is_a_valid_one_with_the_defaults(tmp_path, cli):
     result = cli("config")
     (tmp_path / "printed.yaml").write_text(result.stdout)
