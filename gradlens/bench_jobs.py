@@ -17,7 +17,7 @@ from gradlens.data import IGNORE, Mixture, collate, split
 from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError
 from gradlens.formats import load_dictionary
-from gradlens.hookpoints import canonical
+from gradlens.hookpoints import by_place
 from gradlens.models import apply_lora, load_model
 from gradlens.rank import Rank, Shared
 from gradlens.reading import pad_id_of
@@ -55,7 +55,8 @@ def config_job(config: RunConfig, device: torch.device, name: str, progress: Pro
         rank.phase = progress or rank.phase
         rank.phase("loading model")
         model, tokenizer = load_model(config.model.name, config.model.dtype, str(device))
-        dictionaries = {canonical(hook): load_dictionary(source, device=device) for hook, source in config.dictionaries.items()}
+        named = by_place(config.dictionaries, "dictionaries")
+        dictionaries = {hook: load_dictionary(source, device=device) for hook, source in named.items()}
         sources, probe = run_examples(rank, tokenizer)
         concepts = run_concepts(rank, model, tokenizer, dictionaries, sources)
         policy, concepts = run_policy(rank, model, tokenizer, dictionaries, concepts, sources)

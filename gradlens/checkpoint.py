@@ -8,11 +8,13 @@ All `.pt` files hold tensors and plain numbers only, and are read with `weights_
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,19 +58,22 @@ def save_checkpoint(
     alarms: Sequence[int] = (),
 ) -> Path:
     """Write the state after `step` steps; every rank calls it. Older checkpoints are removed, but the last `keep` and the last one before
-    each of the `alarms` (steps), to which a run can be rolled back."""
+    each of the `alarms` (steps), to which a run can be rolled back. Raises `OSError`, on every rank, where one could not write its part;
+    those that are there stay."""
     folder = Path(run_dir) / "checkpoints"
     final, temporary = folder / f"step-{step:06d}", folder / f".step-{step:06d}.tmp"
-    if world.rank == 0:
+
+    def shared_part() -> None:
         shutil.rmtree(temporary, ignore_errors=True)  # left by a crash
         temporary.mkdir(parents=True)
         weights = {name: parameter.detach().cpu().contiguous() for name, parameter in trainable(model).items()}
         save_file(weights, temporary / "weights.safetensors", metadata={"step": str(step)})
         torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
-    world.broadcast(None)  # the folder is there
-    torch.save({"step": step, "lens": lens_state, "random": random_state()}, temporary / f"rank-{world.rank}.pt")
-    world.gather(None)  # every part is there
-    if world.rank == 0:
+
+    def own_part() -> None:
+        torch.save({"step": step, "lens": lens_state, "random": random_state()}, temporary / f"rank-{world.rank}.pt")
+
+    def put_in_place() -> None:
         for path in temporary.iterdir():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
@@ -80,8 +85,34 @@ def save_checkpoint(
         for at, old in there[:-keep]:
             if at not in held:
                 shutil.rmtree(old, ignore_errors=True)
-    world.broadcast(None)
+
+    for write, everyone in ((shared_part, False), (own_part, True), (put_in_place, False)):  # each when all ranks are done with the last
+        problem = None
+        if everyone or world.rank == 0:
+            try:
+                with named_if_full(final):
+                    write()
+            except OSError as error:
+                problem = (error.errno, error.strerror, error.filename)
+        problem = world.broadcast(next(filter(None, world.gather(problem)), None))
+        if problem:
+            if world.rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise OSError(*problem)
     return final
+
+
+@contextmanager
+def named_if_full(path: Path) -> Iterator[None]:
+    """Around what writes `path`: one `OSError` that names it, where torch and safetensors have errors of their own for a full disk."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+        if "No space left" in str(error) or shutil.disk_usage(folder).free < 2**20:  # of a file that is cut short torch says only that
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        raise OSError(getattr(error, "errno", None) or errno.EIO, reason, str(path)) from None
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> tuple[int, dict[str, Any]]:

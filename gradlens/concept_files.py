@@ -10,9 +10,9 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -21,6 +21,9 @@ from gradlens.config import RunConfig, explain, read_yaml
 from gradlens.errors import ConfigError, InputError
 
 Rows = str | list[str | dict[str, Any]]
+FeatureId = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
+FILES = (".jsonl", ".json")  # of examples
 
 
 class CheckerSpec(BaseModel):
@@ -130,7 +133,7 @@ class Concept(BaseModel):
         description="How examples that are plain texts are read: answers (to an empty question, in the model's chat template), texts (from "
         "the beginning, as rows of plain text are); auto: answers where the tokenizer has a chat template.",
     )
-    features: dict[str, list[int]] = Field({}, description="Hookpoint -> feature ids, best first; fitted where there are none.")
+    features: dict[str, list[FeatureId]] = Field({}, description="Hookpoint -> feature ids, best first; fitted where there are none.")
     directions: str = Field(
         "",
         description="Direction file (or FILE#GROUP) that says its hook: a dictionary of its own at HOOKPOINT#CONCEPT, all its own.",
@@ -138,7 +141,7 @@ class Concept(BaseModel):
     thresholds: dict[str, list[float]] = Field(
         {}, description="Hookpoint -> activation above which each of its features counts as expressing the concept; default 0."
     )
-    quorum: dict[str, float] = Field(
+    quorum: dict[str, Share] = Field(
         {}, description="Hookpoint -> share of the tokens around a token at which the features must be active for a route rule to gate it."
     )
     detectors: dict[str, Detector] = Field(
@@ -150,19 +153,28 @@ class Concept(BaseModel):
     @field_validator("features", "thresholds", "quorum", "detection", "detectors", mode="before")
     @classmethod
     def _canonical_hookpoints(cls, value: Any) -> Any:
-        from gradlens.hookpoints import canonical  # imports torch, which reading a schema should not
+        from gradlens.hookpoints import by_place  # imports torch, which reading a schema should not
 
-        return {canonical(hook): entry for hook, entry in value.items()} if isinstance(value, dict) else value
+        try:
+            return by_place(value, "hookpoints") if isinstance(value, dict) else value
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _something_to_go_by(self) -> Concept:
         if not self.features and not self.directions and not (self.positive and self.negative):
             raise ValueError(f"concept {self.name}: give features, directions, or both positive and negative examples")
+        return self if self.directions else self.checked()
+
+    def checked(self) -> Concept:
+        """Itself. Raises `ValueError` for what is said of features that it has not; its `directions` have become features by then."""
         for hook, values in self.thresholds.items():
             if len(values) != len(self.features.get(hook, [])):
                 raise ValueError(
                     f"concept {self.name}: thresholds.{hook} has {len(values)} values for {len(self.features.get(hook, []))} features"
                 )
+        if self.features and (elsewhere := [hook for hook in self.quorum if hook not in self.features]):
+            raise ValueError(f"concept {self.name}: quorum.{elsewhere[0]}: its features are at {', '.join(self.features)}")
         return self
 
     @property
@@ -184,7 +196,7 @@ class Concept(BaseModel):
         for item in [value] if isinstance(value, str) else value:
             if isinstance(item, dict):
                 rows.append(item)
-            elif item.startswith("demo:") or item.endswith((".jsonl", ".json")):
+            elif item.startswith("demo:") or _names_file(item) or (isinstance(value, str) and item.endswith(FILES)):
                 rows.extend(read_rows(item))
             elif isinstance(value, str):
                 raise ConfigError(f"concept {self.name}: {kind}: expected a list of texts, a JSONL file or demo:NAME, found {item!r}")
@@ -244,7 +256,7 @@ def save_concept(concepts: Concept | Sequence[Concept], path: str | Path) -> Non
         entry = concept.model_dump(mode="json", exclude_defaults=True)
         for kind in ("positive", "negative"):
             if kind in entry:
-                entry[kind] = _map_paths(entry[kind], lambda item: os.path.relpath(item, path.resolve().parent))
+                entry[kind] = _map_paths(entry[kind], lambda item: os.path.relpath(item, path.resolve().parent), Path())
         if concept.directions:
             entry["directions"] = os.path.relpath(concept.directions, path.resolve().parent)
         if concept.checker and concept.checker.classifier:
@@ -254,7 +266,8 @@ def save_concept(concepts: Concept | Sequence[Concept], path: str | Path) -> Non
         text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
     else:
         data = entries[0] if isinstance(concepts, Concept) else entries
-        text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+        readable = not re.search("[\x85\u2028\u2029]", json.dumps(data, ensure_ascii=False))  # line ends to YAML: lost if not escaped
+        text = yaml.safe_dump(data, sort_keys=False, allow_unicode=readable, default_flow_style=None, width=120)
     path.write_text(text, encoding="utf-8")
 
 
@@ -270,7 +283,7 @@ def _read_file(source: str | Path) -> list[Concept]:
         if not path.is_file():
             raise ConfigError(f"{path}: no such file")
         try:
-            entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            entries = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: not valid JSONL: {error}") from None
     else:
@@ -285,7 +298,7 @@ def _read_file(source: str | Path) -> list[Concept]:
             raise ConfigError(f"{place}: expected a mapping with keys {', '.join(Concept.model_fields)}, found {type(entry).__name__}")
         for kind in ("positive", "negative"):
             if kind in entry:
-                entry[kind] = _map_paths(entry[kind], lambda item: str(path.parent / item))
+                entry[kind] = _map_paths(entry[kind], lambda item: str((path.parent / item).absolute()), path.parent)
         if isinstance(entry.get("directions"), str):
             entry["directions"] = str(path.parent / entry["directions"])
         if isinstance(entry.get("checker"), dict):
@@ -294,6 +307,8 @@ def _read_file(source: str | Path) -> list[Concept]:
             concepts.append(_with_directions(Concept.model_validate(entry)))
         except ValidationError as error:
             raise ConfigError(explain(error, place, Concept)) from None
+        except ValueError as error:
+            raise ConfigError(f"{place}: {error}") from None
     return concepts
 
 
@@ -307,7 +322,7 @@ def _with_directions(concept: Concept) -> Concept:
     # what `gradlens concepts directions` found to gate best; the concept's own come first
     thresholds = {key: [found.facts["threshold"]] * len(ids), **concept.thresholds} if "threshold" in found.facts else concept.thresholds
     quorum = {key: found.facts["quorum"], **concept.quorum} if "quorum" in found.facts else concept.quorum
-    return concept.model_copy(update={"features": {**concept.features, key: ids}, "thresholds": thresholds, "quorum": quorum})
+    return concept.model_copy(update={"features": {**concept.features, key: ids}, "thresholds": thresholds, "quorum": quorum}).checked()
 
 
 def _checker_beside(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -325,9 +340,16 @@ def _checker_beside(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     return spec
 
 
-def _map_paths(value: Any, change) -> Any:
-    """`value` (a string or a list) with every example file's path changed; texts, rows and demo names stay."""
+def _names_file(item: Any, folder: Path = Path()) -> bool:
+    """Whether one of several examples is the name of a file: a sentence may end in `package.json`, too."""
+    if not isinstance(item, str) or not item.endswith(FILES) or item.startswith("demo:") or "\n" in item:
+        return False
+    return not re.search(r"\s", item) or os.path.isabs(item) or os.path.isfile(folder / item)  # Path.is_file raises for a long text
+
+
+def _map_paths(value: Any, change: Callable[[str], str], folder: Path) -> Any:
+    """`value` (a string or a list) with every example file's path, from `folder`, changed; texts, rows and demo names stay."""
     if isinstance(value, list):
-        return [_map_paths(item, change) for item in value]
-    is_path = isinstance(value, str) and value.endswith((".jsonl", ".json")) and not value.startswith("demo:") and "\n" not in value
+        return [change(item) if _names_file(item, folder) else item for item in value]
+    is_path = isinstance(value, str) and value.endswith(FILES) and not value.startswith("demo:") and "\n" not in value
     return change(value) if is_path else value

@@ -65,7 +65,7 @@ def rows(name: str) -> list[Row]:
     file = path(bare)
     if file.suffix != ".jsonl":
         raise InputError(f"demo:{bare} is a concept, not a data set; use it under `concepts`")
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
 def sae_corpus(split: Literal["train", "heldout"] = "train", seed: int = 0) -> list[Row]:

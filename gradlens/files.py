@@ -38,7 +38,8 @@ def write_atomic(path: str | Path, data: bytes | str) -> Path:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except OSError as error:
+        error.filename = str(path)  # which a full disk does not say
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gradlens import structure
-from gradlens.errors import InputError, RunError
+from gradlens.errors import ConfigError, InputError, RunError
 
 # TransformerLens names below `blocks.L.`
 _ALIASES = {
@@ -116,6 +117,20 @@ def canonical(name: str) -> str:
     name = re.sub(r"\.inputs?(\[0\])*$", ".in", name)
     match = re.fullmatch(r"(.*\.)?(?:layers|h|blocks)\.(\d+)((?:\.\w+)*)", name)
     return f"layers.{match[2]}{match[3]}" if match and not _ELSEWHERE.search(match[1] or "") else name
+
+
+def by_place(named: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """`named` with its keys in canonical form. Raises `ConfigError`, which says `what` it is, where two of them mean one place."""
+    found: dict[str, Any] = {}
+    for name, value in named.items():
+        if canonical(name) in found:
+            first = next(key for key in named if canonical(key) == canonical(name))
+            raise ConfigError(
+                f"{what}: {first} and {name} both mean {canonical(name)}; keep one of them "
+                f"(a second dictionary there has a name of its own: {canonical(name)}#NAME)"
+            )
+        found[canonical(name)] = value
+    return found
 
 
 def _of_transformerlens(name: str, layer: int, hook: str) -> str:

@@ -17,7 +17,6 @@ from gradlens.errors import InputError
 if TYPE_CHECKING:
     from gradlens.dictionary import Dictionary
 
-FILE = "labels.json"
 NEURONPEDIA = "https://neuronpedia.org"
 ORIGIN = "gradlens: tokens, contexts, logit lens"
 
@@ -69,7 +68,7 @@ def save_labels(labels: dict[int, Label], path: str | Path, **facts: Any) -> Pat
 
 def load_labels(source: str | Path, hookpoint: str = "") -> dict[int, Label]:
     """Labels from a file or folder: our own `labels.json`, what `label_sources.py` reads, or what a direction file or `unembedding:MODEL`
-    calls its features. A dictionary's folder or shipped name that has none gives none.
+    calls its features. A dictionary's folder (or `FOLDER#3`) or shipped name that has none gives none.
 
     Raises `InputError` for a missing or unreadable file, and for labels of another hookpoint.
     """
@@ -81,12 +80,11 @@ def load_labels(source: str | Path, hookpoint: str = "") -> dict[int, Label]:
         return _of_texts(token_texts(str(source)), "tokenizer")
     if is_directions(source):
         return _of_texts(load_directions(source).metadata["labels"], Path(source).name)
-    path = _dictionary_folder(source)
+    path, file = _place(source)
     if path.is_dir() and is_foreign_folder(path):
         return _joined(read_foreign(path, hookpoint))
-    if path.is_dir() or path.suffix == ".safetensors":
-        folder = path if path.is_dir() else path.parent
-        path = next((folder / name for name in (FILE, FILE + ".gz") if (folder / name).is_file()), None)
+    if path.is_dir():
+        path = next((path / name for name in (file, file + ".gz") if (path / name).is_file()), None)
         if path is None:
             return {}
     if not path.is_file():
@@ -105,11 +103,13 @@ def labels_of(
 
     A dictionary without labels gives none. Raises `InputError` as `load_labels`, and for labels of features that it has not (`d_sae`).
     """
+    from gradlens.directions import is_directions
+
     name = source if isinstance(source, (str, Path)) else source.metadata.get("source") or ""
     own: dict[int, Label] = {}
     if not isinstance(source, (str, Path)) and source.metadata.get("labels"):
         own = _of_texts(source.metadata["labels"], str(name) or "dictionary")
-    elif name and (str(name).startswith("unembedding:") or _dictionary_folder(str(name).partition("#")[0]).exists()):
+    elif name and (str(name).startswith("unembedding:") or is_directions(name) or _place(name)[0].exists()):
         own = load_labels(name, hookpoint)
     found = []
     for place in further:
@@ -117,6 +117,18 @@ def labels_of(
         if d_sae is not None and found[-1] and max(found[-1]) >= d_sae:
             raise InputError(f"{place}: a label for feature {max(found[-1])}, the dictionary has 0 to {d_sae - 1}; labels of another one?")
     return merged([*found, own])
+
+
+def labels_path(source: str | Path) -> Path | None:
+    """Where `labels_of` finds the labels of a dictionary: `labels.json` in its folder, `labels-3.json` those of `FOLDER#3`. None for one
+    without a folder here: of the hub, directions of a file, `unembedding:MODEL`."""
+    from gradlens.directions import is_directions
+    from gradlens.unembedding import PREFIX
+
+    if str(source).startswith(PREFIX) or is_directions(source):
+        return None
+    folder, name = _place(source)
+    return folder / name if folder.is_dir() else None
 
 
 def merged(parts: Sequence[dict[int, Label]]) -> dict[int, Label]:
@@ -149,11 +161,15 @@ def citation(neuronpedia_id: str, feature: int) -> str:
     return f"{neuronpedia_id.replace('/', '@', 1)}:{feature}"
 
 
-def _dictionary_folder(source: str | Path) -> Path:
-    from gradlens.formats import ASSETS
+def _place(source: str | Path) -> tuple[Path, str]:
+    """The folder of a dictionary, or the file that a source names; and how its labels are called in that folder."""
+    from gradlens.formats.place import ASSETS, CONFIGS, WEIGHTS, split_part
 
-    path = Path(source)
-    return ASSETS / str(source) if not path.exists() and (ASSETS / str(source)).is_dir() else path
+    text, part = split_part(str(source))
+    path = ASSETS / text if not Path(text).exists() and (ASSETS / text).is_dir() else Path(text)
+    if path.is_file() and (path.suffix in WEIGHTS or path.name in CONFIGS):
+        path = path.parent
+    return path, "-".join(["labels", *map(str, part)]) + ".json"
 
 
 def _of_texts(texts: Sequence[str], author: str) -> dict[int, Label]:

@@ -117,7 +117,7 @@ class Lens:
         )
         lookup = Lookup(
             model, self.dictionaries, self.concepts, self._rates, thresholds or {}, quorums or {}, detectors or {}, tokenizer,
-            self._mean, contrasts, constrainers, self._tell_of_rules,
+            self._mean, contrasts, constrainers, self._event,
         )  # fmt: skip
         self.projector: Projector = projector(members) if projector else Projection(self.dictionaries, members, self.observe)
         self.control = Control(lookup)
@@ -131,6 +131,7 @@ class Lens:
         self._told: set[str] = set()  # flaws that an event has told of: once a run is enough
         self._spent: dict[str, float] = {}  # seconds of this step that went into readings
         self._finished: int | None = None  # the step of the last readings at the end, so that a second call adds none
+        self._goes_on: dict[str, Any] | None = None  # of `control` before them: with what they decide nobody trains on
         self._stack = ExitStack()
 
     # -- life -----------------------------------------------------------------------------------------------------------------
@@ -255,9 +256,8 @@ class Lens:
         check_policy(policy, self._policy, self.model, self.sharded, self.observe)
         self.control.set_policy(policy)
         self._policy = policy
-        if self.recorder is not None and self.world.rank == 0 and (policy.rules or policy.version):
-            described = [active.describe() for active in self.control.rules]
-            self.recorder.event("policy", step=self.step, version=policy.version, rules=described)
+        if policy.rules or policy.version:
+            self._event("policy", version=policy.version, rules=[active.describe() for active in self.control.rules])
 
     @property
     def policy(self) -> Policy:
@@ -294,16 +294,14 @@ class Lens:
             self._before_step()
             return loss
 
-        return tuple(then_ours if value is closure else value for value in args), {
-            **kwargs,
-            **({"closure": then_ours} if "closure" in kwargs else {}),
-        }
+        given = {**kwargs, "closure": then_ours} if "closure" in kwargs else kwargs
+        return tuple(then_ours if value is closure else value for value in args), given
 
     @outside_autocast
     def _before_step(self) -> None:
         self._check_fired()
         if self.dictionaries and self.hooks.observing() and not self.hooks.saw_gradients and self.world.size == 1:
-            self._warn_no_gradients()
+            self._event("gap", reason="no gradient reached a hookpoint in this step")
         flat_sum_(self.world, self.control.counters())
         self.control.step = self.step
         self.control.before_step()
@@ -413,7 +411,7 @@ class Lens:
         found = self.control.governor.read(self.step, scalars) if self.world.rank == 0 else None
         self.control.governor.decided(self.world.broadcast(found), scalars)
 
-    def _tell_of_rules(self, kind: str, **fields: Any) -> None:
+    def _event(self, kind: str, **fields: Any) -> None:
         if self.recorder is not None and self.world.rank == 0:
             self.recorder.event(kind, step=self.step, **fields)
 
@@ -431,10 +429,12 @@ class Lens:
         self.recorder.event("learned", step=self.step, clusters=[entry.as_dict() for entry in clusters])
         self.learning.alarms(self.step, clusters, self.recorder.event)
 
-    def finish(self) -> None:
-        """Last readings and dense snapshot; does nothing where the last step had them."""
-        if self.start is not None and self.step not in (0, self._finished) and not self._due(self.observe.drift_every):
-            self._finished = self.step
+    def finish(self) -> bool:
+        """Last readings and dense snapshot, which the state holds afterwards; does nothing where the last step had them. Whether it did."""
+        lacking = self.step not in (0, self._finished) and not self._due(self.observe.drift_every)
+        if lacking:
+            self._finished, self._goes_on = self.step, self.control.state_dict()
+        if lacking and self.start is not None:
             record: dict[str, Any] = {"step": self.step, "time": time.time(), "scalars": {}}
             if self.routers is not None and self.world.size == 1:  # only here is it known that nobody waits for the others
                 self.routers.drain(record["scalars"])
@@ -442,11 +442,13 @@ class Lens:
             if self.world.rank == 0:  # the last word; nobody trains on with it
                 self.control.governor.decided(self.control.governor.read(self.step, record["scalars"]), record["scalars"])
             self.projector.skip(record, self._emit)
-        self.control.governor.settle(self.step)
+        if lacking or self._finished != self.step:
+            self.control.governor.settle(self.step)
         if self._scalars:  # said since the last step
             self.projector.skip({"step": self.step, "time": time.time(), "scalars": self._scalars}, self._emit)
             self._scalars = {}
         self.projector.settle()
+        return lacking
 
     @contextmanager
     def _clock(self, part: str) -> Iterator[None]:
@@ -474,10 +476,6 @@ class Lens:
         self._told.add(key)
         self.recorder.event(kind, **{"step": self.step, **fields})
         return True
-
-    def _warn_no_gradients(self) -> None:
-        if self.recorder is not None:
-            self.recorder.event("gap", step=self.step, reason="no gradient reached a hookpoint in this step")
 
     # -- results and state ----------------------------------------------------------------------------------------------------
 
@@ -507,11 +505,13 @@ class Lens:
         """
         if self._reads and self.observe.update_every and self.step % self.observe.update_every:
             self.learning.read_updates({})
-        return {"step": self.step, "totals": self.totals, "control": self.control.state_dict(), **self.learning.state_dict()}
+        control = self._goes_on if self._goes_on and self.step == self._finished else self.control.state_dict()
+        return {"step": self.step, "finished": self._finished, "totals": self.totals, "control": control, **self.learning.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
-        self.step = self.control.step = state["step"]
+        self.step, self._finished = state["step"], state.get("finished")
+        self.control.step = self.step
         updates = ("update", "update_direction")
         self.projector.set_totals({n: {k: v for k, v in part.items() if k not in updates} for n, part in state["totals"].items()})
         self.learning.updates = {n: {k: v.clone() for k, v in part.items() if k in updates} for n, part in state["totals"].items()}

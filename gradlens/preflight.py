@@ -24,7 +24,7 @@ from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError, InputError
 from gradlens.fits import check_fits
 from gradlens.formats import load_dictionary
-from gradlens.hookpoints import blocks, canonical, d_model, layer_of
+from gradlens.hookpoints import blocks, by_place, canonical, d_model, layer_of
 from gradlens.labels import labels_of, load_labels
 from gradlens.models import check_on_hub, resolve_model
 from gradlens.rules import Rule, load_rules
@@ -186,6 +186,7 @@ def _dictionary(config: RunConfig, known: _Known, hookpoint: str, source: str) -
     if known.model is not None:
         check_fits(known.model, dictionary, hookpoint, source)
     _check_reached(config, hookpoint)
+    by_place(config.dictionaries, "dictionaries")  # no place twice
     known.dictionaries[canonical(hookpoint)] = dictionary
     return Found(f"{source}: {dictionary.d_sae} features of width {dictionary.d_out} for {canonical(hookpoint)}")
 

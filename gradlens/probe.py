@@ -165,5 +165,7 @@ def spread(batches: list[dict[str, Tensor]], rows: int, tokens: str = "response"
             used = slice(None)
             if batch.get("attention_mask") is not None:
                 used = batch["attention_mask"][mine].bool().any(0)
-            picked.append({key: value[mine][:, used] for key, value in batch.items() if isinstance(value, Tensor)})
+            shape = batch["input_ids"].shape
+            tokens_of = {key: x for key, x in batch.items() if isinstance(x, Tensor) and x.shape[:2] == shape}  # not a row's `length`
+            picked.append({key: x_BS[mine][:, used] for key, x_BS in tokens_of.items()})
     return picked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from gradlens.store import RunReader
 
 
 def is_run(path: Path) -> bool:
-    return (path / "config.yaml").is_file()
+    return os.path.isfile(path / "config.yaml")  # not Path.is_file, which raises for a folder that others may not look into
 
 
 def list_runs(runs_dir: str | Path) -> list[Path]:
@@ -80,6 +81,6 @@ def runs_table(runs_dir: str | Path) -> list[dict[str, Any]]:
                 if len(steps):
                     summary = {"steps": int(steps[-1]), "loss_first": jsonable(losses[0]), "loss_last": jsonable(losses[-1])}
             row.update({key: (summary or {}).get(key) for key in ("steps", "loss_first", "loss_last", "seconds")})
-        except InputError as error:
+        except (InputError, OSError) as error:
             row["error"] = str(error)
     return rows

@@ -7,6 +7,7 @@ left out: the first token is an attention sink with a norm far from all others. 
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import zlib
@@ -82,7 +83,9 @@ class Store:
             self.array = np.empty((rows, width), self.dtype)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.array = np.memmap(path, self.dtype, "r+" if path.is_file() else "w+", shape=(rows, width))
+            if not path.is_file():
+                _reserve(path, rows * width * self.dtype.itemsize)
+            self.array = np.memmap(path, self.dtype, "r+", shape=(rows, width))
 
     def __len__(self) -> int:
         return self.array.shape[0]
@@ -118,6 +121,20 @@ class Store:
     def flush(self) -> None:
         if isinstance(self.array, np.memmap):
             self.array.flush()
+
+
+def _reserve(path: Path, size: int) -> None:
+    """A file of that many bytes, all of them there: a process that writes into a mapped file on a full disk is killed (SIGBUS)."""
+    try:
+        with open(path, "xb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:  # macOS
+                file.truncate(size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        advice = "make room, take fewer `tokens` or another `out`, or keep them in memory (store: memory)"
+        raise InputError(f"{path}: {size / 1e9:.2g} GB of activations could not be written there ({error.strerror}); {advice}") from None
 
 
 def collect(

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import yaml
 
+from gradlens.checkpoint import named_if_full
 from gradlens.dictionary import Dictionary
 from gradlens.encoding import health
 from gradlens.errors import ConfigError, InputError
@@ -111,12 +112,14 @@ def _train_one(config: SaeConfig, name: str, store: Store, held: Store, device: 
     }
     # Health is of what is on disk: saved once, read back, measured, saved again with what was found.
     temporary = folder / "saving"
-    rounded = load_dictionary(save_dictionary(trainer.dictionary(name), temporary), device)
+    with named_if_full(folder):
+        rounded = load_dictionary(save_dictionary(trainer.dictionary(name), temporary), device)
     shutil.rmtree(temporary)
     ordinary = held.usual(config.outlier_norm)
     facts["health"] = {**asdict(health(rounded, held.rows(ordinary).to(device))), "outliers": len(held) - len(ordinary)}
     facts["firing_rate"] = firing_rate(rounded, store, usual, device)
-    save_dictionary(trainer.dictionary(name, facts), folder)
+    with named_if_full(folder):
+        save_dictionary(trainer.dictionary(name, facts), folder)
     checkpoint.unlink(missing_ok=True)
 
 
@@ -162,8 +165,13 @@ def _resume(trainer: Trainer, checkpoint: Path) -> float:
 def _checkpoint(trainer: Trainer, path: Path, seconds: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    torch.save({"trainer": trainer.state(), "seconds": seconds}, temporary)
-    os.replace(temporary, path)
+    try:
+        with named_if_full(path):
+            torch.save({"trainer": trainer.state(), "seconds": seconds}, temporary)
+            os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # the last checkpoint that could be written stays
+        raise
 
 
 def _texts(config: SaeConfig, tokenizer: Any) -> tuple[list[Window], list[Window]]:
@@ -187,6 +195,8 @@ def _on_disk(config: SaeConfig, tokens: int, width: int) -> bool:
 def _device(config: SaeConfig) -> torch.device:
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: cuda, and PyTorch finds no GPU here; take device: auto or cpu")
     return torch.device(config.device)
 
 

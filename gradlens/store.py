@@ -327,16 +327,15 @@ class RunReader:
 
     def verify(self) -> list[dict[str, Any]]:
         """One row per segment and for `events.jsonl`: file, table, rows, first_step, last_step, state (sealed, open, damaged), error."""
-        sealed, open_paths = segments.list_segments(self._statistics)
+        sealed, opened = self._segments()
         rows = []
         for entry in sealed:
             self._checked.pop(entry["file"], None)
             error = self._check(entry)
             steps = {name: entry[name] for name in ("table", "rows", "first_step", "last_step")}
             rows.append({"file": entry["file"], **steps, "state": "damaged" if error else "sealed", "error": error or None})
-        for path in open_paths:
+        for path, data in opened.items():
             table = path.stem.split("-")[0]
-            data = segments.read_open(path, SCHEMAS[table])
             steps = pc.min_max(data["step"]).as_py()
             rows.append({"file": path.name, "table": table, "rows": data.num_rows, "first_step": steps["min"], "last_step": steps["max"],
                          "state": "open", "error": None})  # fmt: skip
@@ -368,18 +367,24 @@ class RunReader:
 
     def _sources(self, table: str) -> tuple[list[tuple[Path, dict[str, Any]]], pa.Table]:
         """Intact sealed segments of a table, and the rows of its open ones."""
+        sealed, opened = self._segments(table)
+        paths = []
+        for entry in sealed:
+            error = self._check(entry)
+            if not error:
+                paths.append((self._statistics / entry["file"], entry))
+            elif not self.skip_damaged:
+                raise InputError(error)
+        return paths, pa.concat_tables([SCHEMAS[table].empty_table(), *opened.values()])
+
+    def _segments(self, only: str | None = None) -> tuple[list[dict[str, Any]], dict[Path, pa.Table]]:
+        """Sealed segments, and the rows of open ones; of all tables, or of one. Listed anew where one is sealed before it is read."""
         for attempt in range(5):
             sealed, open_paths = segments.list_segments(self._statistics)
-            paths = []
-            for entry in (entry for entry in sealed if entry["table"] == table):
-                error = self._check(entry)
-                if not error:
-                    paths.append((self._statistics / entry["file"], entry))
-                elif not self.skip_damaged:
-                    raise InputError(error)
+            tables = {path: path.stem.split("-")[0] for path in open_paths}
             try:
-                tails = [segments.read_open(path, SCHEMAS[table]) for path in open_paths if path.stem.startswith(f"{table}-")]
-                return paths, pa.concat_tables([SCHEMAS[table].empty_table(), *tails])
+                opened = {path: segments.read_open(path, SCHEMAS[table]) for path, table in tables.items() if only in (None, table)}
+                return [entry for entry in sealed if only in (None, entry["table"])], opened
             except FileNotFoundError:
                 if attempt == 4:
                     raise

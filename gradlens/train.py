@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gradlens.capture import takes_columns
 from gradlens.checker_doubts import doubts_of
 from gradlens.checkers import checker_for
-from gradlens.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint, trainable
+from gradlens.checkpoint import last_checkpoint, load_checkpoint, named_if_full, save_checkpoint, trainable
 from gradlens.concepts import Concept
 from gradlens.config import RunConfig
 from gradlens.constrainer import exemplars_of
@@ -37,7 +37,7 @@ from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.evaluate import evaluate
 from gradlens.files import append_line, read_lines, write_json
 from gradlens.formats import load_dictionary
-from gradlens.hookpoints import canonical, unwrap
+from gradlens.hookpoints import by_place, unwrap
 from gradlens.labels import labels_of
 from gradlens.lens import Lens
 from gradlens.models import apply_lora, enable_checkpointing, load_model
@@ -60,9 +60,10 @@ def train_rank(rank: Rank) -> str:
     torch.manual_seed(config.train.seed)
     rank.phase("loading model")
     model, tokenizer = load_model(config.model.name, config.model.dtype, str(rank.device))
-    dictionaries = {canonical(hook): load_dictionary(source, device=rank.device) for hook, source in config.dictionaries.items()}
+    named = by_place(config.dictionaries, "dictionaries")
+    dictionaries = {hook: load_dictionary(source, device=rank.device) for hook, source in named.items()}
     if world.rank == 0 and config.labels:
-        further = {canonical(hook): places for hook, places in config.labels.items()}
+        further = by_place(config.labels, "labels")
         found = {name: labels_of(dictionary, name, further.get(name, ())) for name, dictionary in dictionaries.items()}
         write_json(rank.run_dir / "labels.json", {name: {i: label.label for i, label in part.items()} for name, part in found.items()})
     sources, probe = run_examples(rank, tokenizer)
@@ -82,8 +83,9 @@ def train_rank(rank: Rank) -> str:
     status = _loop(rank, model, tokenizer, dictionaries, concepts, policy, sources, probe)
     if config.train.save_model and world.rank == 0:  # before anything that may fail once more
         rank.phase("saving model")
-        model.save_pretrained(rank.run_dir / "model")
-        tokenizer.save_pretrained(rank.run_dir / "model")
+        with named_if_full(rank.run_dir / "model"):
+            model.save_pretrained(rank.run_dir / "model")
+            tokenizer.save_pretrained(rank.run_dir / "model")
     if status == "done" and world.rank == 0:
         after = _evaluated(rank, model, tokenizer, concepts, "after")
         if after:
@@ -203,9 +205,8 @@ def _loop(
             rank.phase("training", done=done, total=settings.steps, loss=scalars.get("train/loss"))
             if settings.checkpoint_every and done % settings.checkpoint_every == 0:
                 saved = _save(rank, done, model, optimizer, lens)
-        if saved != done:
+        if lens.finish() or saved != done:  # with what was read last, so that a run that goes on from here does not tell it again
             _save(rank, done, model, optimizer, lens)
-        lens.finish()
     if status == "interrupted":
         rank.recorder.event("interrupted", step=done)
     return status
@@ -338,9 +339,14 @@ def _not_finite(rank: Rank, step: int, loss: float, norm: float, scalars: dict[s
     raise RunError(f"step {step}: {what}; try {', '.join(advice)}. The run so far is in {rank.run_dir}")
 
 
-def _save(rank: Rank, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, lens: Lens) -> int:
+def _save(rank: Rank, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, lens: Lens) -> int | None:
+    """The step; None where it could not be saved: training goes on, and the last checkpoint that could stays."""
     alarms = [alarm["step"] for alarm in lens.learning.alarmed]
-    save_checkpoint(rank.run_dir, step, model, optimizer, lens.state_dict(), rank.world, rank.config.train.keep_checkpoints, alarms)
+    try:
+        save_checkpoint(rank.run_dir, step, model, optimizer, lens.state_dict(), rank.world, rank.config.train.keep_checkpoints, alarms)
+    except OSError as error:  # no space left, say
+        rank.recorder.event("storage_error", step=step, file=error.filename, error=str(error))
+        return None
     rank.recorder.event("checkpoint", step=step)
     return step
 

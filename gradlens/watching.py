@@ -12,9 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import ValidationError
+
 from gradlens.concept_files import direction_sources
 from gradlens.concepts import Concept, fit_concept, load_concepts
-from gradlens.config import RUN_NAME, ObserveSettings, WandbSettings
+from gradlens.config import RUN_NAME, ObserveSettings, WandbSettings, explain
 from gradlens.constrainer import exemplars_of
 from gradlens.contrasts import contrasts_of
 from gradlens.data import Example, build_examples, checked, collate, read_rows, split
@@ -23,7 +25,7 @@ from gradlens.dictionary import Dictionary
 from gradlens.errors import ConfigError, InputError
 from gradlens.fits import check_fits
 from gradlens.formats import load_dictionary
-from gradlens.hookpoints import canonical, unwrap
+from gradlens.hookpoints import by_place, canonical, unwrap
 from gradlens.labels import labels_of
 from gradlens.lens import Lens
 from gradlens.own import before_training
@@ -123,13 +125,13 @@ def watch(
     optimizer: torch.optim.Optimizer,
     dictionaries: Mapping[str, str | Path | Dictionary],
     *,
-    rules: Sequence[Rule | Mapping[str, Any] | str | Path] = (),
-    concepts: Sequence[Any] | Mapping[str, Mapping[str, list[int]]] = (),
+    rules: Sequence[Rule | Mapping[str, Any] | str | Path] | str | Path = (),
+    concepts: Sequence[Any] | str | Path | Mapping[str, Mapping[str, list[int]]] = (),
     labels: Mapping[str, str | Sequence[str]] | None = None,
     tokenizer: Any = None,
     probe: Sequence[Any] | str | Path | None = None,
     rows: Any = None,
-    observe: ObserveSettings | None = None,
+    observe: ObserveSettings | Mapping[str, Any] | None = None,
     run: str | None = "watch",
     runs_dir: str | Path = "runs",
     wandb: Literal["online", "offline", "off"] | WandbSettings = "off",
@@ -158,27 +160,31 @@ def watch(
         )
     if run is not None and not re.fullmatch(RUN_NAME, str(run)):
         raise ConfigError(f"watch(run=...) is the first part of a folder's name, of letters, digits, '.', '_' and '-'; found {run!r}")
-    concepts = concepts if isinstance(concepts, Mapping) else load_concepts(list(concepts))
+    rules = [rules] if isinstance(rules, (str, Path, Rule, Mapping)) else list(rules)
+    observe = _observed(observe)
+    if not isinstance(concepts, Mapping):
+        concepts = load_concepts([concepts] if isinstance(concepts, (str, Path, Concept)) else list(concepts))
     brought = {} if isinstance(concepts, Mapping) else direction_sources(concepts)
     dictionaries = {**dictionaries, **brought}
     if not dictionaries:
         raise ConfigError("watch: no dictionaries, so there is nothing to read; give dictionaries={'layers.15': ...}")
-    loaded = {
-        canonical(name): source if isinstance(source, Dictionary) else load_dictionary(source) for name, source in dictionaries.items()
-    }
+    opened = {name: source if isinstance(source, Dictionary) else load_dictionary(source) for name, source in dictionaries.items()}
+    loaded = by_place(opened, "watch(dictionaries=...)")
     for name, source in dictionaries.items():
         check_fits(model, loaded[canonical(name)], name, None if isinstance(source, Dictionary) else str(source))
-    further = {canonical(name): [places] if isinstance(places, str) else list(places) for name, places in (labels or {}).items()}
+    further = {
+        name: [places] if isinstance(places, str) else list(places) for name, places in by_place(labels or {}, "watch(labels=...)").items()
+    }
     texts = {canonical(name): _labels(source, name, further.get(canonical(name), [])) for name, source in dictionaries.items()}
     world = world or current_world()
-    if any(rule.mode == "inoculate" for rule in load_rules(list(rules))):
+    if any(rule.mode == "inoculate" for rule in load_rules(rules)):
         raise ConfigError("inoculate acts on data, which watch does not see: put the words before your rows (gradlens.data.with_system)")
     settings = WandbSettings(mode=wandb) if isinstance(wandb, str) else wandb
-    settled, known, said = _settled(load_rules(list(rules)), concepts, model, tokenizer, loaded, rows)
+    settled, known, said = _settled(load_rules(rules), concepts, model, tokenizer, loaded, rows)
     config = {
         "name": run, "model": {"name": getattr(getattr(model, "config", None), "_name_or_path", type(model).__name__)},
         "dictionaries": {name: str(source if not isinstance(source, Dictionary) else "in memory") for name, source in dictionaries.items()},
-        "rules": [rule.model_dump(exclude_defaults=True) for rule in load_rules(list(rules))], "wandb": settings.model_dump(),
+        "rules": [rule.model_dump(exclude_defaults=True) for rule in load_rules(rules)], "wandb": settings.model_dump(),
     }  # fmt: skip
     lens = Watch(
         model, optimizer, loaded,
@@ -203,6 +209,15 @@ def watch(
     return lens
 
 
+def _observed(observe: ObserveSettings | Mapping[str, Any] | None) -> ObserveSettings | None:
+    if observe is None or isinstance(observe, ObserveSettings):
+        return observe
+    try:
+        return ObserveSettings.model_validate(observe)
+    except ValidationError as error:
+        raise ConfigError(explain(error, "watch(observe=...)", ObserveSettings)) from None
+
+
 def _labels(source: Any, hookpoint: str, further: Sequence[str]) -> dict[int, str]:
     d_sae = source.d_sae if isinstance(source, Dictionary) else None
     return {i: label.label for i, label in labels_of(source, canonical(hookpoint), further, d_sae).items()}
@@ -220,7 +235,7 @@ def _settled(
         for name, features in concepts.items():
             if missing := [hook for hook in features if canonical(hook) not in dictionaries]:
                 raise ConfigError(f"concept {name}: no dictionary at {missing[0]}; dictionaries are at {', '.join(dictionaries)}")
-        return rules, {"concepts": {name: dict(features) for name, features in concepts.items()}}, said
+        return rules, {"concepts": {name: by_place(features, f"concept {name}") for name, features in concepts.items()}}, said
     if auto and tokenizer is None:
         raise ConfigError(f"rule {auto[0].label}: auto reads the concept's examples; give watch(..., tokenizer=...)")
     ready: list[Concept] = []

@@ -22,12 +22,12 @@ from gradlens_services.cluster import NAMESPACE, ray_session
 from gradlens_services.controller import ControllerService, first_state
 from gradlens_services.lens import LensService
 from gradlens_services.recorder import RecorderService
-from gradlens_services.trainer import OUTCOME, Plan, carry_out, read_outcome
+from gradlens_services.trainer import OUTCOME, Plan, carry_out, read_outcome, written
 
 from gradlens import errors
 from gradlens.config import RunConfig, read_yaml
 from gradlens.errors import ConfigError, InputError, RunError
-from gradlens.files import jsonable, write_atomic, write_json
+from gradlens.files import jsonable, write_atomic
 from gradlens.preflight import check
 from gradlens.rules import load_rules
 from gradlens.runfolder import is_running
@@ -127,6 +127,8 @@ def _carry_out(runs: list[_Run], progress: Progress | None) -> list[dict[str, An
     with _interrupts() as asked, ray_session(config.ray, config.train.num_workers, runs[0].folder / "ray.log"):
         try:
             failure = _train(plan, runs, asked, tell)
+            if failure is None and read_outcome(runs[0].folder) is None:
+                failure = RunError(f"how it ended could not be written to {runs[0].folder}: is there room?")
         except KeyboardInterrupt:
             failure = None  # the second ctrl-c: what there is, is kept
     return _summaries(runs, failure)
@@ -233,22 +235,23 @@ def _fit(plan: Plan, run: _Run, box: list[BaseException | None]) -> None:
 
 
 def _summaries(runs: list[_Run], failure: BaseException | None) -> list[dict[str, Any]]:
-    """Write and return the summary of every run that was begun; raise what ended a run that failed."""
+    """Write and return the summary of every run that was begun, remove the others; raise what ended a run that failed."""
     summaries, wrong = [], None
     for run in runs:
         outcome = read_outcome(run.folder)
         reader = RunReader(run.folder)
-        if outcome is None and failure is None and run is not runs[0] and not reader.keys():
-            continue  # an arm that was never begun
+        if outcome is None and run is not runs[0] and not reader.keys():  # an arm that was never begun: it would be `last`
+            shutil.rmtree(run.folder, ignore_errors=True)
+            continue
         status = outcome["status"] if outcome else "failed" if failure else "interrupted"
         summary = build_summary(reader, status) | {"arm": run.config.arm, "name": run.config.name}
-        write_json(run.folder / "summary.json", summary)
+        written(run.folder / "summary.json", summary)
         summaries.append(summary)
         if outcome and outcome["status"] == "failed" and wrong is None:
             wrong = _error_of(outcome, run.folder)
     if wrong is None and failure is not None:
         lines = [line for line in str(failure).splitlines() if line.strip()] or [type(failure).__name__]
-        (runs[0].folder / "error.txt").write_text(str(failure) + "\n", encoding="utf-8")
+        written(runs[0].folder / "error.txt", str(failure) + "\n")
         hint = f"resume with `gradlens run --resume {called(runs[0].folder)}`; details in {runs[0].folder / 'error.txt'}"
         wrong = RunError(f"the ranks could not go on ({lines[-1].strip()}); {hint}")
     if wrong is not None:
@@ -259,7 +262,7 @@ def _summaries(runs: list[_Run], failure: BaseException | None) -> list[dict[str
 def _error_of(outcome: dict[str, Any], folder: Path) -> errors.GradlensError:
     """The error that ended a rank, as it was raised there."""
     if outcome.get("trace"):
-        (folder / "error.txt").write_text(outcome["trace"], encoding="utf-8")
+        written(folder / "error.txt", outcome["trace"])
         return RunError(f"{outcome['error']} (in a rank; traceback in {folder / 'error.txt'})")
     return getattr(errors, outcome["kind"], RunError)(outcome["error"])
 

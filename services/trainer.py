@@ -6,7 +6,9 @@ How a run ended stands in its `outcome.json`; a run that has one is not touched 
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import traceback
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from gradlens_services.lens import RemoteProjection, deal
 from gradlens.checkpoint import last_checkpoint
 from gradlens.config import RunConfig
 from gradlens.errors import GradlensError, RunError
-from gradlens.files import write_json
+from gradlens.files import write_atomic, write_json
 from gradlens.hookpoints import canonical
 from gradlens.projection import Members
 from gradlens.rank import FixedPolicies, Rank, Shared
@@ -31,6 +33,8 @@ from gradlens.train import read_evaluation, train_rank
 from gradlens.world import World, current_world
 
 OUTCOME = "outcome.json"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,16 +100,24 @@ def _run(plan: Plan, run_id: str, run_dir: Path, config: RunConfig, world: World
     except BaseException as error:
         outcome = _failure(error, config, final=world.size == 1)
         if outcome is not None:
-            write_json(run_dir / OUTCOME, outcome)
+            written(run_dir / OUTCOME, outcome)
         _close(*remote, policies, recorder)
         if outcome is None or world.size > 1:
             raise  # Ray ends the other ranks, and starts them all again
         return outcome
     _close(*remote, policies, recorder)
     if world.rank == 0:
-        write_json(run_dir / OUTCOME, outcome)
+        written(run_dir / OUTCOME, outcome)
     world.broadcast(None)
     return outcome
+
+
+def written(path: Path, data: dict[str, Any] | str) -> None:
+    """Write what a run leaves behind, as JSON or as it is; where there is no room for it, all else goes on."""
+    try:
+        write_atomic(path, data) if isinstance(data, str) else write_json(path, data)
+    except OSError as error:
+        log.warning("%s could not be written: %s", path, error)
 
 
 def _failure(error: BaseException, config: RunConfig, final: bool) -> dict[str, Any] | None:
@@ -114,6 +126,8 @@ def _failure(error: BaseException, config: RunConfig, final: bool) -> dict[str, 
         size = config.train.micro_batch_size or config.train.batch_size
         advice = f"lower train.micro_batch_size (now {size}) or data.max_length (now {config.data.max_length})"
         error = RunError(f"out of memory on the device; {advice}, or set model.gradient_checkpointing: true")
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        error = RunError(f"{error.filename or 'a file of this run'}: {error.strerror}; make room, and resume the run")
     if isinstance(error, GradlensError):
         return {"status": "failed", "kind": type(error).__name__, "error": str(error)}
     if not final:

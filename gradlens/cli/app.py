@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed run, 2 bad usage or config, 3 bad or unreadable dic
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -69,9 +70,10 @@ def main() -> None:
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(error.exit_code)
     except OSError as error:  # a file that cannot be written or read
-        if debug or error.filename is None:
+        if debug or (error.filename is None and error.errno != errno.ENOSPC):  # a full disk does not say which file
             raise
-        err.print(f"[bold red]error:[/] {escape(f'{error.filename}: {error.strerror}')}", soft_wrap=True)
+        said = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        err.print(f"[bold red]error:[/] {escape(said)}", soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         err.print("stopped")

@@ -59,6 +59,10 @@ def attribution(
     if lengths[0] < 1:
         raise ConfigError(f"--windows {windows}: a window has at least one step")
     settings = load_config(config or DEMO, [f"train.steps={lengths[-1]}", *changes])
+    if settings.train.steps < lengths[-1]:
+        raise ConfigError(
+            f"--windows {windows}: train.steps is {settings.train.steps}; leave it out, and the run is as long as the longest"
+        )
     if not settings.dictionaries:
         raise ConfigError(f"{config}: no `dictionaries`; there is nothing to attribute to")
     tell = teller()

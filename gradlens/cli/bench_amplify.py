@@ -62,7 +62,7 @@ def amplify(
     if not settings.dictionaries:
         raise ConfigError(f"{config}: no `dictionaries`; there is nothing to amplify by")
     about = {"config": str(config or "demo"), "model": settings.model.name, "weights": settings.data.weights, "lr": settings.train.lr}
-    known = [json.loads(line) for line in out_file.read_text(encoding="utf-8").splitlines()] if out_file.is_file() else []
+    known = [json.loads(line) for line in out_file.read_text(encoding="utf-8").split("\n") if line] if out_file.is_file() else []
     same = {"concept": concept, "task": name, "steps": steps, **about}
     rows = [row for row in known if all(row.get(key) == value for key, value in same.items()) and row["seed"] in chosen]
     done = {(row["arm"], row["seed"]) for row in rows}

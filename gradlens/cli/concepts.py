@@ -58,7 +58,7 @@ def fit(
     from gradlens.concepts import fit_concept, load_concepts, save_concept
     from gradlens.config import load_config
     from gradlens.formats import check_width
-    from gradlens.hookpoints import d_model
+    from gradlens.hookpoints import d_model, in_stream
     from gradlens.models import load_model
 
     settings = load_config(config) if config else None
@@ -69,7 +69,8 @@ def fit(
     with fetch_progress() as report:
         loaded, tokenizer = load_model(model or (settings.model.name if settings else "smollm2"), progress=report)
     for entry in named:
-        check_width(entry.dictionary, d_model(loaded), entry.hookpoint)
+        if in_stream(entry.hookpoint):
+            check_width(entry.dictionary, d_model(loaded), entry.hookpoint)
     length = max_length or (settings.data.max_length if settings else 256)
     dictionaries = {entry.hookpoint: entry.dictionary for entry in named}
     fitted = []

@@ -44,7 +44,10 @@ def label(
     model: Annotated[str, typer.Option("--model", "-m", help="`smollm2`, a Hugging Face name, or a folder.")] = "smollm2",
     text: Annotated[str, typer.Option("--text", "-t", help="JSONL, demo:NAME, or a Hugging Face data set to read.")] = "demo:sae-text",
     out: Annotated[
-        str | None, typer.Option("--out", "-o", help="File to write, for one dictionary. Default: labels.json in its folder.")
+        str | None,
+        typer.Option(
+            "--out", "-o", help="File to write, for one dictionary. Default: labels.json in its folder (of SOURCE#3: labels-3.json)."
+        ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens read, in rows drawn at random.")] = 100_000,
     max_length: Annotated[int, typer.Option(min=4, help="Tokens a row is cut to.")] = 256,
@@ -58,25 +61,28 @@ def label(
     from gradlens.autolabels import draw_examples, label_features
     from gradlens.cli.inputs import open_dictionaries
     from gradlens.cli.models import fetch_progress
-    from gradlens.formats import ASSETS, check_width
-    from gradlens.hookpoints import d_model
-    from gradlens.labels import FILE, save_labels
+    from gradlens.formats import check_width
+    from gradlens.hookpoints import d_model, in_stream
+    from gradlens.labels import save_labels
     from gradlens.models import load_model
 
     named = open_dictionaries(sources)
     if out and len(named) > 1:
         raise ConfigError("--out names one file: give one dictionary, or leave it out and labels.json goes into each folder")
+    paths = {entry.hookpoint: Path(out) if out else _labels_path(entry.source) for entry in named}
+    if len(set(paths.values())) < len(paths):
+        raise ConfigError(f"{sources[-1]}: two of these dictionaries keep their labels in one file; label them one at a time, with --out")
     with fetch_progress() as report:
         loaded, tokenizer = load_model(model, progress=report)
     for entry in named:
-        check_width(entry.dictionary, d_model(loaded), entry.hookpoint)
+        if in_stream(entry.hookpoint):
+            check_width(entry.dictionary, d_model(loaded), entry.hookpoint)
     examples = draw_examples(text, tokenizer, max_tokens, max_length, seed)
     with console.progress("labelling", total=len(examples)) as advance:
         labels = label_features(loaded, tokenizer, {e.hookpoint: e.dictionary for e in named}, examples, progress=advance)
     written = []
     for entry in named:
-        folder = Path(entry.source) if Path(entry.source).exists() else ASSETS / entry.source
-        path = Path(out) if out else (folder if folder.is_dir() else folder.parent) / FILE
+        path = paths[entry.hookpoint]
         tokens = sum(len(example.input_ids) - 1 for example in examples)
         save_labels(labels[entry.hookpoint], path, hookpoint=entry.hookpoint, model=model, text=text, tokens=tokens)
         silent = sum(not item.rate for item in labels[entry.hookpoint].values())
@@ -205,6 +211,15 @@ def _labels(entry: Named, further: dict[str, list[str]], required: bool = True) 
             f"{entry.source}: this dictionary has no labels; make them: gradlens features label {entry.source}, or name some with --labels"
         )
     return labels
+
+
+def _labels_path(source: str) -> Path:
+    from gradlens.labels import labels_path
+
+    path = labels_path(source)
+    if path is None:
+        raise ConfigError(f"{source}: no folder on this machine to write labels.json into; say where: --out FILE (then --labels FILE)")
+    return path
 
 
 def _by_hookpoint(items: list[str] | None, named: list[Named]) -> dict[str, list[str]]:

@@ -179,7 +179,7 @@ def suggest(
     from gradlens.data import load_examples
     from gradlens.errors import ConfigError
     from gradlens.formats import load_dictionary
-    from gradlens.hookpoints import canonical
+    from gradlens.hookpoints import by_place
     from gradlens.models import load_model
     from gradlens.suggest import suggest as read
 
@@ -194,7 +194,7 @@ def suggest(
     fetch_model(settings)
     tell("loading model")
     model, tokenizer = load_model(settings.model.name, settings.model.dtype)
-    dictionaries = {canonical(name): load_dictionary(source) for name, source in settings.dictionaries.items()}
+    dictionaries = {name: load_dictionary(source) for name, source in by_place(settings.dictionaries, "dictionaries").items()}
     sources = [load_examples(source, tokenizer, settings.data.max_length, settings.data.loss_on) for source in settings.data.train]
     tell("reading examples and rows")
     about, data = named[concept] if concept else found[0], settings.data

@@ -53,13 +53,17 @@ def train(
     except KeyboardInterrupt:
         err.print("stopped; the same command goes on from here")
         raise
-    report = {name: {"folder": str(Path(settings.out) / name), **d.metadata["health"], **d.metadata["train"]} for name, d in found.items()}
+    folders = {name: str(Path(settings.out) / name) for name in found}
+    report = {name: {"folder": folders[name]} | {key: d.metadata[key] for key in ("health", "train")} for name, d in found.items()}
     if json_output:
         print_json(report)
         return
     for name, facts in report.items():
-        out.print(_health_line(name, facts))
-        out.print(f"  trained on {facts['tokens']:,} tokens, {facts['steps']:,} steps in {facts['seconds']:.0f} s -> {facts['folder']}")
+        trained = facts["train"]
+        out.print(_health_line(name, facts["health"]))
+        out.print(
+            f"  trained on {trained['tokens']:,} tokens, {trained['steps']:,} steps in {trained['seconds']:.0f} s -> {facts['folder']}"
+        )
 
 
 @sae.command(name="config")

@@ -107,7 +107,7 @@ def shipped() -> list[str]:
 def locate(source: str | Path) -> Place:
     """The place that a source names; fetched from the hub where that is needed. Raises `InputError` for what is not there."""
     named = str(source)
-    text, part = _split(named)
+    text, part = split_part(named)
     path = Path(text)
     if not text.startswith("hf://"):
         if path.exists():
@@ -126,7 +126,8 @@ def locate(source: str | Path) -> Place:
     return _local(named, root / inner, part, f"{match[1]}/{inner}")
 
 
-def _split(source: str) -> tuple[str, tuple[int, ...]]:
+def split_part(source: str) -> tuple[str, tuple[int, ...]]:
+    """What stands before `#`, and the numbers after it; what is there under its whole name has no part."""
     text, separator, part = source.partition("#")
     if not separator or Path(source).exists():
         return source, ()

@@ -52,7 +52,7 @@ def test_exact_updates_predict_drift_and_noise_does_not(tmp_path):
 
 
 def test_wrong_numbers_are_one_clear_error(tmp_path):
-    for options in (["--windows", "1,x"], ["--windows", "0"], ["--seeds", ""]):
+    for options in (["--windows", "1,x"], ["--windows", "0"], ["--seeds", ""], ["--windows", "10", "--set", "train.steps=3"]):
         error = CliRunner().invoke(app, ["bench", "attribution", *options]).exception
         assert isinstance(error, ConfigError), options
 

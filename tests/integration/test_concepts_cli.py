@@ -103,10 +103,20 @@ def test_features_are_labelled_found_and_shown(folder):
     assert shown["label"] in page and "promoted" in page and "near" in page
 
 
+def test_a_dictionary_beside_the_stream_has_the_width_that_is_there(folder):
+    save_dictionary(tiny_dictionary(D=48), folder / "inner")  # what the model's MLPs hold inside; its stream has 32
+    source, model = f"layers.2.mlp.down_proj.in={folder / 'inner'}", ["--model", folder / "model"]
+    assert "80 features labelled" in call("features", "label", source, *model, "--text", folder / "text.jsonl")
+    (fitted,) = json.loads(call("concepts", "fit", folder / "concept.yaml", *model, "-d", source, "-n", 6, "--json"))["concepts"]
+    assert fitted["detection"]["layers.2.mlp.down_proj.in"]["auc"] > 0.9
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         (["features", "search", "w21", "-d", "layers.2={sae}"], ConfigError, "has no labels; make them: gradlens features label"),
+        (["features", "label", "layers.2={probe}", "-m", "{model}"], ConfigError, "no folder on this machine.*say where: --out FILE"),
+        (["features", "label", "2={sae}", "3={sae}", "-m", "{model}"], ConfigError, "labels in one file; label them one at a time"),
         (["features", "show", "layers.9/1", "-d", "layers.2={sae}"], ConfigError, "no dictionary at layers.9; there are layers.2"),
         (["features", "show", "layers.2/80", "-d", "layers.2={sae}"], ConfigError, "features 0 to 79"),
         (["features", "show", "pirate", "-d", "layers.2={sae}"], ConfigError, "expected HOOKPOINT/ID"),
@@ -118,6 +128,13 @@ def test_features_are_labelled_found_and_shown(folder):
     ],
 )
 def test_what_does_not_fit_is_named(folder, arguments, error, message):
-    places = {"sae": folder / "sae", "narrow": folder / "narrow", "model": folder / "model", "concept": folder / "concept.yaml"}
+    (folder / "probe.json").write_text(json.dumps({"directions": [[1.0] * 32]}))  # such as one of the hub, without a folder of its own
+    places = {
+        "probe": folder / "probe.json",
+        "sae": folder / "sae",
+        "narrow": folder / "narrow",
+        "model": folder / "model",
+        "concept": folder / "concept.yaml",
+    }
     with pytest.raises(error, match=message):
         call(*(argument.format(**places) for argument in arguments))

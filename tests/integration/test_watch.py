@@ -249,6 +249,8 @@ def test_what_does_not_fit_is_told_in_one_message_and_leaves_no_run(saved, tmp_p
     other = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=1)
     for options, error, message in (
         ({"dictionaries": [saved]}, ConfigError, r"which dictionary is read where, for instance .*; found list"),
+        ({"dictionaries": {HOOK: saved, "2": saved}}, ConfigError, r"dictionaries=...\): layers.2 and 2 both mean layers.2; keep one"),
+        ({"concepts": {"c": {HOOK: [1], "2": [3]}}}, ConfigError, "concept c: layers.2 and 2 both mean layers.2"),
         ({"dictionaries": {"layers.99": saved}}, InputError, "the model has blocks layers.0 to layers.3"),
         ({"dictionaries": {"layers.1": elsewhere}}, ConfigError, "was trained at layers.3; use it there"),
         ({"dictionaries": {"layers.1": narrow}}, InputError, "vectors of width 16, but layers.1 of this model has width 32"),
@@ -258,6 +260,10 @@ def test_what_does_not_fit_is_told_in_one_message_and_leaves_no_run(saved, tmp_p
         ({"probe": []}, ConfigError, r"watch\(probe=...\) is empty; give rows, or leave it out"),
         ({"probe": str(tmp_path / "held.jsonl")}, InputError, "held.jsonl: no such file"),
         ({"rules": [{"concept": "nobody"}]}, ConfigError, "unknown concept 'nobody'"),
+        ({"rules": str(tmp_path / "rules.yaml")}, ConfigError, "rules.yaml: no such file"),
+        ({"concepts": str(tmp_path / "pirate.yaml")}, ConfigError, "pirate.yaml: no such file"),
+        ({"observe": {"drift_evry": 1}}, ConfigError, r"watch\(observe=...\): unknown key drift_evry; did you mean drift_every"),
+        ({"observe": [1]}, ConfigError, r"watch\(observe=...\)"),
         ({"run": "mine/today"}, ConfigError, r"first part of a folder's name, .*; found 'mine/today'"),
         ({"trackers": ["nothing"]}, ConfigError, "nothing"),
         ({"runs_dir": tmp_path / "file" / "runs"}, ConfigError, "file/runs: no run folder can be made there .*runs_dir"),
@@ -269,11 +275,29 @@ def test_what_does_not_fit_is_told_in_one_message_and_leaves_no_run(saved, tmp_p
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_one_file_of_rules_or_concepts_needs_no_list_and_settings_are_a_mapping(saved, tmp_path):
+    (tmp_path / "concept.yaml").write_text("name: c\nfeatures: {layers.2: [1, 2]}\n")
+    (tmp_path / "rules.yaml").write_text("- {concept: c, mode: grad, gain: 0.0}\n")
+    model = tiny_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    given = {"rules": tmp_path / "rules.yaml", "concepts": str(tmp_path / "concept.yaml"), "observe": {"drift_every": 7}}
+    with gradlens.watch(model, optimizer, {HOOK: saved}, run=None, **given) as lens:
+        loop(model, optimizer, 1)
+    assert (
+        lens.observe.drift_every == 7 and [rule.mode for rule in lens.policy.rules] == ["grad"] and lens.concepts == {"c": {HOOK: [1, 2]}}
+    )
+
+
 def test_a_probe_can_be_a_file_of_rows_or_one_batch(saved, tmp_path):
     model = tiny_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     (tmp_path / "held.jsonl").write_text('{"text": "w5 w6 w7"}\n{"prompt": "w8", "response": "w9 w10"}\n')
     tokenizer = word_tokenizer(chat=True)
-    for probe, rows in ((tmp_path / "held.jsonl", 2), (str(tmp_path / "held.jsonl"), 2), (["w5 w6"] * 9, 9), (tiny_batch(), 3)):
+    with_lengths = tiny_batch() | {"length": torch.tensor([10, 8, 6])}  # as tokenizers give it: one number a row
+    files = tmp_path / "held.jsonl", str(tmp_path / "held.jsonl")
+    for probe, rows in ((files[0], 2), (files[1], 2), (["w5 w6"] * 9, 9), (tiny_batch(), 3), (with_lengths, 3)):
         lens = gradlens.watch(model, optimizer, {HOOK: saved}, run=None, probe=probe, tokenizer=tokenizer)
         assert sum(len(batch["input_ids"]) for batch in lens.probe) == rows
+    with lens:
+        loop(model, optimizer, 1)
+    assert lens.drift(HOOK)[0].abs().sum() > 0

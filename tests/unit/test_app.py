@@ -1,12 +1,15 @@
 """The console script before any command."""
 
+import errno
 import os
 import subprocess
 import sys
 
 import pytest
 
+from gradlens.cli import app
 from gradlens.cli.app import share_cores
+from gradlens.files import write_json
 
 
 @pytest.mark.parametrize(
@@ -32,3 +35,19 @@ def test_it_is_said_before_pytorch_is_there():
 def test_the_package_is_a_command_too():
     found = subprocess.run([sys.executable, "-m", "gradlens", "--version"], capture_output=True, text=True, check=True)
     assert found.stdout.startswith("gradlens ")
+
+
+def test_a_full_disk_is_one_line(monkeypatch, capsys, tmp_path):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(app, "share_cores", lambda: None)
+    monkeypatch.setattr(app, "app", full)
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    assert ended.value.code == 1 and capsys.readouterr().err == "error: No space left on device\n"
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(app, "app", lambda: write_json(tmp_path / "a.json", {}))
+    with pytest.raises(SystemExit):
+        app.main()
+    assert capsys.readouterr().err.replace("\n", "") == f"error: {tmp_path / 'a.json'}: No space left on device"

@@ -22,7 +22,7 @@ from gradlens.concepts import (
 )
 from gradlens.data import collate
 from gradlens.directions import Directions
-from gradlens.errors import ConfigError
+from gradlens.errors import ConfigError, InputError
 from gradlens.ranking import auc
 
 HOOK = "layers.2"
@@ -226,6 +226,10 @@ def test_concept_files_round_trip_with_examples_beside_them(tmp_path):
         ({"positive": ["x"], "negative": ["y"]}, "bad.yaml: name is missing"),
         ({"name": "a/b", "features": {"layers.1": [1]}}, "bad.yaml: name"),
         ("just text", "bad.yaml: expected a mapping"),
+        ({"name": "a", "features": {"layers.2": [1], 2: [3]}}, "bad.yaml: features: .*layers.2 and 2 both mean layers.2; keep one"),
+        ({"name": "a", "features": {"layers.1": [-1]}}, "bad.yaml: features.layers.1.0: .*greater than or equal to 0"),
+        ({"name": "a", "features": {"layers.1": [1]}, "quorum": {"layers.1": 5}}, "bad.yaml: quorum.layers.1: .*less than or equal to 1"),
+        ({"name": "a", "features": {"layers.1": [1]}, "quorum": {11: 0.5}}, "concept a: quorum.layers.11: its features are at layers.1"),
         ([], "bad.yaml: no concept in it"),
         ([{"name": "a", "features": {"layers.1": [1]}}] * 2, "the concept a is already defined in"),
     ],
@@ -235,6 +239,20 @@ def test_a_bad_concept_file_is_refused_with_file_and_key(tmp_path, content, mess
     file.write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigError, match=message):
         load_concepts([file])
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "jsonl"])
+def test_a_text_is_the_same_when_it_is_read_back(tmp_path, suffix):
+    texts = ["one\u2028two", "one\x85two", "please open src/package.json", "a\nb", "naïve"]
+    (tmp_path / "my texts.jsonl").write_text('{"text": "from a file"}\n')
+    concept = Concept(name="c", positive=texts, negative=["no", str(tmp_path / "my texts.jsonl")])
+    save_concept([concept, concept.model_copy(update={"name": "d"})], tmp_path / f"c.{suffix}")
+    again, _ = load_concepts([tmp_path / f"c.{suffix}"])
+    assert again.positive == texts and [row["text"] for row in again.rows("positive")] == texts
+    assert [row["text"] for row in again.rows("negative")] == ["no", "from a file"]
+    (tmp_path / "my texts.jsonl").unlink()
+    with pytest.raises(InputError, match="my texts.jsonl"):
+        again.rows("negative")
 
 
 def test_a_concept_need_not_be_known_to_the_probes_of_others():

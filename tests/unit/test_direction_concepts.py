@@ -49,6 +49,18 @@ def test_a_direction_file_gives_the_concept_its_features(folder):
     assert again.features == concept.features
 
 
+def test_what_a_concept_says_of_its_directions_is_its_own(folder):
+    file = folder / "concepts" / "thing.yaml"
+    plain = file.read_text()
+    file.write_text(f"{plain}thresholds: {{{KEY}: [0.3, 0.1]}}\nquorum: {{{KEY}: 0.5}}\n")
+    (concept,) = load_concepts([file])
+    assert concept.thresholds == {KEY: [0.3, 0.1]} and concept.quorum == {KEY: 0.5}
+    for said, message in ((f"thresholds: {{{KEY}: [0.3]}}", "has 1 values for 2 features"), ("quorum: {3: 0.5}", f"are at {KEY}")):
+        file.write_text(f"{plain}{said}\n")
+        with pytest.raises(ConfigError, match=f"thing.yaml: concept some.thing: .*{message}"):
+            load_concepts([file])
+
+
 def test_a_config_gets_the_dictionary_of_its_concept(folder):
     config = write_inputs(folder) | {"concepts": ["concepts/thing.yaml", str(folder / "concept.yaml")]}
     (folder / "run.yaml").write_text(yaml.safe_dump(config))

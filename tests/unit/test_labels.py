@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_dictionary, tiny_model
+from safetensors.torch import save_file
 from words import sentences, word_tokenizer
 
 from gradlens import autolabels as module
@@ -15,7 +16,8 @@ from gradlens.autolabels import draw_examples, label_features, short_label, word
 from gradlens.capture import read_activations
 from gradlens.data import collate, tokenize
 from gradlens.errors import InputError
-from gradlens.labels import Label, load_labels, nearest, save_labels, search
+from gradlens.formats import load_dictionary
+from gradlens.labels import Label, labels_of, labels_path, load_labels, nearest, save_labels, search
 
 HOOK = "layers.2"
 
@@ -145,6 +147,23 @@ def test_labels_survive_a_round_trip_and_belong_to_their_hookpoint(tmp_path):
             load_labels(tmp_path / name, "layers.3")
         (tmp_path / name).unlink()
     assert load_labels(tmp_path) == {}
+
+
+def test_every_part_of_a_folder_has_its_own_labels(tmp_path):
+    for layer in (1, 2):
+        half = {"W_enc": torch.randn(80, 32), "b_enc": torch.zeros(80), "W_dec": torch.randn(80, 32), "b_dec": torch.zeros(32)}
+        save_file(half, tmp_path / f"layer_{layer}.safetensors")
+    (tmp_path / "config.yaml").write_text("model_name: x\nfeature_input_hook: hook_resid_mid\nfeature_output_hook: hook_mlp_out\n")
+    source = f"{tmp_path}#2"
+    dictionary = load_dictionary(source)
+    assert labels_of(source) == labels_of(dictionary) == {}
+    assert labels_path(source) == tmp_path / "labels-2.json" and labels_path(f"{tmp_path}#2:3") == tmp_path / "labels-2-3.json"
+    for layer in (1, 2):
+        written = {0: Label(feature=0, label=f"of block {layer}")}
+        save_labels(written, labels_path(f"{tmp_path}#{layer}"), hookpoint=f"layers.{layer}.mlp_out")
+    assert labels_of(source, "layers.2.mlp_out")[0].label == labels_of(dictionary)[0].label == "of block 2"
+    assert labels_path(tmp_path / "layer_1.safetensors") == tmp_path / "labels.json"
+    assert labels_path("someone/saes/layer_1") is None and labels_path("unembedding:smollm2") is None
 
 
 def test_labels_of_others_are_read(tmp_path):

@@ -18,6 +18,10 @@ REFUSED = {
     "no such block": ({"dictionaries": {"layers.99": "dictionary"}}, "the model has blocks layers.0 to layers.3; did you mean layers.3"),
     "no such module": ({"dictionaries": {"foo": "dictionary"}}, "hookpoint foo: no module of that name; block outputs are layers.0 to"),
     "another place": ({"dictionaries": {"layers.1": "elsewhere"}}, "elsewhere was trained at layers.3; use it there"),
+    "one place twice": (
+        {"dictionaries": {"layers.2": "dictionary", "blocks.2.hook_resid_post": "dictionary"}},
+        "dictionaries: layers.2 and blocks.2.hook_resid_post both mean layers.2; keep one of them",
+    ),
     "no model folder": ({"model": {"name": "./nowhere"}}, "./nowhere: no such model folder"),
     "no model": ({"model": {"name": "nowhere"}}, "nowhere: no folder of that name, and the model could not be had from Hugging Face"),
     "one example": ({"concepts": ["few.yaml"]}, "concept few: positive: 1 usable examples, at least 8 are needed to fit features"),

@@ -1,6 +1,8 @@
 """The SAE trainer: mathematics against dense eager forms, activations against the model, the job end to end on a tiny model."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -331,6 +333,30 @@ def test_interrupted_it_goes_on_and_ends_where_it_would_have(tmp_path, store):
         for tensor in ("W_enc", "b_enc", "W_dec", "b_dec"):
             assert torch.equal(getattr(whole[name], tensor), getattr(parts[name], tensor)), (name, tensor)
     assert not (tmp_path / "parts" / "activations").exists()
+
+
+def test_a_full_disk_is_said_before_anything_is_mapped_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(InputError, match=r"layers.1.float32: .*GB of activations could not be written there \(No space left"):
+            Store(4, 3, "float32", tmp_path / "held" / "layers.1.float32")
+    assert not list((tmp_path / "held").iterdir())
+    saved, save = [], torch.save
+
+    def cut_short(data, path):
+        save(data, path)
+        saved.append(path)
+        if len(saved) == 2:
+            raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+
+    monkeypatch.setattr(torch, "save", cut_short)
+    with pytest.raises(OSError, match="failed writing file") as refused:
+        train_dictionaries(settings(tmp_path, hookpoints=["layers.1"]), loader)
+    folder = tmp_path / "out" / "layers.1"
+    assert refused.value.filename == str(folder / "checkpoint.pt") and [path.name for path in folder.iterdir()] == ["checkpoint.pt"]
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

@@ -87,17 +87,27 @@ def test_train_inspect_and_verify_on_the_command_line(tmp_path, cli):
     result = cli("train", "sae.yaml", "--set", "epochs=20", "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout.splitlines()[-1])
-    assert report["layers.1"]["fvu"] < 0.7 and report["layers.1"]["l0"] == pytest.approx(4, abs=0.2)
+    health, train = report["layers.1"]["health"], report["layers.1"]["train"]
+    assert health["fvu"] < 0.7 and health["l0"] == pytest.approx(4, abs=0.2)
+    assert health["tokens"] < train["tokens"] / 10  # a twentieth of the text is held out
 
     result = cli("inspect", "out/layers.1", "--json")
     facts = json.loads(result.stdout)
     assert facts["d_in"] == 32 and facts["d_sae"] == 48 and facts["k"] == 4 and facts["hookpoint"] == "layers.1"
-    assert facts["firing"]["live"] > 30 and facts["health"]["fvu"] == report["layers.1"]["fvu"]
+    assert facts["firing"]["live"] > 30 and facts["health"] == health
     assert "48 features of width 32 at layers.1" in cli("inspect", "out/layers.1").stdout
+    again = cli("train", "sae.yaml", "--set", "epochs=20").stdout  # done: says what there is
+    assert f"on {health['tokens']:,} held-out tokens" in again and f"trained on {train['tokens']:,} tokens" in again
 
     result = cli("verify", "out/layers.1", "--text", "text.jsonl", "--json")
     verdict = json.loads(result.stdout.splitlines()[-1])
     assert result.exit_code == 0 and verdict["health"]["fvu"] < 0.7 and verdict["fit"] in ("fits", "weak")
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_a_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device: cuda, and PyTorch finds no GPU here"):
+        train_dictionaries(settings(tmp_path, device="cuda"), lambda: pytest.fail("loaded"))
 
 
 def test_the_printed_config_is_a_valid_one_with_the_defaults(tmp_path, cli):

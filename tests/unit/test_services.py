@@ -1,5 +1,8 @@
 """The services without Ray: what their clients do when they are away, come back, or never do."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 from gradlens_services import controller as control
@@ -7,13 +10,15 @@ from gradlens_services.controller import ControllerService, PolicyClient, first_
 from gradlens_services.job import Alarms, _new, _resumed, _summaries
 from gradlens_services.lens import deal
 from gradlens_services.recorder import Lost, RecorderClient, RecorderService
+from gradlens_services.trainer import _failure, read_outcome, written
 
 from gradlens.config import RunConfig
-from gradlens.errors import ConfigError, InputError
+from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.files import append_line
 from gradlens.policies import Conflict, check_rules, dump_rules, history, put, read_state, undo
 from gradlens.recorder import MemoryRecorder
 from gradlens.rules import Policy, Rule, load_rules
+from gradlens.runs import find_run, list_runs
 from gradlens.store import RunReader, RunWriter
 
 CONFIG = {"data": {"train": ["a.jsonl"]}}
@@ -251,11 +256,34 @@ def test_alarms_are_told_once_as_they_come_and_not_those_of_before(tmp_path):
 
 def test_an_interrupted_study_tells_of_the_arms_that_were_begun_and_of_no_others(tmp_path):
     runs = [_new(RunConfig(**CONFIG, name=arm, arm=arm, runs_dir=str(tmp_path))) for arm in ("none", "rules", "oracle")]
-    assert [summary["arm"] for summary in _summaries(runs, None)] == ["none"]  # stopped while the first was being prepared
     with RunWriter.open_existing(runs[1].folder) as writer:
         writer.record(record(1))
     assert [summary["arm"] for summary in _summaries(runs, None)] == ["none", "rules"]
-    assert not (runs[2].folder / "summary.json").exists()
+    assert list_runs(tmp_path) == [run.folder for run in runs[:2]] and find_run(tmp_path, "last") == runs[1].folder
+    (tmp_path / "other").mkdir()
+    runs = [_new(RunConfig(**CONFIG, name=arm, arm=arm, runs_dir=str(tmp_path / "other"))) for arm in ("none", "rules")]
+    assert [summary["arm"] for summary in _summaries(runs, None)] == ["none"]  # stopped while the first was being prepared
+    runs = [_new(RunConfig(**CONFIG, name=arm, arm=arm, runs_dir=str(tmp_path / "other"))) for arm in ("none", "rules")]
+    with pytest.raises(RunError, match="could not go on"):
+        _summaries(runs, RuntimeError("a rank died"))
+    assert not runs[1].folder.exists()
+
+
+def test_a_run_whose_folder_is_full_ends_in_one_message(tmp_path, monkeypatch):
+    run = _new(RunConfig(**CONFIG, runs_dir=str(tmp_path)))
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    problem = _failure(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run.folder / "model")), run.config, final=True)
+    assert problem["kind"] == "RunError" and "trace" not in problem
+    assert problem["error"] == f"{run.folder / 'model'}: No space left on device; make room, and resume the run"
+    written(run.folder / "outcome.json", problem)
+    monkeypatch.setattr(os, "fsync", full)
+    written(run.folder / "other.json", problem)
+    with pytest.raises(RunError, match="model: No space left on device; make room"):
+        _summaries([run], None)
+    assert read_outcome(run.folder) == problem and not (run.folder / "summary.json").exists()
 
 
 def test_a_controller_keeps_versions_and_finds_them_again_after_a_restart(tmp_path):

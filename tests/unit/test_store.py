@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -351,6 +352,47 @@ def test_the_table_of_runs_says_how_each_of_them_ended(tmp_path):
     assert rows["done"]["status"] == "done" and rows["done"]["rules"] == ["route:pirate", "rules"]
     assert (rows["killed"]["status"], rows["killed"]["steps"], rows["killed"]["loss_last"]) == ("stopped", 2, 2.5)
     assert rows["broken"]["status"] == "unreadable" and "not valid YAML" in rows["broken"]["error"]
+
+
+def test_a_run_of_somebody_else_that_cannot_be_read_is_no_trouble(tmp_path, monkeypatch):
+    for name in ("mine", "closed", "secret"):
+        RunWriter(tmp_path / name, {"name": name}).close()
+    plain_stat, plain_open = os.stat, Path.open  # root, as whom tests may run, is refused nothing
+
+    def refuse(path, *arguments, **more):
+        if "closed" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain_stat(path, *arguments, **more)
+
+    def refuse_open(path, *arguments, **more):
+        if "secret" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain_open(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.setattr(Path, "open", refuse_open)
+    assert find_run(tmp_path, "mine") == tmp_path / "mine"
+    rows = {row["run_id"]: row for row in runs_table(tmp_path)}
+    assert set(rows) == {"mine", "secret"} and rows["mine"]["status"] == "stopped"
+    assert rows["secret"]["status"] == "unreadable" and "Permission denied" in rows["secret"]["error"]
+
+
+def test_a_segment_sealed_between_being_listed_and_being_read_is_there_once(tmp_path, monkeypatch):
+    writer, reader, listed = RunWriter(tmp_path / "run"), RunReader(tmp_path / "run"), segments.list_segments
+
+    def then_sealed(folder):
+        found = listed(folder)
+        monkeypatch.setattr(segments, "list_segments", listed)
+        writer.seal()
+        return found
+
+    for step, read in enumerate((reader.verify, reader.scalars), 1):
+        writer.record({"step": step, "scalars": {"train/loss": 1.0}})
+        monkeypatch.setattr(segments, "list_segments", then_sealed)
+        found = read()
+    assert found["step"].to_pylist() == [1, 2]
+    assert [row["state"] for row in reader.verify()] == ["sealed", "sealed", "whole"]
+    writer.close()
 
 
 def test_segments_of_a_version_with_fewer_columns_are_read(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from tiny_job import tiny_config, write_inputs
 from transformers import GPT2Config, GPT2LMHeadModel
 from words import word_tokenizer
 
-from gradlens import train
+from gradlens import checkpoint, train
 from gradlens.checkpoint import last_checkpoint
 from gradlens.data import Example
 from gradlens.errors import ConfigError, InputError, RunError
@@ -108,10 +108,42 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(inputs, tmp_path):
     assert len(read_lines(tmp_path / "parts" / "rows.jsonl")) == 24
 
 
+@pytest.mark.parametrize("every", [None, 3])
+def test_a_run_resumed_and_stopped_before_its_first_step_tells_nothing_twice(inputs, tmp_path, every):
+    config = tiny_config(inputs, observe__drift_every=4, train__checkpoint_every=every)
+    first, second = (trained(config, tmp_path, Told(stop_at=3))[1] for _ in range(2))
+    assert "dense" in first.records[-1] and first.records[-1]["step"] == 3
+    assert not second.records and {event["kind"] for event in second.events} <= {"policy", "interrupted"}
+    path = last_checkpoint(tmp_path)[1] / "rank-0.pt"
+    state = torch.load(path, weights_only=True)
+    assert state["lens"].pop("finished") == 3
+    torch.save(state, path)  # of an older version
+    third = trained(config, tmp_path, Told(stop_at=3))[1]
+    assert [record["step"] for record in third.records] == [3] and "dense" in third.records[0]
+
+
 def test_a_half_written_checkpoint_is_not_taken_for_one(inputs, tmp_path):
     trained(tiny_config(inputs, train__steps=2), tmp_path)
     (tmp_path / "checkpoints" / ".step-000009.tmp").mkdir()
     assert last_checkpoint(tmp_path)[0] == 2
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_of_and_the_last_one_stays(inputs, tmp_path, monkeypatch):
+    save = torch.save
+
+    def cut_short(data, path, *arguments):
+        save(data, path, *arguments)
+        if "000004" in str(path) and "rank" in str(path):
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")  # what torch says of a full disk
+
+    monkeypatch.setattr(checkpoint.torch, "save", cut_short)
+    changes = {"train__steps": 6, "train__checkpoint_every": 2, "train__keep_checkpoints": 9}
+    status, recorder = trained(tiny_config(inputs, **changes), tmp_path / "full")
+    assert status == "done" and len(curve(recorder, "train/loss")) == 6
+    assert sorted(path.name for path in (tmp_path / "full" / "checkpoints").iterdir()) == ["step-000002", "step-000006"]
+    told = [event for event in recorder.events if event["kind"] in ("checkpoint", "storage_error")]
+    assert [(event["kind"], event["step"]) for event in told] == [("checkpoint", 2), ("storage_error", 4), ("checkpoint", 6)]
+    assert told[1]["file"].endswith("step-000004") and "unexpected pos" in told[1]["error"]
 
 
 def test_a_damaged_checkpoint_is_refused_with_the_way_out(inputs, tmp_path):
