@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gradlens.errors import ConfigError
 
 # scalar of a record -> the event that tells of it
 FLAWS = {
@@ -22,3 +25,11 @@ def flaws_in(scalars: Mapping[str, float]) -> Iterator[tuple[str, str, dict[str,
         if flaw in FLAWS and value >= LEAST.get(flaw, 0):
             kind, reason = FLAWS[flaw]
             yield flaw, kind, {"reason": reason.format(count=int(value), value=value), "where": where}
+
+
+def as_number(value: Any, what: str) -> float:
+    """A float. Raises `ConfigError`, which names `what` is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{what} is a {type(value).__name__} ({value!r:.60}), expected a number") from None

@@ -120,21 +120,17 @@ class Learning:
 
     def read_updates(self, scalars: dict[str, float]) -> None:
         """Effect of the parameter change since the last such reading, added to the totals."""
-        if self.probe is None:
+        exact = self.observe.update == "exact"
+        if self.probe is None or (self._parameters if exact else self._short) is None:
             return
-        if self.observe.update == "exact":
-            if self._parameters is None:
-                return
+        if exact:
             now = trainable_parameters(self.model)
-            for name in now.keys() - self._parameters.keys():  # trained from here on, as layers are that a loop unfreezes by and by
-                self._parameters[name] = now[name].clone()
+            self._parameters |= {name: now[name].clone() for name in now.keys() - self._parameters.keys()}  # unfrozen since
             found = read_update(self.model, self.dictionaries, self._update_rows(), self._parameters, now, self.observe.tokens)
             changes = {name: (reading.acts, reading.direction) for name, reading in found.items()}
             for name, value in now.items():
                 self._parameters[name].copy_(value)
         else:
-            if self._short is None:
-                return
             before, self._short = self._short, read_probe(self.model, self.dictionaries, self._update_rows(), self.observe.tokens)
             changes = {name: self._difference(name, self._short[name], before[name]) for name in self.dictionaries}
         for name, values in changes.items():

@@ -26,7 +26,7 @@ from gradlens.control import Control
 from gradlens.dictionary import Dictionary
 from gradlens.displaced import Displaced, held_by
 from gradlens.errors import ConfigError, InputError
-from gradlens.flaws import flaws_in
+from gradlens.flaws import as_number, flaws_in
 from gradlens.hookpoints import canonical, d_model, in_stream
 from gradlens.hooks import Hooks
 from gradlens.learning import Learning
@@ -36,7 +36,7 @@ from gradlens.routers import Routers, event_of
 from gradlens.rules import Policy
 from gradlens.selftest import check_passed, self_test
 from gradlens.top import table
-from gradlens.trainable import check_policy, check_trainable, is_sharded, left_to_others, scaler_of, scaler_on_the_stack, stepped
+from gradlens.trainable import after_closure, check_policy, check_scaler, check_trainable, is_sharded, left_to_others, scaler_of, stepped
 from gradlens.world import Single, World, flat_sum_
 
 log = logging.getLogger(__name__)
@@ -195,19 +195,12 @@ class Lens:
 
     def set_rows(self, row_ids: Iterable[int]) -> None:
         """Numbers of the rows of the next forward pass, one for each row of its batch: what each taught is kept (`gradlens examples`).
-
-        To be said before each forward pass. One whose batch has another number of rows raises `RunError`.
-        """
+        To be said before each forward pass; one whose batch has another number of rows raises `RunError`."""
         self.hooks.rows = tuple(int(row) for row in row_ids)
 
     def log(self, scalars: dict[str, float]) -> None:
         """Scalars that belong to the current step's record. Raises `ConfigError` for what is no number."""
-        for key, value in scalars.items():
-            try:
-                self._scalars[key] = float(value)
-            except (TypeError, ValueError):
-                found = f"{type(value).__name__} ({value!r:.60})"
-                raise ConfigError(f"lens.log: {key} is a {found}, expected a number") from None
+        self._scalars.update({key: as_number(value, f"lens.log: {key}") for key, value in scalars.items()})
 
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch to train on: with the `rewrite` rules carried out (`input_ids`, `attention_mask`, `labels`; shapes stay).
@@ -283,19 +276,9 @@ class Lens:
 
     def _on_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """Before the optimizer's step; where it is given a closure (Lightning), between that closure's backward pass and the step."""
-        self._check_first_step()
-        closure = kwargs.get("closure") or next((value for value in args[1:] if callable(value)), None)
-        if closure is None:
-            self._before_step()
-            return None
-
-        def then_ours() -> Any:
-            loss = closure()
-            self._before_step()
-            return loss
-
-        given = {**kwargs, "closure": then_ours} if "closure" in kwargs else kwargs
-        return tuple(then_ours if value is closure else value for value in args), given
+        if not self._stepped:
+            check_scaler(self.scaler)
+        return after_closure(args, kwargs, self._before_step)
 
     @outside_autocast
     def _before_step(self) -> None:
@@ -305,12 +288,6 @@ class Lens:
         flat_sum_(self.world, self.control.counters())
         self.control.step = self.step
         self.control.before_step()
-
-    def _check_first_step(self) -> None:
-        if self._stepped or self.scaler is not None:
-            return
-        if scaler_on_the_stack() is not None:
-            raise ConfigError("a GradScaler scales the loss, and gradlens was not told of it: give watch(..., scaler=scaler)")
 
     def _check_fired(self) -> None:
         """After the first backward pass: hooks that were not passed read nothing, for ever. Compiled models do that."""
@@ -375,8 +352,7 @@ class Lens:
     def _measure_start(self) -> None:
         self.learning.begin(self.probe)
 
-    def _rates(self, hookpoint: str) -> Tensor | None:
-        """Share of tokens on which each feature fires, as far as that is known."""
+    def _rates(self, hookpoint: str) -> Tensor | None:  # share of tokens on which each feature fires, as far as that is known
         return self.start[hookpoint].rate if self.start is not None else self.dictionaries[hookpoint].metadata.get("firing_rate")
 
     def _mean(self, hookpoint: str) -> Tensor | None:

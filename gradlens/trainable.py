@@ -7,6 +7,7 @@ A reading is only right where it is known what the optimizer's gradient is made 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -94,6 +95,23 @@ def stepped(optimizer: Any) -> Any:
     return optimizer if "_optimizer_step_pre_hooks" in getattr(optimizer, "__dict__", {}) else getattr(optimizer, "optimizer", optimizer)
 
 
+def after_closure(args: tuple, kwargs: dict[str, Any], ours: Callable[[], None]) -> tuple[tuple, dict[str, Any]] | None:
+    """What an optimizer's step is to be given so that `ours` runs between its closure's backward pass and the change of the parameters;
+    None where there is no closure, and `ours` has run."""
+    closure = kwargs.get("closure") or next((value for value in args[1:] if callable(value)), None)
+    if closure is None:
+        ours()
+        return None
+
+    def then_ours() -> Any:
+        loss = closure()
+        ours()
+        return loss
+
+    given = {**kwargs, "closure": then_ours} if "closure" in kwargs else kwargs
+    return tuple(then_ours if value is closure else value for value in args), given
+
+
 def left_to_others(model: nn.Module, optimizer: Any) -> str | None:
     """What is to be said where this optimizer does not have all that is trained: another one may step after it."""
     mine = {id(parameter) for group in stepped(optimizer).param_groups for parameter in group["params"]}
@@ -142,15 +160,14 @@ def scaler_of(optimizer: Any) -> Any:
     return getattr(optimizer, "scaler", None)
 
 
-def scaler_on_the_stack() -> Any:
-    """A `torch.amp.GradScaler` that is stepping the optimizer right now, if there is one."""
-    frame = sys._getframe(1)
+def check_scaler(scaler: Any) -> None:
+    """Raise `ConfigError` where a `torch.amp.GradScaler` is stepping the optimizer right now and none has been told of."""
+    frame = sys._getframe(1) if scaler is None else None
     while frame is not None:
         owner = frame.f_locals.get("self")
         if isinstance(owner, torch.amp.GradScaler) and owner.is_enabled():
-            return owner
+            raise ConfigError("a GradScaler scales the loss, and gradlens was not told of it: give watch(..., scaler=scaler)")
         frame = frame.f_back
-    return None
 
 
 def check_policy(policy: Policy, before: Policy, model: nn.Module, sharded: bool, observe: ObserveSettings) -> None:
