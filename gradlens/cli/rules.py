@@ -154,7 +154,7 @@ def suggest(
     changes: SetOption = [],  # noqa: B006 (typer reads it)
     json_output: JsonOption = False,
 ) -> None:
-    """Read some training rows and say which rule would suppress a concept, and what to expect. Trains nothing; takes about a minute.
+    """Read some training rows and say which rule would suppress a concept, and what to expect. Trains nothing; takes a minute or two.
 
     Where data.wanted says which files hold what should be learned, the rule is the one that suits their rows; the others may all go.
 
@@ -196,9 +196,16 @@ def suggest(
     model, tokenizer = load_model(settings.model.name, settings.model.dtype)
     dictionaries = {name: load_dictionary(source) for name, source in by_place(settings.dictionaries, "dictionaries").items()}
     sources = [load_examples(source, tokenizer, settings.data.max_length, settings.data.loss_on) for source in settings.data.train]
+    texts = 0
+
+    def advance(n: int = 1) -> None:
+        nonlocal texts
+        texts += n
+        tell("reading examples and rows: texts", done=texts)
+
     tell("reading examples and rows")
     about, data = named[concept] if concept else found[0], settings.data
-    said, _ = read(model, tokenizer, dictionaries, about, sources, data.max_length, show=show, wanted=data.wanted or ())
+    said, _ = read(model, tokenizer, dictionaries, about, sources, data.max_length, advance, show=show, wanted=data.wanted or ())
     if json_output:
         print_json(said.as_dict())
         return
