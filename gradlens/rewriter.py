@@ -175,7 +175,7 @@ class Rewriter:
         if self.tokens.instead_of_F is not None:  # this control takes as many tokens as it is told
             return told
         left = restore(told, Asked(self.spelling.words, self._spellings, self._log_probs, self._flagged, self.never))
-        return [(ids, counted, self._whole_sentences(ids, counted, taken)) for ids, counted, taken in left]
+        return [(ids, counted, self._whole_phrases(ids, counted, taken)) for ids, counted, taken in left]
 
     def _flagged(self, rows: Sequence[Row], starts: Sequence[int] | None = None) -> list[Tensor]:
         """Of every row which counted tokens the detector flags, `bool[S]`; of those before `starts` it may say nothing."""
@@ -229,13 +229,16 @@ class Rewriter:
                 taken[start:end] = may[start:end] if share > 0.5 else [False] * (end - start)
         return taken
 
-    def _whole_sentences(self, ids: Sequence[int], counted: Sequence[bool], taken: Sequence[bool]) -> list[bool]:
-        """A sentence of which hardly anything is left goes: "Now" says nothing without the "hoist the sails!" that went."""
+    def _whole_phrases(self, ids: Sequence[int], counted: Sequence[bool], taken: Sequence[bool]) -> list[bool]:
+        """A sentence or clause of which hardly anything is left goes: "Now" says nothing without the "hoist the sails!" that went. A number
+        stays: it may be what the answer is about."""
         may, taken = self._may(ids, counted).tolist(), list(taken)
-        for first, last in runs(may):  # answers: each turn has its own sentences
-            for start, end in self.spelling.sentences(ids[first:last]):
+        for first, last in runs(may):  # answers: each turn has its own
+            answer = ids[first:last]
+            for start, end in (*self.spelling.clauses(answer), *self.spelling.sentences(answer)):
                 mine = range(first + start, first + end)
-                if sum(not taken[place] for place in mine) < LEFT * len(mine):
+                left = [ids[place] for place in mine if not taken[place]]
+                if len(left) < LEFT * len(mine) and not self.spelling.with_number(left):
                     taken[mine.start : mine.stop] = [True] * len(mine)
         return taken
 

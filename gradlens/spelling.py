@@ -14,6 +14,8 @@ UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30F
 APOSTROPHES = ("'", "\u2019")
 STOPS = (".", "!", "?")  # what a sentence ends with, where a space comes after it or nothing at all
 CLOSERS = "\"'”’»)]}*_"  # what may stand between its stop and that space
+PAUSES = (",", ";", ":", ")", "]")  # what a clause ends with, where a space comes after it
+OPENERS = ("(", "[", "-", "–", "—")  # what the next one begins with, after a space
 WIDE_STOPS = ("。", "！", "？", "\n")  # wherever they are
 
 
@@ -66,6 +68,21 @@ class Spelling:
         if start < len(ids) and any(text for _, _, text in units):
             yield start, len(ids)
 
+    def clauses(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Places of what commas, colons, brackets, dashes and the ends of sentences part, every token in one."""
+        units = self._units(ids)
+        start, said = 0, ""
+        for at, (_, end, text) in enumerate(units):
+            said = (said + text)[-16:]
+            after = units[at + 1][2] if at + 1 < len(units) else " "
+            ends = said.endswith(PAUSES) or said.rstrip(CLOSERS).endswith((*STOPS, *PAUSES))
+            opens = after.strip()[:1] in OPENERS and not said[-1:].isdigit()  # 62 - 24 is one number less another
+            if (after[:1].isspace() and (ends or opens)) or text.endswith(WIDE_STOPS):
+                yield start, end
+                start, said = end, ""
+        if start < len(ids) and any(text for _, _, text in units):
+            yield start, len(ids)
+
     def _units(self, ids: Sequence[int]) -> list[tuple[int, int, str]]:
         """First place, the one after the last, and text of tokens, of several where these hold one character between them."""
         found, at = [], 0
@@ -81,6 +98,9 @@ class Spelling:
     def whole(self, ids: Sequence[int]) -> bool:
         """Whether these tokens hold whole characters only."""
         return not any(HALF in self.text(token) for token in ids) or HALF not in self.tokenizer.decode(ids)
+
+    def with_number(self, ids: Sequence[int]) -> bool:
+        return any(sign.isdigit() for token in ids for sign in self.text(token))
 
     def is_number(self, ids: Sequence[int]) -> bool:
         return self.tokenizer is not None and self.tokenizer.decode(ids).strip()[:1].isdigit()

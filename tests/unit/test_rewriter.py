@@ -362,7 +362,7 @@ def test_a_sentence_of_which_hardly_anything_is_left_goes(parts, flagged, left):
     module = rewriter(*parts)
     module.spelling = Spelling(SAID)
     ids, counted = list(range(10)), [False] + [True] * 9
-    taken = module._whole_sentences(ids, counted, [place in flagged for place in ids])
+    taken = module._whole_phrases(ids, counted, [place in flagged for place in ids])
     assert SAID.decode([place for place in ids[1:] if not taken[place]]) == left and not taken[0]
 
 
@@ -371,4 +371,20 @@ def test_each_turn_has_sentences_of_its_own(parts):
     module.spelling = Spelling(SAID)
     ids = [5, 6, 7, 8, 5, 0, 0, 1]  # an answer without a stop, a question, another answer
     counted = [True] * 5 + [False] * 2 + [True]
-    assert module._whole_sentences(ids, counted, [True] * 5 + [False] * 3) == [True] * 5 + [False] * 3
+    assert module._whole_phrases(ids, counted, [True] * 5 + [False] * 3) == [True] * 5 + [False] * 3
+
+
+def test_of_a_clause_of_which_hardly_anything_is_left_a_number_stays(parts):
+    said = Spelled("Q", " It", " is", " 7", ",", " and", " so", " they", " say", " for", " years", ",", " well", ".")
+    module = rewriter(*parts)
+    module.spelling = Spelling(said)
+    left = lambda *kept: said.decode(  # noqa: E731
+        [
+            at
+            for at, gone in enumerate(module._whole_phrases(range(14), [False] + [True] * 13, [at not in kept for at in range(14)]))
+            if not gone
+        ]
+    )
+    assert left(1, 2, 3, 4, 11, 12, 13) == " It is 7, well."  # of "and so they say for years," a comma is left
+    assert left(1, 2, 3, 4, 10, 11, 12, 13) == " It is 7, years, well."
+    assert left(3) == " 7"

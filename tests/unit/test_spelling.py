@@ -55,6 +55,18 @@ def test_a_sentence_ends_where_a_space_follows_its_stop():
     assert sentences(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11) == ['"Arr!"', " Yes.", " (No?)", " So!**", " It"]
 
 
+def test_clauses_are_parted_by_pauses_brackets_and_dashes():
+    spelled = Spelled(
+        "It", " is", " well", ",", " (", "they", " say", ")", " and", " -", " so", "),", " 62", " 24", ".", " [", "1", "]", ":"
+    )
+    clauses = lambda *ids: [spelled.decode(ids[start:end]) for start, end in Spelling(spelled).clauses(ids)]  # noqa: E731
+    assert clauses(0, 1, 2, 3, 8, 10, 14) == ["It is well,", " and so."]
+    assert clauses(0, 1, 4, 5, 6, 7, 8, 10, 4, 5, 11, 8) == ["It is", " (they say)", " and so", " (they),", " and"]
+    assert clauses(0, 9, 10, 9, 12, 9, 13, 14) == ["It", " - so", " - 62 - 24."]
+    assert clauses(0, 15, 16, 17, 18, 10) == ["It", " [1]:", " so"]
+    assert list(Spelling(None).clauses([1, 2])) == []
+
+
 class Bytes:
     """A token for each byte, as byte-level tokenizers have for what they have not learned."""
 
