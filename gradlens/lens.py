@@ -328,10 +328,11 @@ class Lens:
         self._spent = {}
         self._scalars = {}
         self.hooks.end_step()
-        if observed:
-            self.projector.finish(record, self.world, self._emit)
-        else:
-            self.projector.skip(record, self._emit)
+        with self._clock("step"):  # on a CPU tokens have waited for this; told with the next step
+            if observed:
+                self.projector.finish(record, self.world, self._emit)
+            else:
+                self.projector.skip(record, self._emit)
 
     # -- drift ----------------------------------------------------------------------------------------------------------------
 
