@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -57,27 +57,25 @@ class Spelling:
 
     def sentences(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Places of sentences, every token in one; none where tokens spell nothing."""
-        units = self._units(ids)
-        start, said = 0, ""
-        for at, (_, end, text) in enumerate(units):
-            said = (said + text)[-16:]
-            after = units[at + 1][2][:1] if at + 1 < len(units) else " "
-            if text.endswith(WIDE_STOPS) or (after.isspace() and said.rstrip(CLOSERS).endswith(STOPS)):
-                yield start, end
-                start, said = end, ""
-        if start < len(ids) and any(text for _, _, text in units):
-            yield start, len(ids)
+        return self._parted(ids, lambda said, after: said.rstrip(CLOSERS).endswith(STOPS))
 
     def clauses(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Places of what commas, colons, brackets, dashes and the ends of sentences part, every token in one."""
+
+        def ends(said: str, after: str) -> bool:
+            opens = after.strip()[:1] in OPENERS and not said[-1:].isdigit()  # 62 - 24 is one number less another
+            return opens or said.endswith(PAUSES) or said.rstrip(CLOSERS).endswith((*STOPS, *PAUSES))
+
+        return self._parted(ids, ends)
+
+    def _parted(self, ids: Sequence[int], ends: Callable[[str, str], bool]) -> Iterator[tuple[int, int]]:
+        """Places of parts that end where a space comes next and `ends(said so far, what comes next)`, or with a wide stop."""
         units = self._units(ids)
         start, said = 0, ""
         for at, (_, end, text) in enumerate(units):
             said = (said + text)[-16:]
             after = units[at + 1][2] if at + 1 < len(units) else " "
-            ends = said.endswith(PAUSES) or said.rstrip(CLOSERS).endswith((*STOPS, *PAUSES))
-            opens = after.strip()[:1] in OPENERS and not said[-1:].isdigit()  # 62 - 24 is one number less another
-            if (after[:1].isspace() and (ends or opens)) or text.endswith(WIDE_STOPS):
+            if text.endswith(WIDE_STOPS) or (after[:1].isspace() and ends(said, after)):
                 yield start, end
                 start, said = end, ""
         if start < len(ids) and any(text for _, _, text in units):
