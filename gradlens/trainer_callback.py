@@ -17,7 +17,7 @@ from gradlens.hookpoints import unwrap
 from gradlens.own import before_training
 from gradlens.rollouts import Rollouts
 from gradlens.rules import Rule, load_rules
-from gradlens.watching import Top, Watch, watch
+from gradlens.watching import Top, Watch, as_list, observed, watch
 
 _SCALARS = {"loss": "train/loss", "learning_rate": "train/lr", "grad_norm": "train/grad_norm", "eval_loss": "eval/loss"}
 _LIKELIHOOD = ("SFTConfig",)  # of TRL's trainers those whose loss is the mean of -log p over the counted tokens
@@ -45,8 +45,8 @@ class GradLensCallback(TrainerCallback):
         if self._open:  # an earlier train() ended in an exception
             self._close(RuntimeError)
         options = {"tokenizer": processing_class, "wandb": _wandb_of(args), "rows": train_dataloader, **self.options}
-        observe, kind = options.get("observe") or ObserveSettings(), _trl_kind(args)
-        rules = load_rules(list(options.get("rules", ())))
+        observe, kind = observed(options.get("observe")) or ObserveSettings(), _trl_kind(args)
+        rules = load_rules(as_list(options.get("rules", ())))
         if args.label_smoothing_factor > 0 and rules:
             raise ConfigError(
                 "label_smoothing_factor: the trainer then takes the labels away before it calls the model, and rules would act on the "

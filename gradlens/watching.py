@@ -160,8 +160,7 @@ def watch(
         )
     if run is not None and not re.fullmatch(RUN_NAME, str(run)):
         raise ConfigError(f"watch(run=...) is the first part of a folder's name, of letters, digits, '.', '_' and '-'; found {run!r}")
-    rules = [rules] if isinstance(rules, (str, Path, Rule, Mapping)) else list(rules)
-    observe = _observed(observe)
+    rules, observe = as_list(rules), observed(observe)
     if not isinstance(concepts, Mapping):
         concepts = load_concepts([concepts] if isinstance(concepts, (str, Path, Concept)) else list(concepts))
     brought = {} if isinstance(concepts, Mapping) else direction_sources(concepts)
@@ -209,7 +208,12 @@ def watch(
     return lens
 
 
-def _observed(observe: ObserveSettings | Mapping[str, Any] | None) -> ObserveSettings | None:
+def as_list(rules: Any) -> list[Any]:
+    """Rules as they may be given: one alone, or several."""
+    return [rules] if isinstance(rules, (str, Path, Rule, Mapping)) else list(rules)
+
+
+def observed(observe: ObserveSettings | Mapping[str, Any] | None) -> ObserveSettings | None:
     if observe is None or isinstance(observe, ObserveSettings):
         return observe
     try:

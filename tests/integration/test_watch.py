@@ -130,6 +130,13 @@ def test_rules_act_under_the_trainer(saved, tmp_path):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
 
 
+def test_the_trainers_rules_may_be_a_file_and_its_settings_a_mapping(saved, tmp_path):
+    (tmp_path / "rules.yaml").write_text(f"- {{mode: route, features: {{{HOOK}: [1]}}, gain: 0.0}}\n")
+    callback = gradlens.GradLensCallback({HOOK: saved}, rules=str(tmp_path / "rules.yaml"), observe={"drift_every": 2}, run=None)
+    trainer(tiny_model(), tmp_path, [callback]).train()
+    assert [rule.mode for rule in callback.lens.policy.rules] == ["route"] and callback.lens.observe.drift_every == 2
+
+
 def test_rules_are_refused_where_the_trainer_takes_the_labels_away(saved, tmp_path):
     rule = {"mode": "route", "features": {HOOK: [1]}, "gain": 0.0}
     for rules in ([], [rule]):
