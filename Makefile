@@ -28,7 +28,7 @@ demo: setup  ## all set-up, then the demo: fine-tune, watch concepts being learn
 	@$(BIN)/gradlens demo
 
 test: model  ## all set-up, then the tests (PYTEST_ARGS=... is passed on)
-	@$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: setup  ## ruff: rules and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
