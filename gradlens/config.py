@@ -85,7 +85,9 @@ class ObserveSettings(Settings):
 
     every: int = Field(1, ge=1, description="Steps between attributions.")
     tokens: Literal["response", "all"] = Field(
-        "response", description="Positions that count: tokens the loss counts, or all; never padding nor the first token."
+        "response",
+        description="Positions that count: tokens the loss counts, or all; never padding nor the first token. Gradients are read where "
+        "these are predicted as well.",
     )
     estimators: list[Literal["taught", "push", "attribution", "energy", "unexplained", "activation"]] = Field(
         ["taught", "push", "attribution", "unexplained"],

@@ -67,10 +67,13 @@ def test_two_processes_read_what_one_reads(results, mode):
     for mine, theirs in zip(two["scalars"], one["scalars"], strict=True):
         assert mine.keys() == theirs.keys() and len(mine) > 20
         for key, value in theirs.items():
-            # a concept's reading is a mean over features, whose parts may cancel: it is as exact as the largest of them
-            parts = [columns[reading] for columns in one["totals"].values() if (reading := key.rpartition("/")[2]) in columns]
-            largest = max((column.abs().max().item() for column in parts), default=0.0) if key.startswith("concept/") else 0.0
-            assert mine[key] == pytest.approx(value, rel=1e-5, abs=max(1e-7, 1e-5 * largest / len(one["scalars"]))), key
+            allowed = 1e-7
+            if mode == "fsdp-amplified" and key.startswith("concept/"):
+                # a mean over a concept's features, whose parts cancel: as exact as the largest reading of a step
+                reading = key.rpartition("/")[2]
+                largest = [columns[reading].abs().max().item() for columns in one["totals"].values() if reading in columns]
+                allowed = max(allowed, 1e-5 * max(largest, default=0.0) / len(one["scalars"]))
+            assert mine[key] == pytest.approx(value, rel=1e-5, abs=allowed), key
     near = {"rel": 10 * tolerance, "abs": 1e-2 * tolerance}
     assert two["rows"] == [[(*row[:2], pytest.approx(row[2], rel=10 * tolerance), pytest.approx(row[3], **near)) for row in part]
                            for part in one["rows"]]  # fmt: skip
