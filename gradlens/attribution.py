@@ -18,8 +18,10 @@ from torch import Tensor
 from gradlens.dictionary import Dictionary
 from gradlens.encoding import TILE, TOKENS, encode_active, used_rows
 from gradlens.engine import Impl, choose
+from gradlens.precision import HALF
 from gradlens.products import linear
 
+WHOLE = 6  # how many times as fast half precision is multiplied as float32, on tensor cores
 GRAM = 10**7  # products of rows with each other that are kept: 40 MB in float32
 Active = tuple[Tensor, Tensor]  # `encode_active`
 
@@ -100,15 +102,24 @@ def feature_sums(idx_TK: Tensor, weight_TK: Tensor, F: int) -> Tensor:
     return torch.zeros(F, dtype=weight_TK.dtype, device=weight_TK.device).index_add_(0, idx_TK.flatten(), weight_TK.flatten())
 
 
-def energy(dictionary: Dictionary, g_TD: Tensor, impl: Impl = "auto") -> Tensor:
+def energy(dictionary: Dictionary, g_TD: Tensor, impl: Impl = "auto", precision: str = "float32") -> Tensor:
     """`energy[F]` = Σ_t <g_t, d̂_i>²: how much gradient there is along i, whatever its sign.
 
-    d̂ᵀ(GᵀG)d̂ (2D²(T + F)) where that is cheaper, else token by token (2TDF), a tile at a time. Additive over tokens.
+    d̂ᵀ(GᵀG)d̂ (2D²(T + F)) where that is cheaper, else token by token (2TDF), a tile at a time. Additive over tokens. `precision`: a half
+    precision that W_dec is kept in and g has been in: the kernels then multiply in it.
     """
     T, D = g_TD.shape
     which, by_gram = choose(impl, g_TD), T * dictionary.d_sae > D * (T + dictionary.d_sae)
     if which == "eager":
         return energy_eager(dictionary, g_TD)
+    in_half = dictionary.W_dec.dtype == HALF.get(precision) and T * dictionary.d_sae < WHOLE * D * (T + dictionary.d_sae)
+    if which == "triton" and in_half and T:
+        from gradlens import kernels
+
+        # by a power of two: nothing is rounded that was in half precision once, and a small gradient is not 0 in float16
+        exponent = torch.frexp(g_TD.abs().amax())[1]
+        total_F = kernels.energy_sum(torch.ldexp(g_TD, -exponent).to(dictionary.W_dec.dtype), dictionary.W_dec)
+        return torch.ldexp(torch.ldexp(total_F, exponent), exponent) / dictionary.norms / dictionary.norms
     wide_TD = g_TD.to(torch.promote_types(g_TD.dtype, torch.float32))  # second moments of half precision could vanish
     gram_DD = wide_TD.T @ wide_TD if by_gram else None
     if which == "triton":

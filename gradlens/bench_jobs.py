@@ -109,13 +109,15 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-def shape_job(name: str, tokens: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Job:
+def shape_job(name: str, tokens: int, device: torch.device, dtype: torch.dtype | None = None) -> Job:
     """`BLOCKS` blocks of a shape with random weights and a LoRA adapter, read by a random dictionary, on rows of random tokens.
 
-    The dictionary's thresholds are set so that a token has the shape's number of active features. Raises `ConfigError` for an unknown name.
+    `dtype`: of the weights; None: bfloat16 on a GPU, where such models are trained in it, else float32. The dictionary's thresholds are
+    set so that a token has the shape's number of active features. Raises `ConfigError` for an unknown name.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     if name not in SHAPES:
         raise ConfigError(f"--shape: unknown shape {name!r}; there is {', '.join(SHAPES)}")
     shape, generator = SHAPES[name], torch.Generator().manual_seed(0)

@@ -145,13 +145,16 @@ def bench(job: Job, arms: Sequence[str], steps: int, device: torch.device, progr
                     losses[arm].append(loss)
             progress("measuring", done=min(step + 1, steps), total=steps)
         entries = [_entry(arm, seconds, losses, job) for arm in arms]
-    peaks = measured_peaks(device)
+    dtype = next(job.model.parameters()).dtype
+    peaks = measured_peaks(device, dtype)
     for entry in entries:
         arm = entry["arm"]
-        entry |= {"job": job.name, "tokens": tokens, "reading_seconds": float(np.median(readings[arm]))}
+        entry |= {"job": job.name, "tokens": tokens, "dtype": str(dtype).removeprefix("torch.")}
+        entry |= {"reading_seconds": float(np.median(readings[arm]))}
         entry |= {"reading_peak_bytes": int(meters[arm].peak_bytes), **peaks}
         wanted = NAIVE if arm == "naive" else lenses[arm].observe.estimators if arm in lenses else []
-        flops, moved = (sum(part) for part in zip(*(work(d, tokens, wanted) for d in job.dictionaries.values()), strict=True))
+        dictionaries = lenses[arm].dictionaries if arm in lenses else job.dictionaries
+        flops, moved = (sum(part) for part in zip(*(work(d, tokens, wanted) for d in dictionaries.values()), strict=True))
         floor = max(flops / peaks["peak_flops"], moved / peaks["peak_bandwidth"])
         entry |= {"flops": flops, "bytes": moved, "floor_seconds": floor}
     return entries
@@ -242,6 +245,8 @@ def _copy(model: nn.Module) -> nn.Module:
 def _naive(model: nn.Module, dictionaries: dict[str, Dictionary], meter: Meter) -> ExitStack:
     """What one would write first: per hookpoint the dense activations and the dense product of gradients and directions."""
     stack, totals = ExitStack(), {name: 0.0 for name in dictionaries}
+    dtype = next(model.parameters()).dtype
+    dictionaries = {name: dictionary.to(dtype=dtype) for name, dictionary in dictionaries.items()}
 
     def watch(name: str, h: Tensor) -> None:
         dictionary = dictionaries[name]

@@ -99,6 +99,11 @@ class ObserveSettings(Settings):
         description="Share of a batch's tokens, drawn at random, whose active features are looked at; sums stay unbiased, and concepts get "
         "the standard errors `taught_se` and `attribution_se`. push and energy always see all.",
     )  # fmt: skip
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="In which dictionaries are kept and active features found; sums stay in float32 and longer. auto: on a GPU that of the "
+        "model, where it is a half precision (its weights, or what accelerate and Trainer run it in), else float32; on a CPU float32.",
+    )
     left_out: bool = Field(
         False,
         description="Read rows that rules leave out as well: they cost as much as the others then. false: `gradlens run` does not give "

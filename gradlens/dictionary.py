@@ -171,6 +171,14 @@ class Dictionary:
         x_TD = self.normalised(x_TD)[0]
         return x_TD - self.b_dec.to(x_TD.dtype) if self.apply_b_dec_to_input else x_TD
 
+    @functools.cached_property
+    def folded_bias(self) -> Tensor:
+        """`b_enc` with what `b_dec` takes from the input, `[F]` in `work_dtype`: for products with an input that is left as it is."""
+        if not self.apply_b_dec_to_input:
+            return self.b_enc
+        taken = [self.b_dec.double() @ columns.double() for columns in self.W_enc.split(max(1, 2**21 // self.d_in), dim=1)]
+        return (self.b_enc.double() - torch.cat(taken)).to(self.work_dtype)
+
     def preactivations(self, x_TD: Tensor, features: Tensor | None = None) -> Tensor:
         """Encoder output before the activation, `[T, F]`, or `[T, S]` for the given features."""
         x_TD = self.encoder_input(x_TD)

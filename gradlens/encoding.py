@@ -223,7 +223,11 @@ def _by_token(token_P: Tensor, feature_P: Tensor, val_P: Tensor, T: int) -> tupl
 def _by_kernel(dictionary: Dictionary, x_TD: Tensor, k: int) -> tuple[Tensor, Tensor]:
     from gradlens import kernels
 
-    x_TD = dictionary.encoder_input(x_TD)
+    b_F = dictionary.b_enc
+    if x_TD.element_size() < 4 and dictionary.input_norm == "none":
+        b_F = dictionary.folded_bias  # x - b_dec would be rounded once more
+    else:
+        x_TD = dictionary.encoder_input(x_TD)
     if dictionary.activation == "topk":
-        return kernels.encode_topk(x_TD, dictionary.W_enc, dictionary.b_enc, k)
-    return kernels.encode_threshold(x_TD, dictionary.W_enc, dictionary.b_enc, dictionary.threshold, k)[:2]
+        return kernels.encode_topk(x_TD, dictionary.W_enc, b_F, k)
+    return kernels.encode_threshold(x_TD, dictionary.W_enc, b_F, dictionary.threshold, k)[:2]

@@ -24,6 +24,7 @@ from gradlens.dictionary import Dictionary
 from gradlens.encoding import ROOM, encode_active
 from gradlens.errors import RunError
 from gradlens.hookpoints import find_hookpoint, unwrap
+from gradlens.precision import needless, to_encode
 from gradlens.projection import Projector
 from gradlens.reading import side_by_side
 from gradlens.routers import Routers
@@ -161,6 +162,9 @@ class Hooks:
             reference = self.control.references(kwargs)
         batch, self.rows = MicroBatch.of(kwargs, self.observe.tokens, self.rows), None
         if batch is not None:
+            slow = needless(self.observe.precision, batch.keep_BS.device)
+            if slow and self._tell_once("precision", "precision", reason=slow):
+                log.warning("%s", slow)
             unlabelled = self.observe.tokens == "response" and kwargs.get("labels") is None
             if unlabelled and self._tell_once("no_labels", "no_labels", reason=NO_LABELS):
                 log.warning("%s", NO_LABELS)
@@ -338,7 +342,8 @@ class Hooks:
     def encode(self, name: str, h_TD: Tensor) -> tuple[Tensor, Tensor]:
         """The active features that a route rule looks at, before the backward pass."""
         with without_autocast(h_TD.device):
-            return encode_active(self.dictionaries[name], h_TD.to(self.dtype), room=ROOM)
+            dictionary = self.dictionaries[name]
+            return encode_active(dictionary, to_encode(dictionary, h_TD.to(self.dtype), self.observe.precision), room=ROOM)
 
     # -- the head: which tokens teach -------------------------------------------------------------------------------------------
 

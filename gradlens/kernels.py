@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradlens.kernels_encode import (
     DTYPES,
+    FLOAT32,
     INTERPRETED,
     dot,
     encode_threshold,
@@ -190,12 +191,10 @@ class _ScaleAlong(torch.autograd.Function):
         (D, r), x_TD = Q_Dr.shape, x.contiguous().view(-1, Q_Dr.shape[0])
         T = len(x_TD)
         out_TD = torch.empty_like(x_TD, dtype=torch.float32 if INTERPRETED.value else x.dtype)  # the interpreter truncates to bfloat16
-        # Half-precision factors are exact in TF32; the coordinates x Q are not, and are multiplied in three parts.
-        how = "ieee" if torch.float32 in (x.dtype, Q_Dr.dtype) else "tf32x3"
         R = max(16, triton.next_power_of_2(r))
         if T:
             grid = lambda meta: (triton.cdiv(T, meta["BT"]),)  # noqa: E731
-            launch(_scale_kernel, grid, x_TD, Q_Dr.contiguous(), out_TD, float(gain) - 1, T, D, r, PRECISION=how, R=R)
+            launch(_scale_kernel, grid, x_TD, Q_Dr.contiguous(), out_TD, float(gain) - 1, T, D, r, PRECISION=FLOAT32, R=R)
         return out_TD.to(x.dtype).view(x.shape)
 
     @staticmethod

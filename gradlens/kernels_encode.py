@@ -1,8 +1,8 @@
 """Triton kernels that find the active features of tokens, with nothing of size [T, F] in memory. The other kernels: `kernels.py`.
 
 Shape suffixes: T tokens, D d_model, F d_sae, K active features per token, G groups of features. Tensors are float32, bfloat16 or float16,
-on one CUDA device, or on any device under Triton's interpreter. Sums are in float32. Two tensors of different dtype are multiplied in
-float32; two of float32 without TF32. No gradients flow.
+on one CUDA device, or on any device under Triton's interpreter. Sums are in float32. Two tensors of the same half precision are multiplied
+as they are, all others in float32: on tensor cores, in three products of TF32 (`precision`). No gradients flow.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 GROUP = 32  # features whose maximum decides whether they are looked at again
 CHUNK_BYTES = 2**25  # transient memory of `encode_topk`
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# How float32 is multiplied. A factor is two numbers of TF32, so three products of them (the fourth is below 2^-21 of the whole) keep
+# float32's precision but for two bits, which a sum of eight or more terms loses anyway. Tensor cores multiply TF32 at half the speed of
+# half precision, an H100 without them float32 at a fifteenth. AMD's have no such products.
+FLOAT32 = "ieee" if torch.version.hip else "tf32x3"
 
 
 def tuned(configs: list[triton.Config], key: list[str], **options):
@@ -35,8 +39,7 @@ def precision(x: Tensor, W_DF: Tensor) -> str:
         raise ValueError(f"kernels: found widths {x.shape[-1]} and {W_DF.shape[0]}, expected the same")
     if x.dtype not in DTYPES or W_DF.dtype not in DTYPES:
         raise ValueError(f"kernels: found {x.dtype} and {W_DF.dtype}, expected float32, bfloat16 or float16")
-    # Three TF32 products keep all of a float32 factor; two float32 factors are multiplied as they are.
-    return "ieee" if x.dtype == W_DF.dtype else "tf32x3"
+    return "ieee" if x.dtype == W_DF.dtype != torch.float32 else FLOAT32
 
 
 def tiles(rows: str, widest: int = 256) -> list[triton.Config]:
@@ -51,7 +54,7 @@ def worth_trying(configs: list[triton.Config], args: dict, **options) -> list[tr
         return configs[:1]
     if options["PRECISION"] == "tf32x3":
         return [config for config in configs[:-1] if config.kwargs["BF"] <= 128]  # operands of twice the size
-    # Float32 is multiplied without tensor cores, and a large tile would not fit the registers.
+    # without tensor cores a large tile would not fit the registers
     return [configs[0], configs[-1]] if next(iter(args.values())).dtype == torch.float32 else configs[:-1]
 
 

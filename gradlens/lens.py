@@ -30,6 +30,7 @@ from gradlens.flaws import as_number, flaws_in
 from gradlens.hookpoints import canonical, d_model, in_stream
 from gradlens.hooks import Hooks
 from gradlens.learning import Learning
+from gradlens.precision import chosen, kept
 from gradlens.probe import ProbeReading, unpacked
 from gradlens.projection import Members, Projection, Projector
 from gradlens.routers import Routers, event_of
@@ -81,7 +82,8 @@ class Lens:
         there, and for a model or an optimizer that cannot be watched (`trainable.py`).
         """
         self.model, self.optimizer = model, optimizer
-        self.observe = observe or ObserveSettings()
+        observe = observe or ObserveSettings()
+        self.observe = observe.model_copy(update={"precision": chosen(observe.precision, model, optimizer)})
         self.recorder, self.world = recorder, world or Single()
         check_trainable(model, optimizer, self.world)
         self.sharded = is_sharded(model)
@@ -91,10 +93,8 @@ class Lens:
         device = next(model.parameters()).device
         # float32 whatever the model trains in; float64 only where the model itself is (tests of exactness)
         self.dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
-        # what is kept in half precision stays in it
         self.dictionaries = {
-            canonical(name): dictionary.to(device, self.dtype if dictionary.W_dec.dtype == dictionary.work_dtype else None)
-            for name, dictionary in dictionaries.items()
+            canonical(name): kept(dictionary, self.observe.precision, device, self.dtype) for name, dictionary in dictionaries.items()
         }
         self.concepts = {
             concept: {

@@ -20,6 +20,7 @@ from gradlens.dictionary import Dictionary
 from gradlens.encoding import ROOM, encode_active, full
 from gradlens.groups import group_basis
 from gradlens.outbox import Outbox
+from gradlens.precision import to_encode
 from gradlens.sampling import draw, draw_among, variance_of_sum
 from gradlens.step_readings import Contents, read_examples, read_lessons, read_sums
 from gradlens.uptake import taught, taught_by_row
@@ -174,7 +175,7 @@ class Projection:
         for index, key in enumerate(concepts):
             sums.groups[index] += (g_TD @ self._bases[key].to(g_TD.dtype)).double().square().sum()
         if "energy" in wanted:
-            sums.energy += estimators.energy(dictionary, g_TD)
+            sums.energy += estimators.energy(dictionary, g_TD, precision=self.observe.precision)
         learns = "taught" in wanted and tokens.loss_T is not None
         if learns:
             sums.scalars[3] += tokens.loss_T.sum()
@@ -186,7 +187,7 @@ class Projection:
             at_N = draw(T, self.observe.token_share, self._generator(g_TD.device, tokens.step))
             tokens, weight = tokens.map(lambda values: values[at_N]), T / len(at_N)
         if pairs is None:
-            pairs = encode_active(dictionary, tokens.h_TD, room=ROOM)
+            pairs = encode_active(dictionary, to_encode(dictionary, tokens.h_TD, self.observe.precision), room=ROOM)
         idx_TK, val_TK = pairs[0], pairs[1].masked_fill(bad_T[:, None], 0) if every is tokens else pairs[1]
         sums.scalars[5] += (full(dictionary, val_TK) & tokens.counted_T).sum()
         dots_TK, gated_TK = None, None

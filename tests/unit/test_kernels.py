@@ -6,7 +6,12 @@ dtype of the inputs, so the kernels are held to more than the plain form in the 
 the output itself is rounded (`scale_along`), the plain form's error is allowed on top.
 """
 
+import json
 import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,8 +25,9 @@ triton = pytest.importorskip("triton", minversion="3.7" if DEVICE == "cpu" else 
 if DEVICE == "cpu" and isinstance(triton.language.cdiv, triton.JITFunction):
     raise RuntimeError("Triton was imported (by transformers?) before TRITON_INTERPRET=1 was set: set it at the head of tests/conftest.py")
 
-from gradlens import attribution, edits, kernels, kernels_encode  # noqa: E402
+from gradlens import attribution, edits, kernels, kernels_encode, precision  # noqa: E402
 from gradlens.dictionary import Dictionary  # noqa: E402
+from gradlens.encoding import encode_active  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # T, D, F, K. Widths that no block divides, one token, one pair; then a D of whole blocks, and more than one block of tokens.
@@ -324,6 +330,62 @@ def test_a_feature_that_is_active_everywhere_is_summed_over_every_token():
     expected = [0, (val * g).sum().item(), 0]  # whole numbers: exact in any order
     for deterministic in (False, True):
         assert kernels.gated_sum(idx, val, g, W, 3, deterministic).tolist() == expected
+
+
+PRODUCTS = ("_threshold_kernel", "_group_max_kernel", "_group_values_kernel", "_squares_kernel", "_scale_kernel")
+
+
+def test_every_kernel_compiles_for_a_gpu_and_multiplies_on_tensor_cores(tmp_path):
+    """By Triton's compiler and NVIDIA's assembler, which need no GPU; without tensor cores a product takes fifteen times as long."""
+    script = Path(__file__).parents[1] / "compile_kernels.py"
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, str(script), "cuda:90"], env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {entry["kernel"] for entry in made} == {*PRODUCTS, "_gated_kernel", "_segment_sum_kernel"}
+    for entry in made:
+        assert entry["shared"] <= 227 * 1024, entry  # what a block of an H100 can have; of an A100 163
+        assert entry["tensor_cores"] == (entry["kernel"] in PRODUCTS), entry
+
+
+@pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_rounds_the_matrices_and_nothing_else(activation, dtype, monkeypatch):
+    D, F, K = 33, 130, 5
+    plain = replace(make(D, F, activation, torch.float32, k=K), b_dec=10 * random(D, seed=8), apply_b_dec_to_input=True)
+    ours = precision.kept(plain, str(dtype)[6:], torch.device(DEVICE), torch.float32)
+    assert ours.W_enc.dtype == ours.W_dec.dtype == dtype and ours.b_enc.dtype == ours.b_dec.dtype == ours.work_dtype == torch.float32
+    monkeypatch.setattr(precision, "choose", lambda impl, x: "triton")
+    x, g = random(37, D, dtype=dtype), random(37, D, dtype=dtype, seed=7)
+    given = precision.to_encode(ours, x.float(), str(dtype)[6:])
+    assert given.dtype == dtype and given.equal(x)
+    rounded = exact(ours)  # the definition, of the rounded matrices
+    idx, val = encode_active(ours, given, "triton", room=F)
+    bound = pre_bound(ours, x) + (D + 1) * 2**-23 * (ours.b_dec.double().abs() @ rounded.W_enc.abs())
+    sure = torch.ones(37, F, device=DEVICE, dtype=torch.bool)
+    if activation != "topk":
+        level = 0 if plain.threshold is None else plain.threshold.double().clamp_min(0)
+        sure = (rounded.preactivations(x.double()) - level).abs() > bound
+    assert sure.double().mean() > 0.98
+    assert_within(dense(idx, val, F) * sure, rounded.encode(x.double()) * sure, bound)
+    expected = attribution.energy_eager(rounded, g.double())
+    norms = rounded.W_dec.norm(dim=1).square()
+    for scale in (1.0, 2.0**-40):  # smaller than any number of float16
+        found = attribution.energy(ours, g.float() * scale, "triton", str(dtype)[6:])
+        assert_within(found / scale**2, expected, energy_bound(g, ours.W_dec) / norms + 1e-5 * expected)
+
+
+def test_half_precision_is_left_where_the_kernels_cannot_multiply_in_it(monkeypatch):
+    monkeypatch.setattr(precision, "choose", lambda impl, x: "triton")
+    x, device = random(5, 33), torch.device(DEVICE)
+    half = precision.kept(make(33, 130, "topk", torch.float32, k=5), "bfloat16", device, torch.float32)
+    assert precision.to_encode(half, x, "bfloat16").dtype == torch.bfloat16
+    for other in (replace(half, activation="groupmax"), replace(half, activation="batchtopk"), replace(half, input_norm="layer_norm")):
+        assert precision.to_encode(other, x, "bfloat16") is x
+    assert precision.to_encode(half, x, "float32") is x and precision.to_encode(half, x, "auto") is x
+    assert precision.to_encode(make(33, 130, "topk", torch.float32, k=5), x, "bfloat16") is x
+    monkeypatch.setattr(precision, "choose", lambda impl, x: "torch")
+    assert precision.to_encode(half, x, "bfloat16") is x
 
 
 class Largest(TorchDispatchMode):
