@@ -20,6 +20,7 @@ from gradlens.plain_answers import plain_answers
 from gradlens.probe import evenly
 from gradlens.ranking import auc
 from gradlens.row_detector import fit_rows, judged
+from gradlens.spelling import in_text
 
 if TYPE_CHECKING:
     from gradlens.dictionary import Dictionary
@@ -200,7 +201,7 @@ def _begins_a_word(text: str) -> bool:
 
 def _figures(flags: dict[bool, np.ndarray], halves: Sequence[_Half], tokenizer: Any) -> dict[str, float | None]:
     ordinary = Counter(token for text in {tuple(text) for half in halves for text in half.texts[False]} for token in text)
-    words = {token: _begins_a_word(tokenizer.decode([token])) for token in set(halves[1].ids(True))}
+    words = {token: _begins_a_word(in_text(tokenizer, [token])) for token in set(halves[1].ids(True))}
     common = np.array([words[token] and ordinary[token] >= COMMON for token in halves[1].ids(True)])
     own = np.array([words[token] and ordinary[token] == 0 for token in halves[1].ids(True)])
 

@@ -33,6 +33,7 @@ from gradlens.own import OwnReading, before_training, place_in_answer, prompts_o
 from gradlens.probe import ProbeReading, ProbeTokens, read_probe, read_tokens, spread
 from gradlens.routers import RouterReading, Routers, expressing
 from gradlens.significance import MIN_TEXTS, beyond_chance, risen
+from gradlens.spelling import each_in_text
 from gradlens.update import read_update, trainable_parameters
 from gradlens.uptake import Pairs, uptake
 
@@ -383,7 +384,7 @@ class Learning:
     def _words(self, ids_T: Tensor) -> list[str]:
         if self.tokenizer is None:
             return [f"<{i}>" for i in ids_T.tolist()]
-        return self.tokenizer.batch_decode([[i] for i in ids_T.tolist()])
+        return each_in_text(self.tokenizer, ids_T.tolist())
 
     def _ordinary_words(self) -> dict[str, float]:
         if not self._ordinary and self._reference_batches:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -19,6 +20,22 @@ OPENERS = ("(", "[", "-", "–", "—")  # what the next one begins with, after 
 WIDE_STOPS = ("。", "！", "？", "\n")  # wherever they are
 
 
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how SentencePiece writes a byte that has no token
+
+
+def in_text(tokenizer: Any, ids: Sequence[int]) -> str:
+    """What tokens spell inside a text: decoders of SentencePiece and WordPiece take the space before the first away."""
+    before = tokenizer.encode("a", add_special_tokens=False)[-1:]
+    letter, text = tokenizer.decode(before), tokenizer.decode([*before, *ids])
+    return text.removeprefix(letter) if before and text.startswith(letter) else tokenizer.decode(list(ids))
+
+
+def each_in_text(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """`in_text` of every token by itself."""
+    known = {token: in_text(tokenizer, [token]) for token in set(ids)}
+    return [known[token] for token in ids]
+
+
 class Spelling:
     """Asks a tokenizer; without one every token is a word, and nothing is known of it."""
 
@@ -28,7 +45,7 @@ class Spelling:
 
     def text(self, token: int) -> str:
         if token not in self._texts:
-            self._texts[token] = "" if self.tokenizer is None else self.tokenizer.decode([token])
+            self._texts[token] = "" if self.tokenizer is None else in_text(self.tokenizer, [token])
         return self._texts[token]
 
     def words(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -88,7 +105,7 @@ class Spelling:
             end, text = at + 1, self.text(ids[at])
             while HALF in text and end < len(ids) and end - at < LONGEST and HALF in self.text(ids[end]):
                 end += 1
-                text = self.tokenizer.decode(ids[at:end])
+                text = in_text(self.tokenizer, ids[at:end])
             found.append((at, end, text))
             at = end
         return found
@@ -118,7 +135,8 @@ class Spelling:
         if self.tokenizer is None:
             return []
         spelled = self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
-        return [token for token, text in enumerate(spelled) if isinstance(text, str) and any(sign.isdigit() for sign in text)]
+        shown = lambda text: BYTE.sub(lambda found: chr(int(found[1], 16)), text)  # noqa: E731
+        return [token for token, text in enumerate(spelled) if isinstance(text, str) and any(map(str.isdigit, shown(text)))]
 
 
 def _in_word(letter: str) -> bool:

@@ -38,10 +38,10 @@ class Spelled:
         return "".join(self.texts[token] for token in ids)
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """The longest token first."""
+        """The longest token first; of what no token begins with, nothing."""
         ids = []
-        while text:
-            token = max((at for at, known in enumerate(self.texts) if text.startswith(known)), key=lambda at: len(self.texts[at]))
+        while found := [at for at, known in enumerate(self.texts) if known and text.startswith(known)]:
+            token = max(found, key=lambda at: len(self.texts[at]))
             ids.append(token)
             text = text[len(self.texts[token]) :]
         return ids

@@ -14,6 +14,9 @@ class Letters:
     def decode(self, ids, skip_special_tokens=False):
         return "".join(chr(token) for token in ids if token or not skip_special_tokens)
 
+    def encode(self, text, add_special_tokens=False):
+        return list(map(ord, text))
+
 
 class Taker:
     """A rewriter that gives what it was given."""

@@ -1,8 +1,11 @@
 """What tokens spell: words, numbers, beginnings."""
 
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 from words import Spelled
 
-from gradlens.spelling import Spelling
+from gradlens.spelling import Spelling, each_in_text, in_text
 
 NUMBERS = Spelled("THERE", " ARE", " ", "1", "3", "8", "0", " MIN", "UTES", ".", " 2", ",", "500", " feet", "4th")
 NAMES = Spelled(" Rosa", "R", "osa", " is", "Is", "is", "r", "Be", "A", "日", "本", ".", "I")
@@ -73,6 +76,9 @@ class Bytes:
     def decode(self, ids):
         return bytes(ids).decode("utf-8", errors="replace")
 
+    def encode(self, text, add_special_tokens=False):
+        return list(text.encode())
+
 
 def test_tokens_of_one_character_go_together():
     spelling, ids = Spelling(Bytes()), list("ok 🎉 naïve日".encode())
@@ -89,3 +95,27 @@ def test_words_are_found_in_scripts_that_put_spaces_between_them_and_in_no_other
     assert words(3, 4, 5) == [" मौसमी"] and words(8, 9) == [" مرحبا"]
     join = lambda left, right: Spelling(spelled).join(spelled.texts.index(left), spelled.texts.index(right))  # noqa: E731
     assert join(" مر", "حبا") and join(" मौ", "ी") and not join("我们", "海盗") and not join("สวัสดี", "ครับ")
+
+
+def pieces(kind: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words and of parts, whose decoder takes the space before a text's first token away as those of Llama 2 and BERT."""
+    words = ["a", "the", "result", "is", "mate", "##y", "seven"]
+    if kind == "SentencePiece":
+        words = ["▁a", "▁the", "▁result", "▁is", "▁mate", "y", "▁seven", "<0x0A>", "<0x35>", "7"]
+    made = Tokenizer(models.WordLevel({word: at for at, word in enumerate(["<unk>", *words])}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Metaspace() if kind == "SentencePiece" else pre_tokenizers.Whitespace()
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    made.decoder = decoders.Sequence(steps) if kind == "SentencePiece" else decoders.WordPiece()
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+
+
+@pytest.mark.parametrize("kind", ["SentencePiece", "WordPiece"])
+def test_a_decoder_that_takes_the_first_space_away_leaves_words_apart(kind):
+    tokenizer = pieces(kind)
+    spelling, ids = Spelling(tokenizer), list(range(2, 8))  # the result is mate y seven
+    assert tokenizer.decode(ids[:1]) == "the" and in_text(tokenizer, ids[:1]) == " the"
+    assert [tokenizer.decode(ids[start:end]) for start, end in spelling.words(ids)] == ["the", "result", "is", "matey", "seven"]
+    assert not spelling.join(3, 4) and spelling.join(5, 6)
+    assert each_in_text(tokenizer, ids) == [" the", " result", " is", " mate", "y", " seven"]
+    if kind == "SentencePiece":
+        assert spelling.with_digits == [9, 10]  # the byte of 5, and 7; not that of a new line
