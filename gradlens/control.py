@@ -17,6 +17,7 @@ rewritten, and what is said once a step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +51,7 @@ class Control:
         self.policy, self.rules, self.step = Policy(), [], 0
         self.governor, self.cap, self.balance = Governor(self.tell), NormCap(), Balance(lookup.device)
         self._before: list[tuple[Tensor, Tensor, Turn, Tensor, ActiveRule]] = []
+        self._shares: dict[str, float] = {}  # label of a rule -> the share that it touched in the step before, over all ranks
         self._loaded: dict[str, dict[str, Any]] = {}  # rule -> what a checkpoint says it had come to know
 
     def set_policy(self, policy: Policy) -> None:
@@ -318,7 +320,7 @@ class Control:
                 self.tell("not_finite", rule=label, gain=gain, text=text)
                 raise RunError(f"step {self.step + 1}: {text}; give it a gain nearer to 1, or switch it off. Its weights are void")
             if total > 0:
-                scalars[f"rule/{label}/share"] = float(active.touched) / total
+                scalars[f"rule/{label}/share"] = self._shares[label] = float(active.touched) / total
             if active.constrainer is not None and active.constrainer.seen is not None:
                 scalars[f"rule/{label}/measure"] = float(active.constrainer.seen)
             if active.rewriter is not None and float(active.rows) > 0:
@@ -337,12 +339,13 @@ class Control:
     def state_dict(self) -> dict[str, Any]:
         """What rules have come to know: tensors and plain numbers. Each rank has its own of `rules`."""
         rules = {active.rule.model_dump_json(): state for active in self.rules if (state := active.state_dict())}
-        return {"governor": self.governor.state_dict(), "cap": self.cap.state_dict(), "rules": rules}
+        return {"governor": self.governor.state_dict(), "cap": self.cap.state_dict(), "shares": self._shares, "rules": rules}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Before the policy is set."""
         self.governor.load_state_dict(state["governor"])
         self.cap.load_state_dict(state["cap"])
+        self._shares = dict(state.get("shares", {}))
         self._loaded = dict(state.get("rules", {}))
 
     def _measured_at(self, active: ActiveRule) -> str:
@@ -386,7 +389,12 @@ class Control:
             text = f"the gradient's norm under {', '.join(names)} was {norm:.3g}; it is scaled down to {most:.3g}"
             self.tell("norm_capped", rules=names, norm=norm, most=most, text=text)
 
-        self.cap(self.model.parameters(), max((size for _, size in now), default=1.0), tell)
+        shares = [self._shares.get(active.rule.label) for active, _ in now]
+        growth = None if None in shares else 1.0
+        for (active, size), share in zip(now, shares, strict=True) if growth else ():
+            # of a gradient its energy is counted, else tokens, whose gradients are taken to be of one size
+            growth *= math.sqrt(1 + (size**2 - 1) * share) if active.rule.mode in ("grad", "param") else 1 + (size - 1) * share
+        self.cap(self.model.parameters(), max((size for _, size in now), default=1.0), tell, growth)
 
     def _guard(self, active: ActiveRule, before: Tensor, after: Tensor) -> None:
         """Note where an edit has made what was finite not finite."""

@@ -246,3 +246,14 @@ def test_amplified_gradients_are_capped_and_others_never():
     parameter.grad = torch.full((4,), torch.nan)
     first([parameter], 4.0, lambda *found: None)
     assert first.reference == 25
+    told.clear()  # from the second step on it is known how much of the gradient is amplified at all
+    parameter.grad = torch.full((4,), 50.0)
+    first([parameter], 4.0, lambda *found: told.append(found), 1.25)
+    assert parameter.grad.norm().item() == pytest.approx(100) and first.reference == pytest.approx(80) and not told
+    again = NormCap()
+    again.load_state_dict(first.state_dict())
+    for cap in (first, again):
+        parameter.grad = torch.full((4,), 500.0)
+        cap([parameter], 4.0, lambda *found: told.append(found), 1.25)
+        assert parameter.grad.norm().item() == pytest.approx(CAP * 80) and cap.reference == pytest.approx(0.95 * 80 + 0.05 * 800)
+    assert len(told) == 2

@@ -191,6 +191,14 @@ def test_an_amplified_gradient_grows_to_three_times_what_it_was_and_the_run_says
     assert len(scales) == 1 and scales[0] == pytest.approx(3 * reference / event["norm"], rel=1e-4)
 
 
+def test_a_rule_that_touches_nothing_leaves_the_gradient_its_size_but_in_the_first_step():
+    bare, _ = lens_on([], batches=6)
+    norms, recorder = lens_on([{"concept": "c", "mode": "route", "gain": 8.0, "threshold": 1e6}], batches=6)
+    assert norms[0] == pytest.approx(bare[0] * 3 / 8, rel=1e-4)  # how much will be amplified is not known yet
+    assert curve(recorder, "policy/norm_scale") == [pytest.approx(3 / 8, rel=1e-4)]
+    assert set(curve(recorder, "rule/route:c/share")) == {0.0} and norms[1:] == pytest.approx(bare[1:], rel=0.05)
+
+
 @pytest.mark.parametrize("mode", ["ablate", "grad", "param", "update"])
 def test_a_rule_that_makes_numbers_infinite_is_named_and_ends_the_run(mode):
     with pytest.raises(RunError, match=rf"step 1: rule {mode}:c \(gain 1e\+39\) has made finite numbers infinite or NaN"):
