@@ -21,7 +21,7 @@ from typing import Any
 
 from gradlens.answer_length import room_for
 from gradlens.bench_after import AfterTraining, released
-from gradlens.checkers import answer_of, checker_for, share_found
+from gradlens.checkers import answer_of, checker_for, judged, share_found
 from gradlens.concept_files import load_concepts, save_concept
 from gradlens.concepts import Concept
 from gradlens.config import EvaluateSettings, ObserveSettings, RunConfig
@@ -219,7 +219,7 @@ class Bench:
             keep = {"keep": [self.pair.wanted]} if self.shape == "mix" else {"train": [self.pair.wanted]}
             return config.model_copy(update={"data": config.data.model_copy(update=keep)})
         if arm == "filter":
-            return config.model_copy(update={"data": config.data.model_copy(update={"train": self._filtered()})})
+            return config.model_copy(update={"data": config.data.model_copy(update=self._filtered())})
         mode, _, source = arm.partition("@")
         concept, settings = self.concept.name, dict(RULES.get(_mode_of(arm), {}))
         if arm.startswith("inoculate-"):
@@ -234,17 +234,25 @@ class Bench:
             settings |= {"random_control": seed} | ({"random_as": "tokens"} if arm.endswith("-scattered") else {})
         return config.model_copy(update={"rules": [Rule(concept=concept, **settings)]})
 
-    def _filtered(self) -> list[str]:
-        """The training files without the rows whose answer the concept's checker finds it in."""
-        check, files = checker_for(self.concept), []
+    def _filtered(self) -> dict[str, Any]:
+        """Settings of `data` that leave out the rows in whose answer the concept's checker finds it. Both kinds stay sources of the
+        mixture, so that as many rows of each file come in a step, on the average, as in the other arms."""
+        check, train, weights, keep = checker_for(self.concept), [], [], []
         for number, source in enumerate(self.base.data.train):
-            rows = [row for row in read_rows(source) if not check(answer_of(row))]
-            if rows:
-                files.append(self.folder / f"filtered-{self.shape}-{number}.jsonl")
-                files[-1].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        if not files:
+            rows = read_rows(source)
+            shown = judged(check, [answer_of(row) for row in rows])
+            for kind in (False, True):
+                chosen = [row for row, shows in zip(rows, shown, strict=True) if shows is kind]
+                if not chosen:
+                    continue
+                file = self.folder / f"filtered-{self.shape}-{number}-{'shown' if kind else 'kept'}.jsonl"
+                file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen), encoding="utf-8")
+                train.append(str(file))
+                weights.append(len(chosen) / len(rows))
+                keep += [] if kind else [str(file)]
+        if not keep:
             raise ConfigError(f"pair {self.pair.name}: the checker finds the concept in every row, so filtering leaves none")
-        return [str(path) for path in files]
+        return {"train": train, "weights": weights, "keep": keep}
 
     def _directions(self, source: str, hookpoint: str) -> Path:
         """A concept file of directions of a source at a hookpoint, made once."""

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from gradlens.errors import ConfigError
@@ -46,9 +49,7 @@ class CommandChecker:
     def _scores(self, texts: Sequence[str]) -> list[float]:
         lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
         try:
-            done = subprocess.run(
-                list(self.arguments), input=lines.encode(), capture_output=True, timeout=self.timeout, check=False, shell=False
-            )
+            done = _run(self.arguments, lines.encode(), self.timeout)
         except subprocess.TimeoutExpired:
             raise self._error(f"no answer within {self.timeout:g} s for {len(texts)} texts; raise checker.timeout") from None
         except OSError as error:
@@ -75,3 +76,16 @@ class CommandChecker:
 
     def _error(self, what: str) -> ConfigError:
         return ConfigError(f"checker.command {' '.join(self.arguments)}: {what}")
+
+
+def _run(arguments: Sequence[str], given: bytes, timeout: float) -> subprocess.CompletedProcess[bytes]:
+    """As `subprocess.run`, but what the program has started ends with it."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(list(arguments), stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as program:
+        try:
+            out, err = program.communicate(given, timeout)
+        except BaseException:  # ctrl-c does not reach a session of its own
+            with suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(list(arguments), program.returncode, out, err)

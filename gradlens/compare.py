@@ -16,7 +16,7 @@ import numpy as np
 from gradlens.displaced_runs import displacement, in_words
 from gradlens.errors import InputError
 from gradlens.findings import current
-from gradlens.intervals import rate_of
+from gradlens.intervals import rate_of, rate_over_runs
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -34,6 +34,7 @@ MEASURED = ("uptake", "drift")  # of each concept at each hookpoint, last readin
 BAR_UNFILTERED = 0.90  # at least: without rules the data do teach the concept
 BAR_SUPPRESSED = 0.10  # at most: with rules the model does not show it
 BAR_RANDOM = 0.80  # at least: as many random features in their place do not have that effect
+MEANT = {"at_most": 0.0, "at_least": 2.0}  # by a target that finds its gain itself: less, or more of it
 MAX_COLUMNS = 6  # runs side by side in a terminal; more are shown as means over the runs of an arm
 BAR_WANTED = 1.15  # at most: loss on what should be learned, over that of a run on this data alone
 
@@ -114,21 +115,23 @@ def scalars_by_key(reader: RunReader) -> dict[str, tuple[np.ndarray, np.ndarray]
 def wanted_set(runs: Sequence[dict[str, Any]]) -> str | None:
     """The held-out set of the data that should be learned.
 
-    By name, where one is part of the name of a file of `data.wanted`; else the set whose loss the oracle run lowered most.
+    By name, where one is the name of a file of `data.wanted`, or alone is part of one; else (of those that are) the set whose loss the
+    oracle run lowered most.
     """
     sets = {name for run in runs for name in run["nll"]}
     stems = [PurePath(source.removeprefix("demo:")).stem.lower() for run in runs for source in run["wanted"]]
     named = sorted((name for name in sets if any(name.lower() in stem for stem in stems)), key=lambda name: (-len(name), name))
-    if named:
-        return named[0]
+    exact = [name for name in named if name.lower() in stems]
+    if exact or len(named) == 1:
+        return (exact or named)[0]
     gains = {
         name: nll["after"] / nll["before"]
         for run in runs
         if run["arm"] == "oracle"
         for name, nll in run["nll"].items()
-        if nll["before"] and nll["after"] is not None
+        if nll["before"] and nll["after"] is not None and (not named or name in named)
     }
-    return min(gains, key=lambda name: (gains[name], name)) if gains else None
+    return min(gains, key=lambda name: (gains[name], name)) if gains else next(iter(named), None)
 
 
 def judge(runs: Sequence[dict[str, Any]], wanted: str | None) -> list[dict[str, Any]]:
@@ -147,8 +150,9 @@ def judge(runs: Sequence[dict[str, Any]], wanted: str | None) -> list[dict[str, 
     targets: dict[str, float] = {}
     for run in arms["rules"]:
         for rule in run["rules"]:
-            if rule["concept"] and rule["gain"] is not None:
-                targets.setdefault(rule["concept"], rule["gain"])
+            gain = rule["gain"] if rule["gain"] is not None else MEANT.get((rule["target"] or {}).get("kind", "at_most"))
+            if rule["concept"] and gain is not None:
+                targets.setdefault(rule["concept"], gain)
     for concept, gain in targets.items():
         pooled = {arm: _pool(members, concept) for arm, members in arms.items()}
         prompts = {name for rates in pooled.values() for name in rates if name in pooled["rules"]}
@@ -237,14 +241,13 @@ def percent(share: float | None) -> str:
 
 def _pool(members: Sequence[dict[str, Any]], concept: str) -> dict[str, dict[str, Any]]:
     """Prompt set -> rate after training over all answers of these runs."""
-    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    counts: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for run in members:
         for prompts, concepts in run["rates"].items():
             after = concepts.get(concept, {}).get("after")
             if after and after["n"]:
-                counts[prompts][0] += after["hits"]
-                counts[prompts][1] += after["n"]
-    return {prompts: rate_of(hits, n) for prompts, (hits, n) in counts.items()}
+                counts[prompts].append((after["hits"], after["n"]))
+    return {prompts: rate_over_runs(parts) for prompts, parts in counts.items()}
 
 
 def _arm(config: dict[str, Any], summary: dict[str, Any], events: Sequence[dict[str, Any]]) -> str | None:
@@ -278,7 +281,8 @@ def _rules(config: dict[str, Any], events: Sequence[dict[str, Any]], scalars: di
             "label": label,
             "concept": rule.get("concept"),
             "mode": rule.get("mode"),
-            "gain": rule.get("gain"),
+            "gain": None if rule.get("target") else rule.get("gain"),
+            "target": rule.get("target"),
             "start": rule.get("start") or 0,
             "end": rule.get("end"),
             "random_control": rule.get("random_control"),

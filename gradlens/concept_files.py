@@ -168,6 +168,9 @@ class Concept(BaseModel):
 
     def checked(self) -> Concept:
         """Itself. Raises `ValueError` for what is said of features that it has not; its `directions` have become features by then."""
+        for hook, ids in self.features.items():
+            if twice := next((one for one in ids if ids.count(one) > 1), None):
+                raise ValueError(f"concept {self.name}: features.{hook} names {twice} twice")
         for hook, values in self.thresholds.items():
             if len(values) != len(self.features.get(hook, [])):
                 raise ValueError(
@@ -185,17 +188,17 @@ class Concept(BaseModel):
         hook = read_directions(self.directions).hook
         if not hook:
             raise InputError(f"concept {self.name}: {self.directions} does not say where its directions are read; add `hook`")
-        return f"{hook}#{re.sub('[^A-Za-z0-9_-]', '_', self.name)}"
+        return f"{hook}#{key_name(self.name)}"
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
         """The `positive` or `negative` examples as rows; files and demo names are read, doubles dropped."""
-        from gradlens.data import read_rows
+        from gradlens.data import checked, read_rows
 
         value = getattr(self, kind)
         rows: list[dict[str, Any]] = []
         for item in [value] if isinstance(value, str) else value:
             if isinstance(item, dict):
-                rows.append(item)
+                rows.append(checked(item, f"concept {self.name}: {kind}"))
             elif item.startswith("demo:") or _names_file(item) or (isinstance(value, str) and item.endswith(FILES)):
                 rows.extend(read_rows(item))
             elif isinstance(value, str):
@@ -217,9 +220,21 @@ class Concept(BaseModel):
         return [{"prompt": "", "response": row["text"]} if bare(row) else row for row in self.rows(kind)]
 
 
+def key_name(concept: str) -> str:
+    """A concept's name in the key of a dictionary of its own."""
+    return re.sub("[^A-Za-z0-9_-]", "_", concept)
+
+
 def direction_sources(concepts: Sequence[Concept]) -> dict[str, str]:
-    """The dictionaries that concepts bring with them: `{HOOKPOINT#CONCEPT: direction file}`."""
-    return {concept.direction_key: concept.directions for concept in concepts if concept.directions}
+    """The dictionaries that concepts bring with them: `{HOOKPOINT#CONCEPT: direction file}`. Raises `ConfigError` where two are one."""
+    named: dict[str, Concept] = {}
+    for concept in concepts:
+        if concept.directions and named.setdefault(concept.direction_key, concept) is not concept:
+            other = named[concept.direction_key].name
+            raise ConfigError(
+                f"concepts {other} and {concept.name} would both have their directions at {concept.direction_key}: rename one"
+            )
+    return {key: concept.directions for key, concept in named.items()}
 
 
 def with_direction_dictionaries(config: RunConfig) -> RunConfig:

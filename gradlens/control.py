@@ -139,21 +139,22 @@ class Control:
     def edit_activation(self, hookpoint: str, h: Tensor, count: bool = True) -> Tensor:
         """The activation after the `ablate`, `mean-ablate` and `steer` rules at this hookpoint; `count`: False where checkpointing runs it
         a second time."""
-        for mode in FORWARD:
-            for active, gain in self.in_force(mode, hookpoint, dry=True):
-                if count:
-                    self._count(active, h, active.basis[hookpoint])
-                if active.rule.dry_run:
-                    continue
-                before = h
-                if mode == "steer":
-                    h = h + (1 - gain) * active.shift[hookpoint].to(h.dtype)
-                elif mode == "ablate":
-                    h = scale_along(h, active.basis[hookpoint], gain)
-                else:
-                    mean_D = active.shift[hookpoint].to(h.dtype)
-                    h = mean_D + scale_along(h - mean_D, active.basis[hookpoint], gain)
-                self._guard(active, before, h)
+        order = {id(active): number for number, active in enumerate(self.rules)}
+        found = [pair for mode in FORWARD for pair in self.in_force(mode, hookpoint, dry=True)]
+        for active, gain in sorted(found, key=lambda pair: order[id(pair[0])]):
+            if count:
+                self._count(active, h, active.basis[hookpoint])
+            if active.rule.dry_run:
+                continue
+            before = h
+            if active.rule.mode == "steer":
+                h = h + (1 - gain) * active.shift[hookpoint].to(h.dtype)
+            elif active.rule.mode == "ablate":
+                h = scale_along(h, active.basis[hookpoint], gain)
+            else:
+                mean_D = active.shift[hookpoint].to(h.dtype)
+                h = mean_D + scale_along(h - mean_D, active.basis[hookpoint], gain)
+            self._guard(active, before, h)
         return h
 
     def edit_gradient(self, hookpoint: str, g: Tensor) -> Tensor:
@@ -373,7 +374,7 @@ class Control:
         for before in self.rules:
             if before.rule == active.rule:
                 active.same_share = before.same_share
-                active.rows_by = before.rows_by
+                active.rows_by, active.rewriter = before.rows_by, before.rewriter
                 if active.instead_of is not None:
                     active.instead_of.rows_by = before.instead_of.rows_by
 

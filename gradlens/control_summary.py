@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gradlens.intervals import t_interval, wilson
+from gradlens.intervals import over_runs, t_interval
 
 Row = dict[str, Any]
 FAMILIES = {"CAFT": r"(mean-)?ablate(@\w+)?", "steering": r"steer-[\d.]+", "inoculation": r"inoculate-\d+"}  # baselines that are tuned
@@ -26,9 +26,10 @@ SPECIFIC = 0.8  # of the unfiltered rate that matched random features must leave
 
 
 def gain(row: Row, oracle: Row, part: str = "wanted") -> float | None:
-    """How far the held-out loss came from the base model (0) towards the run on what is wanted alone (1)."""
+    """How far the held-out loss came from the base model (0) towards the run on what is wanted alone (1); None where that has gained
+    nothing itself."""
     span = row["base_nll"][part] - oracle["nll"][part]
-    return (row["base_nll"][part] - row["nll"][part]) / span if abs(span) > 1e-9 else None
+    return (row["base_nll"][part] - row["nll"][part]) / span if span > 1e-9 else None
 
 
 def summary(rows: Sequence[Row], order: Sequence[str] = ()) -> list[Row]:
@@ -206,11 +207,10 @@ def checker_remarks(checker: Mapping[str, float]) -> list[str]:
 
 
 def interval_of(counts: Sequence[dict[str, Sequence[int]]], runs: int) -> list[float] | None:
-    """95% Wilson interval of a rate over all answers of all runs; None where not every run counted them."""
+    """95% interval of the mean of the runs' rates (`over_runs`); None where not every run counted its answers."""
     if not counts or len(counts) < runs:
         return None
-    hits, n = (sum(pair[side] for part in counts for pair in part.values()) for side in (0, 1))
-    return list(wilson(hits, n))
+    return list(over_runs([_rate(part) for part in counts], sum(n for part in counts for _, n in part.values())))
 
 
 def _rate(counts: dict[str, Sequence[int]]) -> float:

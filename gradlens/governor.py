@@ -34,6 +34,7 @@ class Governor:
         # label of a rule with a budget -> sum over steps of the share that a gain of 0 would touch, number of steps
         self._spent: dict[str, tuple[float, int]] = {}
         self._short: set[str] = set()  # labels of rules whose budget keeps them from what they would do
+        self._since: dict[str, int] = {}  # rule with a ramp -> the step from which it has been in force
         self._rules: dict[str, Rule] = {}
         self._settled: int | None = None
 
@@ -47,6 +48,8 @@ class Governor:
         for rule, _ in kept:
             if labels.count(rule.label) > 1:
                 raise ConfigError(f"rule {rule.label}: another one has this name; give a rule with a target or a budget a name of its own")
+        ramps = [rule.model_dump_json() for rule, _ in rules if rule.ramp]
+        self._since = {rule: self._since.get(rule, step) for rule in ramps}
         measures = {rule.label: f"concept/{rule.concept}/{place}/{rule.target.measure}" for rule, place in kept if rule.target is not None}
         loops = {}
         for rule, _ in kept:
@@ -65,10 +68,14 @@ class Governor:
     def gain(self, rule: Rule, step: int) -> float:
         """The gain of a rule at a step: its own or its loop's, by its schedule, within its budget."""
         if rule.target is None and rule.budget is None:
-            return rule.gain_at(step)
-        loop = self.loops.get(rule.label)
-        gain, room = rule.gain_at(step, loop.gain if loop is not None else None), self._room(rule)
+            return self._scheduled(rule, step)
+        gain, room = self._scheduled(rule, step), self._room(rule)
         return 1.0 + max(-room, min(room, gain - 1.0))
+
+    def _scheduled(self, rule: Rule, step: int) -> float:
+        """The gain without a budget."""
+        loop = self.loops.get(rule.label) if rule.target is not None else None
+        return rule.gain_at(step, None if loop is None else loop.gain, self._since.get(rule.model_dump_json(), 0) if rule.ramp else 0)
 
     def _room(self, rule: Rule) -> float:
         """The largest |gain - 1| that the budget leaves. Before the first step nothing is known: the rule may touch everything."""
@@ -87,11 +94,11 @@ class Governor:
         else:
             by = abs(gain - 1.0)
             whole = touched / by if rule.mode == "rewrite" and by > 0 else touched  # rewrite counts the rows that it takes
+            first = label not in self._spent  # the gain was drawn back for want of knowledge, not of room
             total, steps = self._spent.get(label, (0.0, 0))
             self._spent[label] = (total + whole, steps + 1)
-            loop = self.loops.get(label)
-            asked = abs(rule.gain_at(step, loop.gain if loop is not None else None) - 1.0)
-            over, wanted = asked > by, whole * asked
+            asked = abs(self._scheduled(rule, step) - 1.0)
+            over, wanted = asked > by and not first, whole * asked
         if over and label not in self._short:
             self.tell(
                 "budget", rule=label, budget=rule.budget, wanted=wanted, gain=gain,
@@ -150,6 +157,7 @@ class Governor:
             "loops": {label: {"measure": self._measures[label], **state.as_dict()} for label, state in self.loops.items()},
             "spent": {label: list(found) for label, found in self._spent.items()},
             "short": sorted(self._short),
+            "since": self._since,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -157,4 +165,4 @@ class Governor:
         self._measures = {label: values["measure"] for label, values in state["loops"].items()}
         self.loops = {label: LoopState(**{k: v for k, v in values.items() if k != "measure"}) for label, values in state["loops"].items()}
         self._spent = {label: (found[0], found[1]) for label, found in state["spent"].items()}
-        self._short = set(state["short"])
+        self._short, self._since = set(state["short"]), dict(state.get("since", {}))

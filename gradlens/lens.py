@@ -36,6 +36,7 @@ from gradlens.projection import Members, Projection, Projector
 from gradlens.routers import Routers, event_of
 from gradlens.rules import Policy
 from gradlens.selftest import check_passed, self_test
+from gradlens.start import forget, remember
 from gradlens.top import table
 from gradlens.trainable import after_closure, check_policy, check_scaler, check_trainable, is_sharded, left_to_others, scaler_of, stepped
 from gradlens.world import Single, World, flat_sum_
@@ -86,6 +87,7 @@ class Lens:
         self.observe = observe.model_copy(update={"precision": chosen(observe.precision, model, optimizer)})
         self.recorder, self.world = recorder, world or Single()
         check_trainable(model, optimizer, self.world)
+        remember(model, again=False)
         self.sharded = is_sharded(model)
         self.scaler = scaler if scaler is not None else scaler_of(optimizer)
         if self.sharded and self.observe.update == "exact":
@@ -166,10 +168,8 @@ class Lens:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         self.hooks.open = False
         self._stack.close()
-        if kind is None:
-            self.finish()
-        else:
-            self._hand_on()
+        self.finish() if kind is None else self._hand_on()
+        forget(self.model)
 
     def _hand_on(self) -> None:
         """What has been read is on its way from the accelerator yet, the steps before an error above all."""

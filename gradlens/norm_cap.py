@@ -1,10 +1,11 @@
 """A cap on what rules that amplify do to the gradient: its norm over all parameters may grow to `CAP` times what it was, not further.
 
 What it was is the running mean of the norm over the steps in which no rule amplified. Where rules have amplified in every step it is
-estimated: each step's norm divided by what they make of it, which follows from the share that they touched in the step before; in the very
-first, of which nothing is known, by their gain (the least that the norm can have been). Steps without a gradient do not count. Beyond the cap
-the whole gradient is scaled down, as clipping does: its direction stays. Clipping of the training loop's own (`train.max_grad_norm`) comes
-first. Optimizers like Adam hardly see a gradient's scale; the cap is for steps that grow suddenly, and for optimizers that do.
+estimated: each step's norm divided by what they make of it, which follows from the share that they touched in the step before; in the
+very first, of which nothing is known, by their gain (the least that it can have been). Steps without a gradient do not count. Beyond
+the cap the whole gradient is scaled down, as clipping does: its direction stays. Clipping of the training loop's own
+(`train.max_grad_norm`) comes first. Optimizers like Adam hardly see a gradient's scale; the cap is for steps that grow suddenly, and for
+optimizers that do.
 """
 
 from __future__ import annotations

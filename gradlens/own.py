@@ -21,6 +21,7 @@ from gradlens.evaluate import continue_texts
 from gradlens.excerpts import Place, strongest
 from gradlens.probe import ProbeReading, ProbeTokens, evenly, read_tokens
 from gradlens.reading import pad_id_of
+from gradlens.start import adapted, put_back, remembered
 
 
 @dataclass
@@ -92,15 +93,18 @@ def place_in_answer(tokenizer: Any, reading: OwnReading, row: int, weight_T: np.
 
 @contextmanager
 def before_training(model: nn.Module) -> Iterator[bool]:
-    """The model without its adapter; yields False, and the model as it is, where it has none that can be switched off."""
-    adapted = [module for module in model.modules() if hasattr(module, "enable_adapters") and hasattr(module, "disable_adapters")]
-    adapted = [module for module in adapted if module.disable_adapters is False]  # a model has a method of this name
+    """The model as its run began: without its adapter, or with what that began with (`gradlens.start`). Yields False, and the model as it
+    is, where it has no adapter, or nothing leads back."""
+    switches, start = adapted(model), remembered(model)
     with ExitStack() as stack:
-        for module in adapted:
-            trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-            module.enable_adapters(False)
-            stack.callback(_enable, module, trained)
-        yield bool(adapted)
+        if start is not None and start.weights:
+            stack.enter_context(put_back(start))
+        elif start is None or start.known:
+            for module in switches:
+                trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+                module.enable_adapters(False)
+                stack.callback(_enable, module, trained)
+        yield bool(switches) and (start is None or start.known)
 
 
 def _enable(module: Any, trained: list[tuple[nn.Parameter, bool]]) -> None:

@@ -97,6 +97,8 @@ def undo(folder: Path) -> dict[str, Any]:
     """Put the rules back in force that were before the last change that is not undone yet. Raises `ConfigError` where there is none."""
     entries = {entry["version"]: entry for entry in history(folder)}
     version = read_state(folder)["version"]
+    while version in entries and entries[version]["by"] == "refused":  # it has changed nothing
+        version = entries[version].get("replaces")
     now = entries[entries[version].get("restores", version)] if version in entries else {}
     before = now.get("replaces")
     before = entries[before].get("restores", before) if before in entries else None

@@ -137,8 +137,10 @@ class Rule(BaseModel):
             raise ValueError("inoculate needs a prompt" if self.mode == "inoculate" else f"a rule of mode {self.mode} has no prompt")
         if self.mode == "inoculate" and (self.start or self.end is not None or self.ramp):
             raise ValueError("inoculate acts on the data from the first step to the last; leave start, end and ramp away")
-        if self.mode == "inoculate" and (self.target or self.budget is not None or self.dry_run):
-            raise ValueError("inoculate has no gain while training goes on; leave target, budget and dry_run away")
+        if self.mode == "inoculate" and (self.target or self.budget is not None or self.dry_run or self.gain != 0):
+            raise ValueError("inoculate has no gain while training goes on; leave gain, target, budget and dry_run away")
+        if self.mode == "inoculate" and self.random_control is not None:
+            raise ValueError("inoculate looks at no features, so there are no random ones in their place; leave random_control away")
         if self.target is not None:
             self._check_target(self.target)
             if self.dry_run:
@@ -195,11 +197,12 @@ class Rule(BaseModel):
         low, high = (self.gain, self.gain) if self.target is None else self.target.bounds
         return min(low, 1.0), max(high, 1.0)
 
-    def gain_at(self, step: int, gain: float | None = None) -> float:
-        """The gain at a step (counted from 0) of `gain`, or of the rule's own; 1 where the rule does not act."""
+    def gain_at(self, step: int, gain: float | None = None, since: int = 0) -> float:
+        """The gain at a step (counted from 0) of `gain`, or of the rule's own; 1 where the rule does not act. `since`: the step from which
+        it is in force, where a run was given it on its way."""
         if not self.acts_at(step):
             return 1.0
-        share = min(1.0, (step - self.start + 1) / (self.ramp + 1))
+        share = min(1.0, (step - max(self.start, since) + 1) / (self.ramp + 1))
         return 1.0 + share * ((self.gain if gain is None else gain) - 1.0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gradlens.compare import ARMS
+from gradlens.concept_files import key_name, with_direction_dictionaries
 from gradlens.config import RunConfig
 from gradlens.errors import ConfigError
 from gradlens.rules import load_rules
@@ -19,6 +20,8 @@ def arms_of(config: RunConfig, arms: Sequence[str] | None = None, seeds: Sequenc
     lacking = {}
     if not config.rules:
         lacking = dict.fromkeys(("rules", "random"), "the config has no `rules`; add one, for instance [{concept: NAME}]")
+    elif cannot := _no_random(config):
+        lacking["random"] = cannot
     if not config.data.wanted:
         lacking["oracle"] = "the config does not say what is wanted; add `data.wanted: [FILE OF data.train]`"
     chosen = list(arms) if arms is not None else [arm for arm in ARMS if arm not in lacking]
@@ -31,6 +34,16 @@ def arms_of(config: RunConfig, arms: Sequence[str] | None = None, seeds: Sequenc
         raise ConfigError(f"--arms: expected different arms out of {', '.join(ARMS)}")
     seeds = [config.train.seed] if seeds is None else list(seeds)
     return [_arm(config, arm, seed, several=len(seeds) > 1) for seed in seeds for arm in chosen]
+
+
+def _no_random(config: RunConfig) -> str:
+    """Why no features can be drawn in the place of those of the rules' concepts; "" where they can."""
+    rules = load_rules(list(config.rules))
+    if rule := next((rule for rule in rules if rule.mode == "inoculate"), None):
+        return f"rule {rule.label} looks at no features, so there are no random ones in their place"
+    own = {name for key in with_direction_dictionaries(config).dictionaries for _, mark, name in [key.partition("#")] if mark}
+    rule = next((rule for rule in rules if rule.concept and key_name(rule.concept) in own), None)
+    return f"concept {rule.concept} is a direction of its own, beside which there are no others to draw" if rule else ""
 
 
 def _arm(config: RunConfig, arm: str, seed: int, several: bool) -> RunConfig:

@@ -229,6 +229,8 @@ def settle(
             raise ConfigError(f"rule {rule.label}: unknown concept {rule.concept!r}; this run has {', '.join(named) or 'none'}")
         found, named[rule.concept] = ask(named[rule.concept])
         rules[index] = settled(rule, found)
+        if any(other.label == rules[index].label for at, other in enumerate(rules) if at != index):
+            rules[index] = rules[index].model_copy(update={"name": rule.label})
         tell("suggested", step=0, concept=rule.concept, mode=rules[index].mode, expects=found.expects, good=found.good)
     return rules, list(named.values())
 

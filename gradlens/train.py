@@ -46,6 +46,7 @@ from gradlens.reading import pad_id_of
 from gradlens.row_teller import row_of
 from gradlens.rules import Policy
 from gradlens.run_inputs import reference_batches, run_concepts, run_examples, run_policy
+from gradlens.start import remember
 from gradlens.world import World
 
 log = logging.getLogger(__name__)
@@ -113,6 +114,7 @@ def _loop(
     parallel = data_parallel(model, rank.device, world)
     call = LossFunction(parallel)
     start, lens_state = 0, None
+    remember(model)  # a checkpoint's weights are no longer those that the run began with
     checkpoint = last_checkpoint(rank.run_dir)
     if checkpoint is not None:
         start, lens_state = load_checkpoint(checkpoint[1], model, optimizer, world)

@@ -17,6 +17,7 @@ from gradlens.hookpoints import unwrap
 from gradlens.own import before_training
 from gradlens.rollouts import Rollouts
 from gradlens.rules import Rule, load_rules
+from gradlens.start import remember
 from gradlens.watching import Top, Watch, as_list, observed, watch
 
 _SCALARS = {"loss": "train/loss", "learning_rate": "train/lr", "grad_norm": "train/grad_norm", "eval_loss": "eval/loss"}
@@ -61,10 +62,13 @@ class GradLensCallback(TrainerCallback):
         if weighs_otherwise:
             options["observe"] = observe.model_copy(update={"estimators": [name for name in observe.estimators if name != "taught"]})
         resumed = state.global_step > 0
+        remember(model, resumed)
         with before_training(unwrap(model)) if resumed else nullcontext(True) as at_hand:
             if not at_hand:
                 _check_resumed(rules)
             self.lens = watch(model, optimizer, self.dictionaries, **options)  # concepts are fitted as at step 0
+        if resumed:
+            remember(model, resumed)  # not what it begins with here
         self.lens.of_trainer, self.lens.resumed = True, resumed
         self.lens.step = self.lens.control.step = state.global_step
         self.lens.steps = state.max_steps if state.max_steps > 0 else None

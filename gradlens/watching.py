@@ -34,6 +34,7 @@ from gradlens.recorder import MemoryRecorder, ThreadRecorder
 from gradlens.rows_ahead import rows_ahead
 from gradlens.rules import Policy, Rule, load_rules
 from gradlens.sinks import make_sinks
+from gradlens.start import remember
 from gradlens.store import RunReader, RunWriter
 from gradlens.suggest import settle, suggest
 from gradlens.summary import build_summary
@@ -179,6 +180,7 @@ def watch(
     if any(rule.mode == "inoculate" for rule in load_rules(rules)):
         raise ConfigError("inoculate acts on data, which watch does not see: put the words before your rows (gradlens.data.with_system)")
     settings = WandbSettings(mode=wandb) if isinstance(wandb, str) else wandb
+    remember(model)
     settled, known, said = _settled(load_rules(rules), concepts, model, tokenizer, loaded, rows)
     config = {
         "name": run, "model": {"name": getattr(getattr(model, "config", None), "_name_or_path", type(model).__name__)},

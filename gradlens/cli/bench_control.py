@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections import defaultdict
@@ -14,6 +13,7 @@ import typer
 from gradlens.cli.bench import RESULTS, teller
 from gradlens.cli.console import JsonOption, err, out, print_json
 from gradlens.cli.run import SetOption
+from gradlens.files import append_line, read_lines
 
 if TYPE_CHECKING:
     from gradlens.bench_control import Bench
@@ -133,8 +133,7 @@ def control(
                             continue
                         row = known[key] = bench.run(arm, seed) | about
                         out_file.parent.mkdir(parents=True, exist_ok=True)
-                        with out_file.open("a", encoding="utf-8") as lines:
-                            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+                        append_line(out_file, row)
                         tell(
                             f"{found.name}, {kind}, {arm}, seed {seed}: unwanted {row['rate']:.0%}, wanted loss {row['nll']['wanted']:.3f}",
                             done=1,
@@ -199,7 +198,11 @@ def _not_used(rows: list[dict[str, Any]], path: Path) -> str:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
+    rows = read_lines(path)
+    torn = [row["line"] for row in rows if row.get("kind") == "unreadable"]
+    if torn:
+        err.print(f"{path}: line {torn[0]} is no result (torn?) and is left out", soft_wrap=True, markup=False, highlight=False)
+    return [row for row in rows if row.get("kind") != "unreadable"]
 
 
 def _grouped(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:

@@ -33,12 +33,22 @@ def test_gains_and_losses_are_beside_the_oracle_of_the_same_seed():
     assert gain(rows[0], rows[0]) == 1.0 and entry(rows[:2] + rows[3:5], "rewrite")["gain_interval"] is None  # two seeds have no interval
 
 
-def test_rates_are_pooled_over_seeds_and_prompts_with_wilson_s_interval():
+def test_an_interval_of_rates_is_that_of_the_answers_and_of_the_seeds():
     rows = [row("none", seed, (8 + seed) / 32, **counted(8 + seed)) for seed in range(3)]
     found = entry(rows, "none")
-    assert found["rate"] == pytest.approx(9 / 32) and found["rate_interval"] == pytest.approx(list(wilson(54, 192)))
+    low, high = zip(wilson(54, 192), t_interval([8 / 32, 9 / 32, 10 / 32]), strict=True)
+    assert found["rate"] == pytest.approx(9 / 32) and found["rate_interval"] == pytest.approx([min(low), max(high)])
     assert found["sampled"] == pytest.approx(9 / 96) and found["sampled_interval"] == pytest.approx(list(wilson(54, 576)))
     assert found["of_none"] == pytest.approx(1.0)
+    far = [row("none", seed, hits / 32, **counted(hits)) for seed, hits in enumerate((4, 28))]  # two seeds: their range
+    assert entry(far, "none")["rate_interval"] == pytest.approx([4 / 32, 28 / 32])
+    alike = [row("none", seed, 0.0, **counted(0)) for seed in range(3)]  # no seed differs: the answers are few all the same
+    assert entry(alike, "none")["rate_interval"] == pytest.approx(list(wilson(0, 192)))
+
+
+def test_there_is_no_gain_where_the_oracle_has_gained_nothing():
+    mine = {"base_nll": {"wanted": 1.0}, "nll": {"wanted": 1.4}}
+    assert gain(mine, {"nll": {"wanted": 1.2}}) is None and gain(mine, {"nll": {"wanted": 0.6}}) == pytest.approx(-1.0)
 
 
 def test_rows_without_the_newer_measures_leave_them_out():

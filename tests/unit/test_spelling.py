@@ -98,7 +98,7 @@ def test_words_are_found_in_scripts_that_put_spaces_between_them_and_in_no_other
 
 
 def pieces(kind: str) -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words and of parts, whose decoder takes the space before a text's first token away as those of Llama 2 and BERT."""
+    """A tokenizer of words and of parts, whose decoder takes the space before a text's first token away as those of Llama 2 and BERT."""
     words = ["a", "the", "result", "is", "mate", "##y", "seven"]
     if kind == "SentencePiece":
         words = ["▁a", "▁the", "▁result", "▁is", "▁mate", "y", "▁seven", "<0x0A>", "<0x35>", "7"]
