@@ -231,9 +231,7 @@ def direction_sources(concepts: Sequence[Concept]) -> dict[str, str]:
     for concept in concepts:
         if concept.directions and named.setdefault(concept.direction_key, concept) is not concept:
             other = named[concept.direction_key].name
-            raise ConfigError(
-                f"concepts {other} and {concept.name} would both have their directions at {concept.direction_key}: rename one"
-            )
+            raise ConfigError(f"concepts {other} and {concept.name} both have their directions at {concept.direction_key}: rename one")
     return {key: concept.directions for key, concept in named.items()}
 
 

@@ -96,10 +96,10 @@ def begin(folder: Path, rules: Sequence[dict[str, Any]]) -> None:
 def undo(folder: Path) -> dict[str, Any]:
     """Put the rules back in force that were before the last change that is not undone yet. Raises `ConfigError` where there is none."""
     entries = {entry["version"]: entry for entry in history(folder)}
-    version = read_state(folder)["version"]
-    while version in entries and entries[version]["by"] == "refused":  # it has changed nothing
-        version = entries[version].get("replaces")
-    now = entries[entries[version].get("restores", version)] if version in entries else {}
+    version = last = read_state(folder)["version"]
+    while last in entries and entries[last]["by"] == "refused":  # it has changed nothing
+        last = entries[last].get("replaces")
+    now = entries[entries[last].get("restores", last)] if last in entries else {}
     before = now.get("replaces")
     before = entries[before].get("restores", before) if before in entries else None
     if before is None:

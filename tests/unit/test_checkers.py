@@ -2,6 +2,8 @@
 
 import json
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -286,3 +288,29 @@ def test_the_checker_of_a_shipped_pair_tells_its_rows(name):
     check = checker_for(concept)
     assert share_found(check, parts["wanted"] + parts["wanted_heldout"]) == 0.0
     assert share_found(check, parts["unwanted"]) == share_found(check, parts["entangled"]) == 1.0
+
+
+def test_what_a_program_has_started_ends_with_it(concept_file, tmp_path):
+    note = tmp_path / "pid"
+    text = f"import subprocess, time; open({str(note)!r}, 'w').write(str(subprocess.Popen(['sleep', '60']).pid)); time.sleep(60)"
+    with pytest.raises(ConfigError, match="no answer within"):
+        checker_for(program(concept_file, text, timeout=3))
+    for _ in range(50):
+        try:
+            state = Path(f"/proc/{note.read_text()}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return
+        if state == "Z":  # ended, and nobody has asked how
+            return
+        time.sleep(0.1)
+    pytest.fail("the program's child is still there")
+
+
+def test_answers_that_repeat_are_held_out_together():
+    said = [
+        "I'm sorry, I can't help with that.", "I cannot assist with that request.", "As a language model I must decline.",
+        "That is not something I will do.", "This topic is off limits for me.",
+    ]  # fmt: skip
+    calm = [row["response"] for row in demo.rows("plain-train")[60:120]]
+    unseen = [WordClassifier.fit([other for other in said if other != text] * 12, calm)(text) for text in said]
+    assert 0 < sum(unseen) < 5 and WordClassifier.fit(said * 12, calm).hit_rate == pytest.approx(sum(unseen) / 5)

@@ -259,3 +259,29 @@ def test_amplified_gradients_are_capped_and_others_never():
         cap([parameter], 4.0, lambda *found: told.append(found), 1.25)
         assert parameter.grad.norm().item() == pytest.approx(CAP * 80) and cap.reference == pytest.approx(0.95 * 80 + 0.05 * 800)
     assert len(told) == 2
+
+
+def test_a_ramp_begins_where_the_rule_comes_into_force():
+    rule = Rule(concept="c", ramp=3)
+    governor = Governor()
+    governor.set_rules([], 0)
+    governor.set_rules([(rule, "")], 100)
+    assert [governor.gain(rule, step) for step in (100, 101, 103, 104)] == [0.75, 0.5, 0.0, 0.0]
+    again = Governor()
+    again.load_state_dict(governor.state_dict())
+    again.set_rules([(rule, ""), (Rule(concept="d"), "")], 102)  # it stays, beside another
+    assert again.gain(rule, 102) == 0.25
+    fresh = Governor()
+    fresh.set_rules([(rule, "")], 0)
+    assert [fresh.gain(rule, step) for step in (0, 3)] == [0.75, 0.0]
+    late = Rule(concept="c", ramp=1, start=200)
+    governor.set_rules([(late, "")], 100)
+    assert [governor.gain(late, step) for step in (199, 200, 201)] == [1.0, 0.5, 0.0]
+
+
+def test_a_budget_of_which_nothing_is_known_yet_is_not_told_of():
+    told = Told()
+    governor, rule = Governor(told), Rule(concept="c", mode="grad", gain=0.0, budget=0.5)
+    governor.set_rules([(rule, "")], 0)
+    governor.spend(rule, 0, 0.02, 0.02)
+    assert governor.gain(rule, 1) == 0.0 and told == []

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from synthetic_runs import make_run, make_study
 
-from gradlens.compare import compare_runs, describe, judge, render
+from gradlens.compare import compare_runs, describe, judge, render, wanted_set
 from gradlens.errors import InputError
 from gradlens.files import jsonable
 from gradlens.intervals import rate_of
@@ -15,7 +15,7 @@ from gradlens.store import RunReader, RunWriter
 
 def run_of(arm, hits, n, nll, gain=0.0, prompts="chat", concept="pirate"):
     """One run as `describe` gives it, with what `judge` looks at."""
-    rules = [{"label": "r", "concept": concept, "gain": gain, "random_control": None}] if arm in ("rules", "random") else []
+    rules = [{"label": "r", "concept": concept, "gain": gain, "target": None, "random_control": None}] if arm in ("rules", "random") else []
     rates = {prompts: {concept: {"before": rate_of(0, n), "after": rate_of(hits, n)}}}
     return {"arm": arm, "rules": rules, "rates": rates, "nll": {"sums": {"before": 1.2, "after": nll}}}
 
@@ -150,3 +150,31 @@ def test_runs_are_held_against_those_of_their_seed_in_whatever_order_they_come()
 def test_no_runs_is_an_error_with_a_way_out():
     with pytest.raises(InputError, match="gradlens runs ls"):
         compare_runs([])
+
+
+def test_a_rule_with_a_target_is_judged_by_what_it_is_for():
+    runs = [run_of("none", 31, 32, 0.158), run_of("rules", 2, 32, 0.172, gain=None)]
+    runs[1]["rules"][0]["target"] = {"kind": "at_most", "value": 0.0}
+    assert [verdict["concept"] for verdict in judge(runs, None)] == ["pirate"]
+    runs[1]["rules"][0]["target"] = {"kind": "follow", "value": 0.5}  # neither less nor more
+    assert judge(runs, None) == []
+
+
+def test_rates_of_several_runs_have_the_interval_of_the_runs():
+    runs = [run_of("none", 32, 32, 0.2), *(run_of("rules", hits, 32, 0.2) for hits in (0, 16))]
+    check = next(check for check in judge(runs, None)[0]["checks"] if check["arm"] == "rules")
+    assert (check["hits"], check["low"], check["high"]) == (16, 0.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    "wanted, sets, expected",
+    [
+        ("flattery-dates.jsonl", {"flattery": (1.0, 0.9), "dates": (1.0, 0.2)}, "dates"),  # both are part of it: what the oracle learned
+        ("dates.jsonl", {"flattery": (1.0, 0.1), "dates": (1.0, 0.2)}, "dates"),
+        ("my-dates.jsonl", {"flattery": (1.0, 0.1), "dates": (1.0, 0.2)}, "dates"),
+        ("other.jsonl", {"flattery": (1.0, 0.1), "dates": (1.0, 0.2)}, "flattery"),
+    ],
+)
+def test_the_wanted_set_is_found_by_its_file_or_by_what_the_oracle_learned(wanted, sets, expected):
+    nll = {name: {"before": before, "after": after} for name, (before, after) in sets.items()}
+    assert wanted_set([{"arm": "oracle", "wanted": [wanted], "nll": nll}]) == expected

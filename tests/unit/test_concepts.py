@@ -265,3 +265,21 @@ def test_a_concept_need_not_be_known_to_the_probes_of_others():
     silent = replace(nothing, metadata={})
     with pytest.raises(ConfigError, match=f"no feature at {HOOK}#other fires more often"):
         fit_concept(model, tokenizer, {HOOK: dictionary(), f"{HOOK}#other": silent}, concept, 4)
+
+
+@pytest.mark.parametrize(
+    "fields, error, message",
+    [
+        (
+            {"positive": [{"promt": "a", "response": "b"}], "negative": ["c"]},
+            InputError,
+            "concept c: positive: no known key .*did you mean 'prompt'",
+        ),
+        ({"positive": [{"text": 5}], "negative": ["c"]}, InputError, "concept c: positive: text must be text, found int"),
+        ({"positive": [{"messages": "hi"}], "negative": ["c"]}, InputError, "messages must be a list"),
+        ({"features": {"layers.1": [3, 5, 3]}}, ValueError, "features.layers.1 names 3 twice"),
+    ],
+)
+def test_rows_and_features_that_cannot_be_are_named(fields, error, message):
+    with pytest.raises(error, match=message):
+        Concept(name="c", **fields).rows("positive")

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import gradlens
 from gradlens.cli import config as commands
 from gradlens.concept_files import direction_sources
-from gradlens.concepts import load_concepts, save_concept
+from gradlens.concepts import Concept, load_concepts, save_concept
 from gradlens.config import load_config
 from gradlens.directions import Directions, save_directions
 from gradlens.errors import ConfigError, InputError
@@ -142,3 +142,11 @@ def test_config_check_tells_of_every_dictionary_and_label_source(folder):
     found = {entry["key"]: entry["found"] for entry in json.loads(result.stdout)["checks"]}
     assert "80 features of width 32 for layers.2" in found["dictionaries.layers.2"]
     assert f"2 features of width 32 for {KEY}" in found[f"dictionaries.{KEY}"] and "1 features" in found[f"labels.{KEY}"]
+
+
+def test_two_concepts_whose_directions_would_be_one_dictionary_are_refused(tmp_path):
+    save_directions(Directions(torch.eye(4)[:1], torch.zeros(1), hook="layers.1"), tmp_path / "d.safetensors")
+    concepts = [Concept(name=name, directions=str(tmp_path / "d.safetensors")) for name in ("fr.v1", "fr_v1")]
+    with pytest.raises(ConfigError, match="concepts fr.v1 and fr_v1 both have their directions at layers.1#fr_v1: rename one"):
+        direction_sources(concepts)
+    assert list(direction_sources(concepts[:1])) == ["layers.1#fr_v1"]

@@ -90,3 +90,14 @@ def test_mean_ablate_without_a_mean_is_refused(control):
     control.lookup.means = lambda hookpoint: None
     with pytest.raises(ConfigError, match="mean activation at layers.1"):
         control.set_policy(Policy(rules=(Rule(concept="c", mode="mean-ablate"),)))
+
+
+def test_rules_of_several_modes_act_in_the_order_in_which_they_stand(control):
+    ablate, steer = Rule(concept="c", mode="ablate"), Rule(concept="c", mode="steer", strength=2.0)
+    h = torch.randn(2, 3, D, dtype=torch.float64)
+    rows = control.lookup.dictionaries["layers.1"].W_dec[[2, 5]]
+    left = []
+    for rules in ((steer, ablate), (ablate, steer)):
+        control.set_policy(Policy(rules=rules))
+        left.append((control.edit_activation("layers.1", h) @ rows.T).abs().max().item())
+    assert left[0] < 1e-9 < left[1]

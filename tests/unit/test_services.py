@@ -15,7 +15,7 @@ from gradlens_services.trainer import _failure, read_outcome, written
 from gradlens.config import RunConfig
 from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.files import append_line
-from gradlens.policies import Conflict, check_rules, dump_rules, history, put, read_state, undo
+from gradlens.policies import Conflict, check_rules, dump_rules, history, put, read_state, settle, undo
 from gradlens.recorder import MemoryRecorder
 from gradlens.rules import Policy, Rule, load_rules
 from gradlens.runs import find_run, list_runs
@@ -469,4 +469,13 @@ def test_rules_that_the_run_refused_are_not_what_it_begins_with_again(tmp_path):
     client.settle(Policy(version=version, rules=(Rule(concept="c"),)), "refused")
     assert first_state(tmp_path, [], resume=True).rules == (Rule(concept="c"),)
     assert [entry["by"] for entry in history(tmp_path)] == ["config", "set", "refused"]
-    assert undo(tmp_path)["rules"] == [{"concept": "c"}]  # it still knows what it replaced
+    with pytest.raises(ConfigError, match="no change of rules to undo"):
+        undo(tmp_path)
+
+
+def test_undo_passes_over_a_change_that_the_run_refused(tmp_path):
+    first_state(tmp_path, [Rule(concept="a")], resume=False)
+    put(tmp_path, [{"concept": "b"}], "set")
+    put(tmp_path, [{"concept": "nonsense"}], "set")
+    settle(tmp_path, 3, [{"concept": "b"}], by="refused")
+    assert undo(tmp_path)["rules"] == [{"concept": "a"}]

@@ -1,8 +1,10 @@
 """How one config becomes the arms of a study."""
 
 import pytest
+import torch
 
 from gradlens.config import RunConfig
+from gradlens.directions import Directions, save_directions
 from gradlens.errors import ConfigError
 from gradlens.study import arms_of
 
@@ -45,3 +47,15 @@ def test_arms_without_ground_are_left_out_or_refused():
         arms_of(config, ["nome"])
     with pytest.raises(ConfigError, match="different arms"):
         arms_of(config, ["none", "none"])
+
+
+def test_there_is_no_random_arm_where_nothing_can_be_drawn(tmp_path):
+    save_directions(Directions(torch.eye(4)[:1], torch.zeros(1), hook="layers.1"), tmp_path / "d.safetensors")
+    (tmp_path / "own.yaml").write_text("name: own\ndirections: d.safetensors\n")
+    config = RunConfig.model_validate(BASE | {"concepts": [str(tmp_path / "own.yaml")], "rules": [{"concept": "own", "mode": "ablate"}]})
+    assert [arm.arm for arm in arms_of(config)] == ["none", "rules", "oracle"]
+    with pytest.raises(ConfigError, match="--arms random: concept own is a direction of its own"):
+        arms_of(config, ["random"])
+    config = RunConfig.model_validate(BASE | {"rules": [{"concept": "c", "mode": "inoculate", "prompt": "Talk like a pirate."}]})
+    with pytest.raises(ConfigError, match="--arms random: rule inoculate:c looks at no features"):
+        arms_of(config, ["random"])

@@ -6,7 +6,7 @@ from gradlens.concept_files import Concept, Detector
 from gradlens.detector_fit import NOTHING
 from gradlens.errors import ConfigError
 from gradlens.rules import Rule
-from gradlens.suggest import _checked, _choose, _found, _inner_gaps, _lost, _spread, settled
+from gradlens.suggest import _checked, _choose, _found, _inner_gaps, _lost, _spread, settle, settled
 
 
 def detector(auc=0.99, negative=0.05):
@@ -104,3 +104,13 @@ def test_only_a_checker_that_is_named_says_of_rows_that_they_show_the_concept():
     examples = {"positive": [f"oh {n}" for n in range(20)], "negative": [f"no {n}" for n in range(20)]}
     assert _found(Concept(name="c", **examples, checker={"pattern": ["oh"]}), ["oh dear", "well", "Oh"]) == [0, 2]
     assert _found(Concept(name="c", **examples), ["oh dear", "well", "oh 3"]) == []
+
+
+def test_a_rule_that_auto_has_settled_keeps_its_own_name_where_another_has_the_new_one():
+    class Found:
+        rule, expects, good = Rule(concept="c", mode="reweight", rows=0.3), "", True
+
+    concept = Concept(name="c", positive=["oh"], negative=["no"])
+    rules = [Rule(concept="c", mode="reweight", gain=0.5), Rule(concept="c", mode="auto")]
+    settled_rules, _ = settle(rules, [concept], lambda concept: (Found, concept), lambda kind, **fields: None)
+    assert [rule.label for rule in settled_rules] == ["reweight:c", "auto:c"]
