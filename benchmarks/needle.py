@@ -167,7 +167,8 @@ def needle(concept: str, arguments: argparse.Namespace) -> dict[str, Any]:
         return round(auc(values[is_needle], values[~is_needle]), 4)
 
     found = {hook: {kind: figure(values[hook]) for kind, values in scores.items()} for hook in dictionaries}
-    found["together"] = {kind: figure(rank(np.stack(list(values.values())))[1]) for kind, values in scores.items()}
+    aucs = [fitted.detection[hook].auc for hook in dictionaries]
+    found["together"] = {kind: figure(rank(np.stack(list(values.values())), aucs)[1]) for kind, values in scores.items()}
     return {
         "concept": concept, "seed": arguments.seed, "share": arguments.share, "rows": len(seen), "needles": int(is_needle.sum()),
         "features": fitted.features, "detection": {hook: fitted.detection[hook].auc for hook in dictionaries}, "auc": found,

@@ -130,10 +130,17 @@ def _holds(entry: Cluster, watched: Mapping[str, Members], everything: frozenset
 
 
 def _beside(learning: Learning, entry: Cluster, watched: Mapping[str, Members]) -> str | None:
-    """The watched concept whose features are active where the cluster is."""
-    alike = {concept: _likeness(learning, entry, mine) for concept, mine in watched.items()}
+    """The watched concept whose features are active where the cluster is, unless its own tokens have become less likely everywhere:
+    ordinary features are active in the places of a concept that is badly told."""
+    alike = {concept: _likeness(learning, entry, mine) for concept, mine in watched.items() if not _falls(learning, mine)}
     best = max(alike, key=alike.get, default=None)
     return best if best is not None and alike[best] >= ALIKE else None
+
+
+def _falls(learning: Learning, mine: Members) -> bool:
+    """Whether the mean uptake of the concept's features is below zero at every hookpoint where it is known."""
+    known = [float(learning.uptake(hookpoint)[0][ids].mean()) for hookpoint, ids in mine if learning.has_uptake(hookpoint)]
+    return bool(known) and max(known) < 0
 
 
 def _likeness(learning: Learning, entry: Cluster, mine: Members) -> float:

@@ -94,6 +94,7 @@ def describe(reader: RunReader) -> dict[str, Any]:
         "nll": _before_after(evaluation, "nll", _finite),
         "rates": _rates(evaluation),
         "checkers": (evaluation.get("after") or evaluation.get("before") or {}).get("checkers") or {},
+        "doubted": sorted({event["concept"] for event in current(events, "doubtful_checker")}),
         "doubts": list(dict.fromkeys(event["text"] for event in current(events, "doubtful_checker"))),
         **{name: dict(found) for name, found in measured.items()},
     }

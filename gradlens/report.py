@@ -137,14 +137,16 @@ def _clusters(run: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _learned(concept: str, run: dict[str, Any]) -> dict[str, Any] | None:
-    """`{"size" of the change (0: no clear one), "heading", "text", "aside"}` of one concept in one run; None where nothing was measured."""
-    changes = []
+    """`{"size" of the change (0: no clear one, or a checker in doubt), "heading", "text", "aside"}` of one concept in one run; None where
+    nothing was measured."""
+    changes, doubted = [], concept in run["doubted"]
     for prompts, concepts in run["rates"].items():
         before, after = ((concepts.get(concept) or {}).get(when) for when in ("before", "after"))
         if before and after:
             clear = after["low"] > before["high"] or after["high"] < before["low"]
             words = f"{percent(before['rate'])} → {percent(after['rate'])} of answers to {prompts} prompts"
-            changes.append((clear * abs(after["rate"] - before["rate"]), words, "" if clear else " (no clear change)"))
+            note = " (its checker is in doubt: see below)" if doubted else "" if clear else " (no clear change)"
+            changes.append(((clear and not doubted) * abs(after["rate"] - before["rate"]), words, note))
     changes.sort(key=lambda change: -change[0])
     by = next((name for name in MEASURED if run[name].get(concept)), MEASURED[-1])
     moved = []

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradlens.concept_files import Concept, load_concepts
 from gradlens.errors import InputError
 from gradlens.files import read_lines
 
@@ -30,19 +32,29 @@ Result = dict[str, Any]
 Tokens = Mapping[tuple[str, int], Mapping[int, float]]  # (hookpoint, row id) -> position -> taught
 
 
-def rank(value_HR: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def rank(value_HR: np.ndarray, aucs_H: Sequence[float] | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`(order[R], score[R], scale[H])`: rows by the mean over hookpoints of value / scale, largest first, equal ones as they come.
 
     The scale is the standard deviation over rows, lest the hookpoint with the larger activations decide alone; a single hookpoint keeps
-    its units. What is not finite counts 0.
+    its units. `aucs`: how well the concept is told at each hookpoint, where that is known; then each counts by the distance of the means
+    that such an AUC has between two normal distributions of width 1 (d', the weights of Fisher's discriminant). What is not finite
+    counts 0.
     """
     value_HR = np.where(np.isfinite(value_HR), value_HR, 0.0)
     size_H = np.abs(value_HR).max(1, initial=0.0)
     scale_H = value_HR.std(1)
     scale_H = np.where(scale_H > 1e-9 * size_H, scale_H, size_H)  # rows that are all alike
     scale_H = np.where((scale_H > 0) & (len(value_HR) > 1), scale_H, 1.0)
+    if aucs_H is not None and len(value_HR) > 1:
+        weight_H = np.array([NormalDist().inv_cdf(min(max(auc, 0.51), 0.999)) for auc in aucs_H])
+        scale_H = scale_H * weight_H.mean() / weight_H
     score_R = (value_HR / scale_H[:, None]).mean(0)
     return np.argsort(-score_R, kind="stable"), score_R, scale_H
+
+
+def aucs_of(concept: Concept) -> dict[str, float]:
+    """How well its features tell it at each hookpoint, on texts that did not choose them."""
+    return {name: found.auc for name, found in concept.detection.items()}
 
 
 def teachers(reader: RunReader, concept: str, hookpoint: str | None = None, limit: int | None = 20) -> Result:
@@ -81,7 +93,9 @@ def teachers_by_concept(reader: RunReader, concepts: Collection[str], limit: int
     return dict(found)
 
 
-def teachers_of(reader: RunReader, features: Mapping[str, Collection[int]], limit: int | None = 20) -> Result:
+def teachers_of(
+    reader: RunReader, features: Mapping[str, Collection[int]], limit: int | None = 20, aucs: Mapping[str, float] | None = None
+) -> Result:
     """The rows that taught some features most, `{hookpoint: ids}`, whether or not anybody named them before the run.
 
     As `teachers`, by `lesson` (above), with `concept` None, `features` what was asked for, no tokens, no `push` nor
@@ -117,6 +131,7 @@ def teachers_of(reader: RunReader, features: Mapping[str, Collection[int]], limi
     seen = _Seen.of(table, list(wanted), ("lesson", "taught", "times"))
     for index, ids in enumerate(wanted.values()):
         seen.columns["lesson"][index] /= len(ids)
+    seen = seen.weighed(aucs or {})
     return _result(seen, "lesson", limit, _texts(reader), {}) | {"concept": None, "features": wanted}
 
 
@@ -181,6 +196,7 @@ class _Seen:
     hookpoints: list[str]
     row_R: np.ndarray  # ids, ascending
     columns: dict[str, np.ndarray]  # float64[H, R]
+    aucs_H: tuple[float, ...] | None = None  # see `rank`
 
     @classmethod
     def of(cls, table: pa.Table, hookpoints: list[str], names: Sequence[str]) -> _Seen:
@@ -199,7 +215,12 @@ class _Seen:
     def only(self, by: str) -> _Seen:
         """The rows that have a figure to go by."""
         kept = np.isfinite(self.columns[by]).any(0)
-        return _Seen(self.hookpoints, self.row_R[kept], {name: column[:, kept] for name, column in self.columns.items()})
+        return replace(self, row_R=self.row_R[kept], columns={name: column[:, kept] for name, column in self.columns.items()})
+
+    def weighed(self, aucs: Mapping[str, float]) -> _Seen:
+        """With how well the concept is told at its hookpoints, if that is known of all."""
+        known = all(name in aucs for name in self.hookpoints)
+        return replace(self, aucs_H=tuple(aucs[name] for name in self.hookpoints)) if known else self
 
 
 def _examples(reader: RunReader, concepts: Collection[str]) -> dict[str, _Seen]:
@@ -213,12 +234,15 @@ def _examples(reader: RunReader, concepts: Collection[str]) -> dict[str, _Seen]:
         f"FROM examples WHERE concept IN ({_list(concepts)}) GROUP BY ALL HAVING times > 0"
     )
     names = np.array(table["concept"].to_pylist(), dtype=object)
+    path = reader.run_dir / "concepts.yaml"
+    told = {concept.name: aucs_of(concept) for concept in load_concepts([path])} if path.is_file() else {}
     found = {}
     for concept in concepts:
         mine = table.filter(names == concept)
         if len(mine):
             hookpoints = _by_depth(set(mine["hookpoint"].to_pylist()))
-            found[concept] = _Seen.of(mine, hookpoints, ("taught", "push", "activation", "times"))
+            seen = _Seen.of(mine, hookpoints, ("taught", "push", "activation", "times"))
+            found[concept] = seen.weighed(told.get(concept, {}))
     return found
 
 
@@ -241,15 +265,15 @@ def _results(reader: RunReader, chosen: list[tuple[str, _Seen]], limit: int | No
 
 
 def _order(seen: _Seen, by: str) -> np.ndarray:
-    return seen.row_R[rank(seen.columns[by])[0]]
+    return seen.row_R[rank(seen.columns[by], seen.aucs_H)[0]]
 
 
 def _result(seen: _Seen, by: str, limit: int | None, texts: Mapping[int, Mapping[str, Any]], tokens: Tokens) -> Result:
     seen = seen.only(by)
-    order, score_R, scale_H = rank(seen.columns[by])
+    order, score_R, scale_H = rank(seen.columns[by], seen.aucs_H)
     whole = score_R[score_R > 0].sum()
     share_R = score_R / whole if whole > 0 else np.zeros_like(score_R)
-    together = {name: rank(seen.columns[name])[1] for name in ("lesson", *SUMS) if name in seen.columns}
+    together = {name: rank(seen.columns[name], seen.aucs_H)[1] for name in ("lesson", *SUMS) if name in seen.columns}
     rows = []
     for index in order[:limit]:
         row_id = int(seen.row_R[index])

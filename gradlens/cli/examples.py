@@ -69,13 +69,14 @@ def examples(
     if concept is not None:
         title, found = concept, teachers(reader, concept, hookpoint, limit)
     else:
+        aucs = None
         if features:
             title, wanted = "features " + " ".join(features), parse_features(features)
         elif cluster is not None:
             title, wanted = _cluster(reader, cluster)
         else:
-            title, wanted = _concept_of_file(reader, concept_file)
-        found = teachers_of(reader, _at(wanted, hookpoint, title), limit)
+            title, wanted, aucs = _concept_of_file(reader, concept_file)
+        found = teachers_of(reader, _at(wanted, hookpoint, title), limit, aucs)
     if _leaves_rows_out(reader):
         err.print(
             "A rule of this run left whole rows out: they taught nothing, and were not read (observe.left_out: true reads them).",
@@ -130,10 +131,10 @@ def _words(cluster: Mapping[str, Any]) -> str:
     return ", ".join(cluster.get("words") or cluster.get("labels") or ["no words"])
 
 
-def _concept_of_file(reader: RunReader, file: str) -> tuple[str, Features]:
-    """Name and features of the one concept in a file, at the hookpoints that the run has."""
+def _concept_of_file(reader: RunReader, file: str) -> tuple[str, Features, dict[str, float]]:
+    """Name and features of the one concept in a file, at the hookpoints that the run has, and how well it is told at each."""
     from gradlens.concept_files import load_concepts
-    from gradlens.teaching import recorded_lessons
+    from gradlens.teaching import aucs_of, recorded_lessons
 
     concepts = load_concepts([file])
     if len(concepts) > 1:
@@ -152,7 +153,7 @@ def _concept_of_file(reader: RunReader, file: str) -> tuple[str, Features]:
     features = {name: ids for name, ids in concept.features.items() if name in known}
     if known and not features:
         raise ConfigError(f"{file}: features at {', '.join(concept.features)}, but the run was read at {', '.join(known)}")
-    return concept.name, features or concept.features
+    return concept.name, features or concept.features, aucs_of(concept)
 
 
 def _leaves_rows_out(reader: RunReader) -> bool:

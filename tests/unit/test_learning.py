@@ -193,6 +193,13 @@ def test_a_cluster_in_the_places_of_a_watched_concept_is_that_concept_s():
     assert "taught is being learned: where its features are active, 1 have been learned beyond chance: ahoy" in told[0]["text"]
     made.alarms(2, [cluster([30])], lambda kind, **fields: told.append(fields))
     assert len(told) == 2
+    again, told = learning(), []  # whose tokens have become less likely: what is learned in its places is something else
+    again.known.pairs[HOOK] = made.known.pairs[HOOK]
+    falling = torch.zeros(12, 80)
+    falling[:, [1, 2]] = -0.1
+    again._uptake = {HOOK: (falling.mean(0), falling, 0.02 * again.start[HOOK].acts.clamp_min(1e-3))}
+    again.alarms(1, [cluster([30])], lambda kind, **fields: told.append(fields))
+    assert [alarm["about"] for alarm in told] == ["mover"]
 
 
 def test_which_texts_express_a_concept_is_for_its_checker_to_say():

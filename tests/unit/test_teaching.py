@@ -1,5 +1,7 @@
 """Which examples taught: ranked by what their tokens taught over all the times they were seen, with those tokens in their place."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
@@ -225,3 +227,15 @@ def test_a_report_gets_the_rows_that_taught_with_their_tokens_marked(reader):
     assert [(row["row_id"], row["taught"], row["source"]) for row in rows] == [(2, 6.0, "train.jsonl"), (0, 4.0, "train.jsonl")]
     assert rows[0]["parts"] == [["ship ", None], ["ahoy", "pirate", 1.0], [" ", None], ["there", "pirate", 0.2]]
     assert found["pirate"]["layers.2"]["by"] == "taught" and found["pirate"]["layers.2"]["of"] == 3
+
+
+def test_a_place_where_the_concept_is_told_badly_counts_for_less():
+    good, bad = np.array([3.0, 2.0, 1.0]), np.array([1.0, 2.0, 3.5])
+    assert rank(np.stack([good, bad]))[0].tolist() != [0, 1, 2]
+    order, score, scale = rank(np.stack([good, bad]), [0.99, 0.6])
+    assert order.tolist() == [0, 1, 2]
+    assert score == pytest.approx((np.stack([good, bad]) / scale[:, None]).mean(0))
+    weight = [NormalDist().inv_cdf(auc) for auc in (0.99, 0.6)]
+    assert scale[0] / scale[1] == pytest.approx(good.std() / bad.std() * weight[1] / weight[0])
+    assert rank(np.stack([good, bad]), [0.5, 0.3])[0].tolist() == rank(np.stack([good, bad]))[0].tolist()  # both are chance
+    assert rank(good[None], [0.6])[1] == pytest.approx(good)
