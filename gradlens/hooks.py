@@ -30,7 +30,7 @@ from gradlens.reading import side_by_side
 from gradlens.routers import Routers
 from gradlens.row_teller import Row
 from gradlens.saved_losses import saved_log_probs
-from gradlens.trainable import entry
+from gradlens.trainable import called, entry
 
 log = logging.getLogger(__name__)
 NO_LABELS = (
@@ -89,7 +89,7 @@ class Hooks:
     def register(self, hook: Callable[..., Any], routers: Routers | None) -> None:
         """Put the hooks on the model; `hook(remove)` is told how each is taken off."""
         untraced = torch.compiler.disable  # compiled models call hooks as they are, between their graphs
-        model, start = unwrap(self.model), entry(self.model)
+        model, start = called(self.model), entry(self.model)
         # Before all other hooks there: the first time the probe set is read, and FSDP2's hook must not have begun a forward pass by then
         hook(start.register_forward_pre_hook(untraced(self._on_model), prepend=True, with_kwargs=True).remove)
         hook(model.register_forward_hook(untraced(self._on_output)).remove)
@@ -101,7 +101,7 @@ class Hooks:
             hook(self.hookpoints[names[0]].watch(untraced(partial(self._on_hookpoint, names))).remove)
         if routers is not None:
             hook(routers.watch(lambda: self._batch if self.observing() else None).close)
-        head = model.get_output_embeddings()
+        head = unwrap(self.model).get_output_embeddings()
         if head is not None:
             hook(head.register_forward_hook(untraced(self._on_head)).remove)
 

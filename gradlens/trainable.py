@@ -26,6 +26,7 @@ _OPTIMIZERS = {
     "DeepSpeedZeroOptimizer": "DeepSpeed steps inside its engine, where no hook sees it; use FSDP2 (fully_shard) or DDP",
     "LayerWiseDummyOptimizer": "it steps layer by layer inside backward, where no step can be seen; use its form that is not layer-wise",
 }  # fmt: skip
+_CALL_FORWARD = ("AdaLoraModel", "AdaptionPromptModel")
 _MODELS = {
     "DataParallel": "nn.DataParallel copies the model in every step, and the copies have no hooks; use DistributedDataParallel",
     "FullyShardedDataParallel": "FSDP1 flattens parameters; use FSDP2 (torch.distributed.fsdp.fully_shard)",
@@ -63,6 +64,10 @@ def check_trainable(model: nn.Module, optimizer: Any, world: World) -> None:
         )
     inner_model = unwrap(model)
     kind = type(inner_model).__name__
+    if not hasattr(inner_model, "get_input_embeddings") or not hasattr(inner_model, "config"):
+        raise ConfigError(f"{kind} is no model of transformers' own; give the language model inside it, which the loop may go on calling")
+    if kind.endswith("ForQuestionAnswering") or (kind.endswith("Model") and inner_model.get_output_embeddings() is None):
+        raise ConfigError(f"{kind} has no head that predicts the next token, and gradlens reads models that do")
     if kind.endswith(("ForSequenceClassification", "ForTokenClassification")):
         raise ConfigError(f"{kind} predicts labels; gradlens reads models that predict the next token")
     if kind.endswith(("ForMaskedLM", "ForPreTraining")) or getattr(getattr(inner_model, "config", None), "is_encoder_decoder", False):
@@ -81,7 +86,13 @@ def is_sharded(model: nn.Module) -> bool:
 
 def entry(model: nn.Module) -> nn.Module:
     """The module to call for readings: past DDP and torch.compile; with FSDP2 the outermost that gathers parameters."""
-    return next((module for module in _wrappers(model) if is_fsdp(module)), unwrap(model))
+    return next((module for module in _wrappers(model) if is_fsdp(module)), called(model))
+
+
+def called(model: nn.Module) -> nn.Module:
+    """The innermost module that is called, so that its hooks run: the model itself, but where an adapter of PEFT calls its `forward`."""
+    tuners = (getattr(module, "base_model", None) for module in _wrappers(model))
+    return next((tuner for tuner in tuners if type(tuner).__name__ in _CALL_FORWARD), unwrap(model))
 
 
 def is_fsdp(module: nn.Module) -> bool:

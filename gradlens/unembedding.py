@@ -33,18 +33,22 @@ def from_unembedding(model: nn.Module, tokenizer: Any, hookpoint: str = "") -> D
 
 
 def load_unembedding(source: str) -> Dictionary:
-    """The dictionary of `unembedding:MODEL`: of the model's files only the output embeddings and the last norm are read."""
-    from gradlens.models import load_tokenizer, resolve_model
+    """The dictionary of `unembedding:MODEL`: only the output embeddings and the last norm are read where safetensors files hold them as
+    they are, otherwise the whole model."""
+    from gradlens.models import load_model, load_tokenizer, resolve_model
     from gradlens.preflight import skeleton
 
     name = source.removeprefix(PREFIX)
     if not name:
         raise InputError(f"{source}: expected the name of a model, for instance {PREFIX}smollm2")
     folder = _folder(resolve_model(name))
-    model = skeleton(str(folder))
+    model, tokenizer = skeleton(str(folder)), load_tokenizer(name)
     head, norm = head_and_norm(model)
-    scale = None if norm is None else norm_scale(norm, _read(folder, model, norm.weight))
-    return _dictionary(_read(folder, model, head.weight), scale, load_tokenizer(name), "", source)
+    W_U, weight_D = _read(folder, model, head.weight), None if norm is None else _read(folder, model, norm.weight)
+    if W_U is None or (norm is not None and weight_D is None):  # in other files, or made of several tensors: transformers knows how
+        head, norm = head_and_norm(load_model(name)[0])
+        return _dictionary(head.weight.detach(), None if norm is None else norm_scale(norm), tokenizer, "", source)
+    return _dictionary(W_U, None if norm is None else norm_scale(norm, weight_D), tokenizer, "", source)
 
 
 def token_texts(source: str) -> list[str]:
@@ -115,12 +119,32 @@ def _folder(source: str) -> Path:
         raise InputError(f"{PREFIX}{source}: the model could not be had ({str(error).splitlines()[0]:.200})") from None
 
 
-def _read(folder: Path, model: nn.Module, weight: Tensor) -> Tensor:
-    """One weight from the model's safetensors files, under any of the names that it has in the model (embeddings may be tied)."""
-    names = [name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is weight]
+def _read(folder: Path, model: nn.Module, weight: Tensor) -> Tensor | None:
+    """One weight from the model's safetensors files, under any of the names that it has in the model (embeddings may be tied) or that
+    transformers turns into one of them; None where no file has it as it is."""
+    names = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is weight}
+    files = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():
-                if any(name == key or name.endswith(f".{key}") for name in names):
-                    return file.get_tensor(key)
-    raise InputError(f"{PREFIX}{folder}: no safetensors file there holds {' or '.join(names)}")
+            files |= dict.fromkeys(file.keys(), path)
+    found = next((key for key in files if any(name == key or name.endswith(f".{key}") for name in names)), None)
+    found = found or next((key for key, name in _renamed(list(files), model) if name in names), None)
+    if found is None:
+        return None
+    with safe_open(files[found], framework="pt") as file:
+        return file.get_tensor(found)
+
+
+def _renamed(keys: list[str], model: nn.Module) -> list[tuple[str, str]]:
+    """The keys of the model's files, each with the name in the model that it is loaded under (GPT-NeoX's head is `embed_out` in its files),
+    less those that are converted as well."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+        mapping, there = get_model_conversion_mapping(model), model.state_dict()
+        renamings, converters = ([entry for entry in mapping if isinstance(entry, kind)] for kind in (WeightRenaming, WeightConverter))
+        found = [(key, *rename_source_key(key, renamings, converters, model.base_model_prefix, there)) for key in keys]
+    except (ImportError, AttributeError, TypeError):  # transformers does not promise these; without them the whole model is loaded
+        return []
+    return [(key, name) for key, name, converted in found if converted is None]

@@ -16,7 +16,7 @@ from gradlens.errors import InputError
 from gradlens.formats import checkpoints, circuit_tracer, crosscoder, dictionary_learning, gemma_scope, openmoss, saelens, sparsify
 from gradlens.formats.live import from_saelens
 from gradlens.formats.place import ASSETS, Place, locate, shipped
-from gradlens.formats.raw import build
+from gradlens.formats.raw import Raw, build
 from gradlens.formats.saelens import CFG
 from gradlens.formats.saelens import write as save_dictionary
 from gradlens.formats.tensors import PICKLES, WEIGHTS
@@ -26,6 +26,8 @@ __all__ = ["ASSETS", "CFG", "check_width", "from_saelens", "load_dictionary", "s
 # Asked in this order; SAELens last, as what calls itself `cfg.json` is one of its folders unless something speaks against it.
 FAMILIES = (gemma_scope, sparsify, openmoss, dictionary_learning, circuit_tracer, crosscoder, checkpoints, saelens)
 _WITHOUT_PARTS = (sparsify, openmoss, dictionary_learning, saelens)
+# What a reader stumbles with over a file that is not as its format has it: names that are not there, shapes that do not fit, other types.
+_MALFORMED = (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError)
 
 
 def load_dictionary(source: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Dictionary:
@@ -49,14 +51,32 @@ def load_dictionary(source: str | Path, device: torch.device | str = "cpu", dtyp
     if is_directions(source):
         return load_directions(source).to(device, dtype)
     place = locate(source)
+    raw = read_raw(place)
+    if raw is None:
+        raise _unknown(place)
+    found = build(raw, device, dtype)
+    found.metadata["source"] = str(source)
+    return found
+
+
+def read_raw(place: Place) -> Raw | None:
+    """What the first reader that recognises a place makes of it; None where none does.
+
+    Raises `InputError`, also for malformed files that no check of the reader's own foresaw. Running out of memory stays what it is.
+    """
     for family in FAMILIES:
-        if family.recognise(place):
-            if family in _WITHOUT_PARTS:
-                place.whole()
-            found = build(family.read(place), device, dtype)
-            found.metadata["source"] = str(source)
-            return found
-    raise _unknown(place)
+        try:
+            if family.recognise(place):
+                if family in _WITHOUT_PARTS:
+                    place.whole()
+                return family.read(place)
+        except torch.OutOfMemoryError:
+            raise
+        except _MALFORMED as error:
+            if "can't allocate memory" in str(error):  # of the CPU: a plain RuntimeError
+                raise
+            raise _malformed(place, family.__name__.rpartition(".")[2], error) from error
+    return None
 
 
 def check_width(dictionary: Dictionary, d_model: int, hookpoint: str) -> None:
@@ -68,6 +88,14 @@ def check_width(dictionary: Dictionary, d_model: int, hookpoint: str) -> None:
             f"{source}: reads vectors of width {dictionary.d_out}, but {hookpoint} of this model has width {d_model}; "
             f"use a dictionary trained on this model" + (f" (this one says {trained})" if trained else "")
         )
+
+
+def _malformed(place: Place, family: str, error: Exception) -> InputError:
+    said = (str(error).strip().splitlines() or [""])[0]
+    return InputError(
+        f"{place.file or place.folder}: recognised as {family}, but not readable as that ({type(error).__name__}: {said:.200}); a tensor "
+        "or an entry of its config is missing or not what the format has there; copy or download it again (docs/dictionaries.md)"
+    )
 
 
 def _unknown(place: Place) -> InputError:

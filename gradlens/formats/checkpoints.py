@@ -8,7 +8,7 @@ from pathlib import Path
 from gradlens.errors import InputError
 from gradlens.formats.place import Place
 from gradlens.formats.raw import Raw
-from gradlens.formats.tensors import PICKLES
+from gradlens.formats.tensors import PICKLES, need
 
 _OPENAI_HOOKS = {
     "resid_post_mlp": "hook_resid_post",
@@ -53,6 +53,7 @@ def read(place: Place) -> Raw:
 
 def _goodfire(place: Place, path: Path) -> Raw:
     found = place.tensors(path)
+    need(found, tuple(f"{side}_linear.{what}" for side in ("encoder", "decoder") for what in ("weight", "bias")), path)
     name = re.fullmatch(r"(.+)-SAE-l(\d+)", path.stem)
     tensors = {"W_enc": found["encoder_linear.weight"].T, "b_enc": found["encoder_linear.bias"],
                "W_dec": found["decoder_linear.weight"].T, "b_dec": found["decoder_linear.bias"]}  # fmt: skip

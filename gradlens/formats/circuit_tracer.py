@@ -8,14 +8,15 @@ i as they act at layer o, `#i` at their own. What layer o puts out is the sum ov
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from gradlens.errors import InputError
 from gradlens.formats.place import Place, locate
 from gradlens.formats.raw import Raw
 from gradlens.formats.tensors import read_slice
+from gradlens.formats.thresholds import per_feature
 
 NAME = "circuit-tracer"
 CFG = ("config.yaml", "config.yml")
@@ -41,10 +42,10 @@ def read(place: Place) -> Raw:
     layer = _one(place, sorted(files) or list(range(len(config.get("transcoders") or []))))
     hooks = {"hookpoint": f"blocks.{layer}.{hook_out or 'hook_mlp_out'}", "hook_in": (f"blocks.{layer}.{hook_in or 'mlp.hook_in'}",)}
     if not files:  # a list of where they are
-        from gradlens.formats import FAMILIES
+        from gradlens.formats import read_raw
 
         there = locate(str(config["transcoders"][layer]).partition("?")[0])
-        raw = next((family.read(there) for family in FAMILIES if family.recognise(there)), None)
+        raw = read_raw(there)
         if raw is None:
             raise InputError(f"{config_path}: transcoders[{layer}]: nothing known at {there.source}")
         raw.hookpoint, raw.hook_in, raw.model_name = hooks["hookpoint"], hooks["hook_in"], model or raw.model_name
@@ -60,13 +61,14 @@ def read(place: Place) -> Raw:
     tensors["W_enc"] = tensors["W_enc"].T
     level = found.get("activation_function.threshold", found.get("threshold"))
     return Raw(
-        NAME, "per-layer transcoder", path, tensors | _threshold(level, tensors["b_enc"]), "relu" if level is None else "jumprelu",
+        NAME, "per-layer transcoder", path, tensors | _threshold(level, tensors["b_enc"], path),
+        "relu" if level is None else "jumprelu",
         model_name=model, **hooks,
     )  # fmt: skip
 
 
-def _threshold(level: Tensor | None, like: Tensor) -> dict[str, Tensor]:
-    return {} if level is None else {"threshold": level.to(torch.promote_types(level.dtype, torch.float32)).flatten().expand(like.shape)}
+def _threshold(level: Tensor | None, b_enc: Tensor, path: Path) -> dict[str, Tensor]:
+    return {} if level is None else {"threshold": per_feature(level, b_enc, path)}
 
 
 def _cross_layer(place: Place, hook_in: str, hook_out: str, model: str | None) -> Raw:
@@ -91,7 +93,7 @@ def _cross_layer(place: Place, hook_in: str, hook_out: str, model: str | None) -
     }  # fmt: skip
     level = own.get(f"threshold_{first}")
     return Raw(
-        NAME, "cross-layer transcoder", decoders[first], tensors | _threshold(level, tensors["b_enc"]),
+        NAME, "cross-layer transcoder", decoders[first], tensors | _threshold(level, tensors["b_enc"], encoders[first]),
         "relu" if level is None else "jumprelu",
         hookpoint=f"blocks.{last}.{hook_out}", hook_in=(f"blocks.{first}.{hook_in}",), model_name=model,
         facts={"part": {"encoder": first, "decoder": last, "of": len(encoders)}, "partial": True},

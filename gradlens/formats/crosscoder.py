@@ -16,6 +16,7 @@ from gradlens.errors import InputError
 from gradlens.formats.place import Place
 from gradlens.formats.raw import Raw
 from gradlens.formats.tensors import PICKLES
+from gradlens.formats.thresholds import measured
 
 NAME = "crosscoder"
 _CODE = {1: "CROSSCODER", 2: "SAE", 3: "MIXED", 4: "NONE", 5: "DECOUPLED"}
@@ -45,6 +46,9 @@ def read(place: Place) -> Raw:
     L, D, F = W_LDF.shape
     if tuple(W_LFD.shape) != (L, F, D):
         raise InputError(f"{path}: decoder.weight has shape {list(W_LFD.shape)}, expected {[L, F, D]} (encoder.weight is {[L, D, F]})")
+    for name, shape in (("encoder.bias", [F]), ("decoder.bias", [L, D])):
+        if list(found[name].shape) != shape:
+            raise InputError(f"{path}: {name} has shape {list(found[name].shape)}, expected {shape} (encoder.weight is {[L, D, F]})")
     chosen = place.part[0] if len(place.part) == 1 else None
     if chosen is None or chosen >= L:
         raise InputError(f"{path}: one encoder for {L} places, a decoder for each; name one: SOURCE#0 to SOURCE#{L - 1}")
@@ -62,9 +66,9 @@ def read(place: Place) -> Raw:
     activation, k = "relu", None
     if "k" in found or "threshold" in found:
         activation, k = "batchtopk", int(found["k"]) if "k" in found else None
-        level = found.get("threshold", torch.tensor(-1.0)).float()
         norm_F = _code_norm(found, config, W_LFD, path)
-        if level.dim() == 0 and level >= 0:
+        level = measured(found["threshold"], path) if "threshold" in found else None
+        if level is not None:
             tensors["threshold"] = level / norm_F
         else:  # the batch chooses by f * norm
             tensors |= {"W_enc": tensors["W_enc"] * norm_F, "b_enc": b_enc * norm_F, "act_scale": 1 / norm_F}

@@ -19,6 +19,7 @@ from gradlens.files import write_atomic
 from gradlens.formats.place import Place
 from gradlens.formats.raw import Raw
 from gradlens.formats.tensors import PICKLES, finite
+from gradlens.formats.thresholds import measured
 from gradlens.hookpoints import layer_of
 
 NAME = "dictionary_learning"
@@ -78,8 +79,8 @@ def read(place: Place) -> Raw:
             tensors[matrix] = tensors[matrix].T
     k = found["k"].item() if "k" in found else trainer.get("k")
     if "threshold" in tensors and tensors["threshold"].dim() == 0:
-        level = tensors.pop("threshold").float()
-        if level >= 0:  # -1: it was never measured, and the batch chooses
+        level = measured(tensors.pop("threshold"), path)
+        if level is not None:
             tensors["threshold"] = level.repeat(tensors["W_enc"].shape[1])
     if interrupted:
         factor = float(data.get("norm_factor") or 1.0)
@@ -100,7 +101,7 @@ def _class_of(found: dict[str, Tensor]) -> str | None:
     if found.get("encoder.weight", torch.zeros(0, 0)).dim() != 2:
         return None  # a crosscoder
     if {"encoder.weight", "decoder.weight", "b_dec", "k"} <= names:
-        return "AutoEncoderTopK" if "threshold" not in names or float(found["threshold"]) < 0 else None
+        return "AutoEncoderTopK" if "threshold" not in names or bool((found["threshold"] < 0).all()) else None
     if {"W_enc", "W_dec", "group_sizes"} <= names:
         return "MatryoshkaBatchTopKSAE"
     for name in ("GatedAutoEncoder", "AutoEncoderNew", "AutoEncoder"):

@@ -16,7 +16,7 @@ from torch import Tensor
 from gradlens.errors import InputError
 from gradlens.formats.place import Place
 from gradlens.formats.raw import Raw
-from gradlens.formats.tensors import read_slice
+from gradlens.formats.tensors import need, read_slice
 
 NAME, NAME_2 = "gemma-scope", "gemma-scope-2"
 _FILES = ("params.npz", "params.safetensors")
@@ -42,7 +42,7 @@ def read(place: Place) -> Raw:
     path = place.weights(*_FILES) or _by_names(place)
     assert path is not None  # recognise has seen it
     tensors = {re.sub(r"^w_(enc|dec)$", r"W_\1", name): value for name, value in place.tensors(path).items()}
-    _need(tensors, ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"), path)
+    need(tensors, ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"), path)
     return _second(place, path, tensors) if path.suffix == ".safetensors" else _first(place, path, tensors)
 
 
@@ -96,7 +96,7 @@ def _read_part(place: Place) -> Raw:
         raise InputError(f"{place.folder}: one encoder per layer, here {listed}; name a part: SOURCE#3, or SOURCE#3:7 for another layer")
     path = files[first]
     tensors = {re.sub(r"^w_(enc|dec)$", r"W_\1", name): value for name, value in place.tensors(path).items()}
-    _need(tensors, ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"), path)
+    need(tensors, ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"), path)
     if tensors["W_dec"].dim() != 3 or last >= tensors["W_dec"].shape[1]:
         raise InputError(
             f"{path}: w_dec has shape {list(tensors['W_dec'].shape)}, expected [d_sae, layers, d_model] with layer {last} in it"
@@ -154,9 +154,3 @@ def _model(config: dict[str, Any], place: Place) -> str | None:
         return None
     name = (name if "google" in name else f"google/{name}").replace("-v3", "-3")
     return name.replace("-pt", "") if "270m" in name else name  # the smallest model's name does not say pt
-
-
-def _need(tensors: dict[str, Tensor], names: tuple[str, ...], path: Path) -> None:
-    missing = [name for name in names if name not in tensors]
-    if missing:
-        raise InputError(f"{path}: {', '.join(missing)} missing; found {', '.join(sorted(tensors)) or 'nothing'}")

@@ -19,6 +19,7 @@ from gradlens.errors import InputError
 from gradlens.formats.place import Place
 from gradlens.formats.raw import Raw
 from gradlens.formats.tensors import PICKLES
+from gradlens.formats.thresholds import per_feature
 
 NAME, NAME_LIBRARY = "llama-scope", "llamascopium"
 _FINAL = ("final.safetensors", "pruned.safetensors", "final.pt")
@@ -62,7 +63,7 @@ def read(place: Place) -> Raw:
     scale_in = _scale(config, config_path, found, tensors["W_enc"].shape[0], "in", hook_in, first)
     scale_out = _scale(config, config_path, found, tensors["W_enc"].shape[0], "out", hook_out, first)
     if activation == "jumprelu":
-        tensors["threshold"] = _threshold(config, config_path, found, tensors["b_enc"], scale_in if first else None)
+        tensors["threshold"] = _threshold(config, config_path, found, path, tensors["b_enc"], scale_in if first else None)
     return Raw(
         NAME_LIBRARY if library else NAME, str(config.get("act_fn", activation)), path, tensors, activation,
         k=k, k_from=config_path.name, hookpoint=hook_out, hook_in=(hook_in,) if hook_in != hook_out else (),
@@ -107,10 +108,12 @@ def _activation(config: dict[str, Any], path: Path, found: dict[str, Tensor], fi
     return name, config.get("top_k", 50) if name in ("topk", "batchtopk") else None
 
 
-def _threshold(config: dict[str, Any], path: Path, found: dict[str, Tensor], like: Tensor, raw_scale: float | None) -> Tensor:
+def _threshold(
+    config: dict[str, Any], path: Path, found: dict[str, Tensor], weights: Path, like: Tensor, raw_scale: float | None
+) -> Tensor:  # fmt: skip
     stored = next((value for name, value in found.items() if name.endswith("log_jumprelu_threshold")), None)
     if stored is not None:
-        return stored.to(torch.promote_types(stored.dtype, torch.float32)).exp().expand(like.shape)
+        return per_feature(stored, like, weights).exp()
     value = config.get("jump_relu_threshold")
     if not isinstance(value, (int, float)):
         raise InputError(f"{path}: jump_relu_threshold is {value!r}, expected a number: it is a jumprelu dictionary")

@@ -71,7 +71,7 @@ def build(raw: Raw, device: torch.device | str = "cpu", dtype: torch.dtype | Non
         tensors["b_enc"] = tensors["b_gate"].new_zeros(tensors["b_gate"].shape)
     k = raw.k
     needs_k = raw.activation in ("topk", "groupmax")
-    if needs_k and (not isinstance(k, (int, float)) or isinstance(k, bool) or k != int(k)):
+    if needs_k and (not isinstance(k, (int, float)) or isinstance(k, bool) or (isinstance(k, float) and not k.is_integer())):
         raise InputError(f"{raw.path.parent / raw.k_from}: k is {k!r}, expected the number of active features per token of this dictionary")
     facts = {"format": raw.format, "architecture": raw.architecture, "model_name": raw.model_name, "firing_rate": raw.firing_rate}
     try:
@@ -103,8 +103,10 @@ def _check(raw: Raw) -> None:
         if tuple(tensor.shape) != expected:
             about = ", ".join(f"{_LETTERS[letter]} {sizes[letter]}" for letter in dict.fromkeys((*letters, "F")))
             raise InputError(f"{raw.path}: {name} has shape {list(tensor.shape)}, expected {list(expected)} ({about})")
-        if not tensor.is_floating_point():
-            raise InputError(f"{raw.path}: {name} holds {tensor.dtype}, expected floating point numbers; quantised weights are not read")
+        if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:  # float8 is scaled by numbers that are elsewhere
+            raise InputError(
+                f"{raw.path}: {name} holds {tensor.dtype}, expected numbers of 16 bits or more; quantised weights are not read"
+            )
         if not finite(tensor):
             raise InputError(f"{raw.path}: {name} holds NaN or infinite values; the file is damaged or its training failed")
 

@@ -135,6 +135,8 @@ def modern(config: dict[str, Any], path: Path) -> dict[str, Any]:
         return config
     config = dict(config)
     kwargs = config.get("activation_fn_kwargs") or {}
+    if not isinstance(kwargs, dict):
+        raise InputError(f"{path}: activation_fn_kwargs: expected an object, found {type(kwargs).__name__}")
     function = config.get("activation_fn", config.get("activation_fn_str")) or "relu"
     if function == "topk":
         config |= {"architecture": "topk", "k": kwargs.get("k", config.get("k"))}

@@ -44,6 +44,8 @@ def read(place: Place) -> Raw:
     activation = config.get("activation", "topk")
     if activation not in ("topk", "groupmax"):
         raise InputError(f"{config_path}: activation is {activation!r}; sparsify knows topk and groupmax")
+    if config.get("signed"):
+        raise InputError(f"{config_path}: signed is true: its features are chosen by their size and can be negative; that is not read")
     tensors = {"W_enc": found["encoder.weight"].T, "b_enc": found["encoder.bias"], "W_dec": found["W_dec"], "b_dec": found["b_dec"]}
     if "W_skip" in found:
         tensors["W_skip"] = found["W_skip"]

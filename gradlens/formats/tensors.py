@@ -113,6 +113,13 @@ def tensors_in(data: Any, path: Path) -> dict[str, Tensor]:
     return {re.sub(r"^(_orig_mod\.|module\.)+", "", name): value for name, value in found.items()}
 
 
+def need(found: dict[str, Tensor], names: tuple[str, ...], path: Path) -> None:
+    """Raise `InputError` where a tensor is missing."""
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise InputError(f"{path}: {', '.join(missing)} missing; found {', '.join(sorted(found)) or 'nothing'}")
+
+
 def finite(tensor: Tensor) -> bool:
     """Whether every value is finite, looked at a few megabytes at a time."""
     if not tensor.dim():

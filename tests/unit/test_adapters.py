@@ -3,7 +3,16 @@
 import pytest
 import torch
 from conftest import read_positions, tiny_batch, tiny_dictionary, tiny_model
-from peft import IA3Config, LoraConfig, PromptTuningConfig, VeraConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    AdaptionPromptConfig,
+    IA3Config,
+    LoraConfig,
+    PromptTuningConfig,
+    TrainableTokensConfig,
+    VeraConfig,
+    get_peft_model,
+)
 
 from gradlens.config import ObserveSettings
 from gradlens.edits import orthonormal_basis
@@ -103,3 +112,58 @@ def test_what_loras_a_carries_past_a_rule_is_told_of(mode):
             pass
         told[case] = sum(event["kind"] == "inexact" for event in lens.recorder.events)
     assert told == {"new": 0, "half": 1, "late": 1, "used": 1}
+
+
+@pytest.mark.parametrize("kind", ["AdaLoRA", "Llama-Adapter"])
+def test_adapters_that_call_the_model_s_forward_are_read_as_others(kind):
+    """PEFT passes the hooks of the model itself by."""
+    config = (
+        AdaLoraConfig(target_modules=TARGETS, total_step=20, init_r=4, target_r=2, task_type="CAUSAL_LM")
+        if kind == "AdaLoRA"
+        else AdaptionPromptConfig(adapter_len=4, adapter_layers=3, task_type="CAUSAL_LM")
+    )
+    model, gradients = adapted(config), []
+    optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.1)
+
+    def look(module, args, output):
+        output.register_hook(lambda g: gradients.append(g.detach()))
+
+    with watched(model, optimizer, Rule(mode="route", features={AT: [0]}, gain=0.5, start=1)) as lens:
+        handle = model.get_base_model().model.layers[2].register_forward_hook(look)
+        model(**tiny_batch()).loss.backward()
+        handle.remove()
+        optimizer.step()
+        totals = lens.totals[AT]["push"].clone()
+        model(**tiny_batch(1)).loss.backward()
+        optimizer.step()
+    expected = -DICTIONARY.along(gradients[0][read_positions(tiny_batch())].sum(0))
+    torch.testing.assert_close(totals, expected, rtol=1e-9, atol=1e-12)
+    assert lens.recorder.records[-1]["scalars"]["rule/route:features/share"] > 0
+
+
+def test_what_is_trained_at_some_tokens_alone_is_not_taken_for_a_hook_that_fails():
+    torch.manual_seed(0)
+    model = tiny_model(dtype=torch.float64)
+    model.resize_token_embeddings(100)
+    config = TrainableTokensConfig(token_indices=[97, 98], target_modules=["embed_tokens"], task_type="CAUSAL_LM")
+    model, batch = get_peft_model(model, config).train(), tiny_batch()
+    batch["input_ids"][:, 2] = 97
+    optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.1)
+    with watched(model, optimizer) as lens:  # the start-up test's texts have neither token
+        model(**batch).loss.backward()
+        optimizer.step()
+    assert lens.totals[AT]["push"].abs().max() > 0
+
+
+def test_what_is_no_model_of_transformers_or_has_no_head_is_told_so():
+    class Around(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = tiny_model()
+
+    for model, message in (
+        (Around(), "Around is no model of transformers' own; give the language model inside"),
+        (tiny_model().model, "no head"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            watched(model, torch.optim.SGD(model.parameters(), lr=0.1))
