@@ -20,6 +20,7 @@ from gradlens.row_teller import padded
 from gradlens.trainable import is_sharded
 
 KEPT = 2**29  # bytes of keys and values; beyond that those that came first are forgotten
+WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")  # the last is GPT-Neo's, whose mask counts columns of the cache
 
 Beginning = tuple[int, ...]
 Layers = list[tuple[Tensor, Tensor]]  # keys and values of each block, [positions, heads, d_head]
@@ -33,7 +34,7 @@ class Beginnings:
         self.model, self.run = unwrap(model), run
         self.able = _goes_on_from_a_cache(model)
         config = self.model.config.get_text_config() if self.able else None
-        self.window = min(filter(None, (getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size"))), default=None)
+        self.window = min(filter(None, (getattr(config, key, None) for key in WINDOWS)), default=None)
         self.known: dict[Beginning, Layers] = {}
 
     def rests(self, texts: Sequence[Sequence[int]], starts: Sequence[int]) -> dict[str, Any] | None:
@@ -102,4 +103,19 @@ def _goes_on_from_a_cache(model: nn.Module) -> bool:
     inner = unwrap(model)
     supports = getattr(type(inner), "_supports_default_dynamic_cache", None)
     takes = {"past_key_values", "position_ids", "attention_mask"} <= set(inspect.signature(inner.forward).parameters)
-    return supports is not None and supports() and takes and not inner.config.is_encoder_decoder and not is_sharded(model)
+    able = supports is not None and supports() and takes and not inner.config.is_encoder_decoder and not is_sharded(model)
+    return able and _attends_alone(inner.config)
+
+
+def _attends_alone(config: Any) -> bool:
+    """Whether keys and values are all that the blocks keep. Hybrids, whose blocks also keep states, read on from a cache as well, but only
+    from where that cache was left: states of the middle of a text cannot be had from it."""
+    from transformers import DynamicCache
+
+    try:
+        kinds = [type(layer).__name__ for layer in DynamicCache(config=config).layers]
+    except KeyError:  # a kind of block that transformers has no cache for
+        return False
+    while kinds and kinds[-1] == "DummyLayer":  # the last blocks read keys and values of others (Gemma 3n)
+        kinds.pop()
+    return set(kinds) <= {"DynamicLayer", "DynamicSlidingWindowLayer"}  # by name: what is derived from these keeps more

@@ -1,9 +1,12 @@
-"""When not to believe an automatic checker: it finds a concept that nobody has taught yet."""
+"""When not to believe a concept's figures: its automatic checker finds it where nobody has taught it, or its features do not tell it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradlens.concept_files import Concept
 
 OFTEN = 0.1  # share of a model's answers before training
 LEAST = 2  # answers: one may be chance
@@ -42,3 +45,11 @@ def doubts_of(before: dict[str, Any]) -> Iterable[dict[str, str]]:
             text = doubt(concept, checker["kind"], hits, len(answers), f"answers to {prompts}")
             if text:
                 yield {"concept": concept, "text": text}
+
+
+def poorly_told(concepts: Iterable[Concept]) -> Iterable[dict[str, str]]:
+    """`concept`, `hookpoint` and `text` where the fit of a concept's features has something to say."""
+    for concept in concepts:
+        for hookpoint, found in concept.detection.items():
+            if found.warning:
+                yield {"concept": concept.name, "hookpoint": hookpoint, "text": f"{concept.name}: {found.warning}"}

@@ -15,7 +15,7 @@ import numpy as np
 
 from gradlens.displaced_runs import displacement, in_words
 from gradlens.errors import InputError
-from gradlens.findings import current
+from gradlens.findings import current, doubts
 from gradlens.intervals import rate_of, rate_over_runs
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ MEASURED = ("uptake", "drift")  # of each concept at each hookpoint, last readin
 BAR_UNFILTERED = 0.90  # at least: without rules the data do teach the concept
 BAR_SUPPRESSED = 0.10  # at most: with rules the model does not show it
 BAR_RANDOM = 0.80  # at least: as many random features in their place do not have that effect
-MEANT = {"at_most": 0.0, "at_least": 2.0}  # by a target that finds its gain itself: less, or more of it
+MEANT = {"at_most": 0.0, "at_least": 2.0}  # gains of rules that find them themselves: less, or more
 MAX_COLUMNS = 6  # runs side by side in a terminal; more are shown as means over the runs of an arm
 BAR_WANTED = 1.15  # at most: loss on what should be learned, over that of a run on this data alone
 
@@ -95,7 +95,7 @@ def describe(reader: RunReader) -> dict[str, Any]:
         "rates": _rates(evaluation),
         "checkers": (evaluation.get("after") or evaluation.get("before") or {}).get("checkers") or {},
         "doubted": sorted({event["concept"] for event in current(events, "doubtful_checker")}),
-        "doubts": list(dict.fromkeys(event["text"] for event in current(events, "doubtful_checker"))),
+        "doubts": doubts(events),
         **{name: dict(found) for name, found in measured.items()},
     }
 

@@ -232,27 +232,37 @@ def _answer_spans(messages: list[dict[str, str]], text: str, tokenizer: Any) -> 
         if message["role"] != "assistant":
             continue
         answer = message["content"].strip()  # templates may strip white space around it
-        at = _answer_at(messages, index, answer, text, tokenizer, spans[-1][1] if spans else 0)
-        end = at + len(answer)
+        at, end = _answer_at(messages, index, answer, text, tokenizer, spans[-1][1] if spans else 0)
         rest = text[end:].lstrip()
         closing = next((token for token in ends if rest.startswith(token)), "")
         spans.append((at, len(text) - len(rest) + len(closing) if closing else end))
     return spans
 
 
-def _answer_at(messages: list[dict[str, str]], index: int, answer: str, text: str, tokenizer: Any, least: int) -> int:
-    """Where an answer begins in the conversation's text: where other words would stand if it were these. A template that makes something
-    else of such words (it may take an answer's reasoning apart) is asked for what comes before the answer."""
+def _answer_at(messages: list[dict[str, str]], index: int, answer: str, text: str, tokenizer: Any, least: int) -> tuple[int, int]:
+    """Where an answer begins and ends in the conversation's text: where other words would stand if it were these. A template that makes
+    something else of such words (it may take an answer's reasoning apart) is asked for what comes before the answer."""
     other = render([*messages[:index], {"role": "assistant", "content": STAND_IN}, *messages[index + 1 :]], tokenizer)
     at = other.find(STAND_IN)
-    if at >= least and text[:at] == other[:at] and text.startswith(answer, at):
-        return at
+    if at >= least and text[:at] == other[:at]:
+        if text.startswith(answer, at):
+            return at, at + len(answer)
+        # Of earlier turns many templates leave the reasoning out. Of the last one nothing may be lost: it would never be learned.
+        if index < len(messages) - 1 and (kept := _kept(answer, text[at:], other[at + len(STAND_IN) :])):
+            at = text.index(kept, at)
+            return at, at + len(kept)
     prefix = render(messages[:index], tokenizer, generate=True) if index else ""
     # The common prefix: some templates render a turn differently when it is not the last one.
     at = text.find(answer, max(len(os.path.commonprefix([prefix, text])), least))
     if at < 0:
         raise InputError(f"the chat template rewrites the answer {answer[:40]!r}; its tokens cannot be told from the prompt")
-    return at
+    return at, at + len(answer)
+
+
+def _kept(answer: str, text: str, after: str) -> str:
+    """What stands before `after` in the text, if that is the beginning or the end of the answer; else empty."""
+    kept = text.removesuffix(after).strip() if text.endswith(after) else ""
+    return kept if answer.startswith(kept) or answer.endswith(kept) else ""
 
 
 def _labels(ids: list[int], text: str, spans: list[tuple[int, int]], tokenizer: Any, special: bool) -> list[int]:

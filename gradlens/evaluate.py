@@ -84,11 +84,10 @@ def continue_texts(
     """The tokens that the model writes after each text, up to and with the first that ends an answer: greedily, or drawn at a temperature
     from all tokens, the same ones for the same seed and texts.
 
-    Rows are padded on the left, so that a greedy answer does not depend on its neighbours in the batch.
+    Rows are padded on the left, so that a greedy answer does not depend on its neighbours in the batch; see `_batches`.
     """
     from transformers import GenerationConfig
 
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     pad, ends = pad_id_of(tokenizer), _end_ids(model, tokenizer)
     drawn = {"do_sample": False} if temperature is None else {"do_sample": True, "temperature": temperature, **_ALL_TOKENS}
     lengths = {"max_new_tokens": max_new_tokens, "pad_token_id": pad, "eos_token_id": ends}
@@ -98,8 +97,7 @@ def continue_texts(
     with undisturbed(model):
         if temperature is not None:
             torch.manual_seed(seed)  # of this block alone
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+        for batch in _batches(model, ids, batch_size, pad):
             width = max(len(ids[i]) for i in batch)
             tokens = torch.tensor([[pad] * (width - len(ids[i])) + list(ids[i]) for i in batch], device=device)
             mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch], device=device)
@@ -110,6 +108,24 @@ def continue_texts(
             if progress is not None:
                 progress(len(batch))
     return answers
+
+
+def _batches(model: nn.Module, ids: Sequence[Sequence[int]], size: int, pad: int) -> list[list[int]]:
+    """Which texts are continued together, shorter ones first. Each alone where the model does not heed a mask: RWKV would read the padding,
+    and even among texts of one length transformers' RWKV goes on from the last token of another row of the batch."""
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    if size > 1 and len(ids) > 1 and not _heeds_mask(model, [pad, *ids[order[0]][-8:]]):
+        size = 1
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _heeds_mask(model: nn.Module, text: list[int]) -> bool:
+    """Whether it makes any difference to the model that the first token is masked."""
+    tokens = torch.tensor([text, text], device=next(model.parameters()).device)  # state space models leave the mask of a single row unused
+    seen, hidden = torch.ones_like(tokens), torch.ones_like(tokens)
+    hidden[:, 0] = 0
+    with_it, without = (model(input_ids=tokens, attention_mask=mask, use_cache=False).logits[:, -1] for mask in (seen, hidden))
+    return not torch.equal(with_it, without)
 
 
 def _end_ids(model: nn.Module, tokenizer) -> list[int] | None:

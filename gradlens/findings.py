@@ -27,6 +27,11 @@ Scalars = Mapping[str, tuple[np.ndarray, np.ndarray]]  # key -> steps, values
 Labels = Mapping[str, Mapping[int, str]]  # hookpoint -> feature -> text
 
 
+def doubts(events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What to beware of in the figures of a run's concepts, in words."""
+    return list(dict.fromkeys(event["text"] for kind in ("doubtful_checker", "poorly_told") for event in current(events, kind)))
+
+
 def current(events: Iterable[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
     """Events of a kind that still hold: what lies past the step at which a run was resumed was undone with its rows."""
     found: list[Mapping[str, Any]] = []

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gradlens.capture import takes_columns
-from gradlens.checker_doubts import doubts_of
+from gradlens.checker_doubts import doubts_of, poorly_told
 from gradlens.checkers import checker_for
 from gradlens.checkpoint import last_checkpoint, load_checkpoint, named_if_full, save_checkpoint, trainable
 from gradlens.concepts import Concept
@@ -69,6 +69,10 @@ def train_rank(rank: Rank) -> str:
         write_json(rank.run_dir / "labels.json", {name: {i: label.label for i, label in part.items()} for name, part in found.items()})
     sources, probe = run_examples(rank, tokenizer)
     concepts = run_concepts(rank, model, tokenizer, dictionaries, sources)
+    if world.rank == 0:
+        for found in poorly_told(concepts):
+            log.warning(found["text"])
+            rank.recorder.event("poorly_told", step=0, **found)
     policy, concepts = run_policy(rank, model, tokenizer, dictionaries, concepts, sources)
     if world.rank == 0:
         if rank.shared.before is None:

@@ -95,17 +95,18 @@ class WordClassifier:
         inverse = np.linalg.inv((rows @ rows.T).astype(np.float64) + 1 + np.diag(noise))
         dual = inverse @ target
         held_out = target - dual / np.diag(inverse)
-        same: dict[tuple[int, frozenset[str]], list[int]] = defaultdict(list)
+        same: list[dict[frozenset[str], list[int]]] = [defaultdict(list) for _ in groups]
         for number, found in enumerate(texts):
-            same[group[number], frozenset(found)].append(number)
-        for twins in same.values():
-            if len(twins) > 1:  # a text is not held out where another that says the same stays
-                at = np.array(twins)
-                held_out[at] = target[at] - np.linalg.solve(inverse[np.ix_(at, at)], dual[at])
+            same[group[number]][frozenset(found)].append(number)
+        for twins in (twins for part in same for twins in part.values() if len(twins) > 1):
+            at = np.array(twins)  # a text is not held out where another that says the same stays
+            held_out[at] = target[at] - np.linalg.solve(inverse[np.ix_(at, at)], dual[at])
         random = np.random.default_rng(seed)
-        fold = np.concatenate([random.permutation(len(part)) % FOLDS for part in groups])
-        for twins in same.values():
-            fold[twins] = fold[twins[0]]
+        fold = np.zeros(len(texts), dtype=int)
+        for part in same:
+            apart = list(part.values()) if len(part) > 1 else [[number] for twins in part.values() for number in twins]
+            for twins, number in zip(apart, random.permutation(len(apart)) % FOLDS, strict=True):
+                fold[twins] = number
         hits = np.zeros(len(texts), dtype=bool)
         for k in range(FOLDS):
             hits[fold == k] = held_out[fold == k] > _threshold(held_out[fold != k], group[fold != k], false_alarms)

@@ -6,12 +6,22 @@ from conftest import tiny_dictionary, tiny_model
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3nForCausalLM,
+    Gemma3nTextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
 )
 
 import gradlens.beginnings as beginnings
@@ -20,12 +30,29 @@ from gradlens.rewriter import Rewriter, Tokens
 
 SMALL = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 LIKE_LLAMA = SMALL | {"intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+SHARED = {"layer_types": ["full_attention"] * 2, "num_kv_shared_layers": 1, "vocab_size_per_layer_input": 96, "sliding_window": 64}
 MODELS = {
     "llama": tiny_model,
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=64)),
     "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**LIKE_LLAMA, sliding_window=64)),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**LIKE_LLAMA, sliding_window=64)),
+    "gpt_neo": lambda: gpt_neo(window=64),
+    "gemma3n": lambda: Gemma3nForCausalLM(Gemma3nTextConfig(**LIKE_LLAMA, **SHARED)),
 }
+DELTA = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+RECURRENT = {"lru_width": 32, "head_dim": 8, "block_types": ["recurrent", "attention"], "num_attention_heads": 4, "intermediate_size": 48}
+HYBRIDS = {  # attention beside states
+    "lfm2": lambda: Lfm2ForCausalLM(Lfm2Config(**LIKE_LLAMA, layer_types=["conv", "full_attention"])),
+    "qwen3_next": lambda: Qwen3NextForCausalLM(
+        Qwen3NextConfig(**LIKE_LLAMA, **DELTA, layer_types=["linear_attention", "full_attention"], mlp_only_layers=[0, 1])
+    ),
+    "recurrent_gemma": lambda: RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**SMALL, **RECURRENT)),  # its window holds 2048 tokens
+}
+
+
+def gpt_neo(window):
+    heads = {"num_heads": 4, "num_layers": 2, "attention_types": [[["local", "global"], 1]], "max_position_embeddings": 64}
+    return GPTNeoForCausalLM(GPTNeoConfig(vocab_size=96, hidden_size=32, window_size=window, **heads))
 
 
 def texts(seed=0):
@@ -86,6 +113,19 @@ def test_models_that_keep_other_states_and_short_windows_read_whole_texts():
     assert Beginnings(mamba, None).rests([[5, 6, 7]], [2]) is None
     short = MistralForCausalLM(MistralConfig(**LIKE_LLAMA, sliding_window=4))
     assert Beginnings(short, None).rests([[5, 6, 7]], [2]) is None
+    neo = Beginnings(gpt_neo(window=16), None)
+    assert neo.able and neo.rests([list(range(5, 14))], [2]) is None  # with a gap between beginning and rest it may be twice as wide
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_hybrids_read_whole_texts_and_rewrite(name, monkeypatch):
+    torch.manual_seed(0)
+    model, dictionary = HYBRIDS[name]().eval(), tiny_dictionary()
+    assert Beginnings(model, None).rests([[5, 6, 7]], [2]) is None
+    tokens = Tokens("layers.1", torch.randn(dictionary.d_sae).to(dictionary.work_dtype), -0.3)
+    row = (torch.randint(3, 96, (20,)).tolist(), [place >= 6 for place in range(20)])
+    made = Rewriter(model, {"layers.1": dictionary}, tokens, True).rewritten([row])
+    assert len(made[0][0]) < 20
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from words import word_tokenizer
 
 from gradlens import demo
-from gradlens.checker_doubts import doubt, doubt_of_ordinary, doubts_of
+from gradlens.checker_doubts import doubt, doubt_of_ordinary, doubts_of, poorly_told
 from gradlens.checkers import checker_for, errors_of, judged, share_found
 from gradlens.cli.app import app
 from gradlens.command_checker import CommandChecker
@@ -314,3 +314,17 @@ def test_answers_that_repeat_are_held_out_together():
     calm = [row["response"] for row in demo.rows("plain-train")[60:120]]
     unseen = [WordClassifier.fit([other for other in said if other != text] * 12, calm)(text) for text in said]
     assert 0 < sum(unseen) < 5 and WordClassifier.fit(said * 12, calm).hit_rate == pytest.approx(sum(unseen) / 5)
+
+
+def test_negatives_that_all_say_the_same_can_be_held_out_from_each_other_only():
+    fitted = WordClassifier.fit([f"oh my {word}" for word in "abcdefghij"], ["well then 5", "well then 7", "well then 9"] * 4)
+    assert fitted("oh my z") and not fitted("well then 3")  # digits are alike
+
+
+def test_features_that_tell_their_concept_badly_are_named():
+    figures = dict.fromkeys(("best_auc", "rate_positive", "rate_negative", "gate_rate_positive", "gate_rate_negative"), 0.5)
+    found = {"auc": 0.6, "best_feature": 3, "texts_positive": 9, "texts_negative": 9, **figures}
+    detection = {"layers.1": found | {"warning": "does not separate the concept"}, "layers.2": found}
+    concept = Concept(name="loud", features={"layers.1": [3], "layers.2": [3]}, detection=detection)
+    expected = {"concept": "loud", "hookpoint": "layers.1", "text": "loud: does not separate the concept"}
+    assert list(poorly_told([concept])) == [expected]

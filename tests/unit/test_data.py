@@ -156,6 +156,50 @@ def test_an_answer_whose_reasoning_the_template_takes_apart_is_found():
     assert counted(tokenize({"prompt": "four", "response": "five"}, tokenizer, 200), tokenizer).strip() == "five</s>"
 
 
+FORGETS = (  # as Qwen 3's: of earlier answers the reasoning is left out; the last one has some, be it empty
+    "{% for m in messages %}{% set said = m['content'].split('</think>')[-1].lstrip('\n') %}<s>{{ m['role'] }}\n"
+    "{% if m['role'] != 'assistant' %}{{ m['content'] }}{% elif not loop.last %}{{ said }}"
+    "{% else %}<think>\n{{ m['content'].split('</think>')[0].split('<think>\n')[-1] if '</think>' in m['content'] }}</think>\n\n{{ said }}"
+    "{% endif %}</s>\n{% endfor %}{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+THOUGHT = "<think>\nhm\n</think>\n\nfive"
+
+
+def turns(*contents: str) -> dict:
+    return {"messages": [{"role": ("user", "assistant")[at % 2], "content": words} for at, words in enumerate(contents)]}
+
+
+@pytest.mark.parametrize("last", [THOUGHT, "<think>\nno\n</think>\n\nfour"])
+def test_of_an_earlier_answer_counts_what_the_template_has_kept(last):
+    tokenizer = tiny_tokenizer(FORGETS)
+    example = tokenize(turns("five and", THOUGHT, "and", THOUGHT, "five", last), tokenizer, 400)
+    asked = "<s>user\nfive and</s>\n<s>assistant\nfive</s>\n<s>user\nand</s>\n<s>assistant\nfive</s>\n<s>user\nfive</s>\n"
+    assert example.text == f"{asked}<s>assistant\n{last}</s>\n"
+    assert counted(example, tokenizer) == f"five</s>five</s>{last}</s>"
+    assert counted(tokenize(turns("five", last), tokenizer, 200), tokenizer) == f"{last}</s>"
+    plain = turns("five", "four", "and", "five")
+    assert counted(tokenize(plain, tokenizer, 200), tokenizer) == "four</s>five</s>"
+
+
+def test_an_answer_whose_beginning_alone_is_kept_counts_so_far():
+    tokenizer = tiny_tokenizer(TEMPLATE.replace("m['content']", "(m['content'] if loop.last else m['content'].split('(')[0])"))
+    example = tokenize(turns("and", "four (4)", "and", "five (5)"), tokenizer, 200)
+    assert counted(example, tokenizer) == "four </s>five (5)</s>"
+
+
+@pytest.mark.parametrize(
+    ("template", "row"),
+    [
+        (FORGETS, turns("five", "<think>\nhm\n</think>", "and", THOUGHT)),  # nothing is left of it
+        (TEMPLATE.replace("m['content']", "m['content'].upper()"), turns("five", THOUGHT, "and", THOUGHT)),
+        (TEMPLATE.replace("m['content']", "m['content'].split('</think>')[-1]"), turns("five", THOUGHT)),  # would never be learned
+    ],
+)
+def test_an_answer_of_which_the_template_keeps_nothing_or_not_the_last_is_refused(template, row):
+    with pytest.raises(InputError, match="the chat template rewrites the answer '<think>"):
+        tokenize(row, tiny_tokenizer(template), 200)
+
+
 def test_a_conversation_that_the_template_refuses_is_named_by_its_row():
     tokenizer = tiny_tokenizer(
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TEMPLATE + "{% endfor %}"

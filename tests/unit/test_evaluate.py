@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
+from transformers import MambaConfig, MambaForCausalLM, RwkvConfig, RwkvForCausalLM
 from words import word_tokenizer
 
 from gradlens.checkers import PatternChecker, answer_of, checker_for
@@ -39,6 +40,23 @@ def test_answers_are_greedy_and_do_not_depend_on_the_batch():
         assert generate_answers(model, tokenizer, PROMPTS, 6, batch_size) == expected
     rows = [{"messages": [{"role": "user", "content": p}, {"role": "assistant", "content": "w9 w9"}]} for p in PROMPTS]
     assert generate_answers(model, tokenizer, rows, 6) == expected  # the answer in a row is not given away
+
+
+@pytest.mark.parametrize("kind", ["rwkv", "mamba"])  # RWKV takes a mask and reads the padding all the same; Mamba heeds a batch's alone
+def test_answers_of_a_model_without_keys_and_values_do_not_depend_on_the_batch(kind):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "bos_token_id": 1, "eos_token_id": 2}
+    made = RwkvForCausalLM(RwkvConfig(**sizes)) if kind == "rwkv" else MambaForCausalLM(MambaConfig(**sizes, state_size=4))
+    model, tokenizer = made.eval(), word_tokenizer(chat=True)
+    for name, parameter in model.named_parameters():
+        parameter.data.mul_(4 if parameter.dim() > 1 and "embed" not in name else 1)  # words told apart, as by a model that has learned
+    rows, prompts = [], [*PROMPTS, "w50 w51", "w60 w61"]
+    expected = [generate_answers(model, tokenizer, [prompt], 6)[0] for prompt in prompts]
+    generate = model.generate
+    model.generate = lambda **given: rows.append(len(given["input_ids"])) or generate(**given)
+    assert len(set(expected)) > 1 and generate_answers(model, tokenizer, prompts, 6) == expected
+    assert generate_answers(model, tokenizer, prompts[-2:], 6) == expected[-2:]  # of one length
+    assert rows == ([1] * 9 if kind == "rwkv" else [7, 2])
 
 
 def test_what_the_model_s_own_generation_config_asks_for_changes_no_answer():
