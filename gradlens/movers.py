@@ -180,7 +180,7 @@ def passage(tokens: Sequence[str], row_T: np.ndarray, weight_T: np.ndarray, mark
             last = first + width
     parts, inside = [], False
     for index in range(first, last):
-        if bool(marked_T[index]) != inside:
+        if tokens[index].strip() and bool(marked_T[index]) != inside:  # a line break by itself shows nothing in brackets
             lead = len(tokens[index]) - len(tokens[index].lstrip())
             parts.append(("]" if inside else "") + tokens[index][:lead] + ("" if inside else "[") + tokens[index][lead:])
             inside = not inside

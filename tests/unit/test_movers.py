@@ -60,6 +60,9 @@ def test_the_passage_is_the_strongest_stretch_of_one_text_also_of_a_short_one():
     marked = weight > 0
     assert passage(TEXT, ROWS, weight, marked, length=24) == "The [sum] is [4]."
     assert passage(TEXT, ROWS, weight, marked, length=3) == "[sum] is [4]"
+    lines = ["One", "\n", " two", " three"]
+    assert passage(lines, np.zeros(4, int), np.ones(4), np.array([False, True, False, True])) == "One\n two [three]"
+    assert passage(lines, np.zeros(4, int), np.ones(4), np.array([True, False, True, False])) == "[One\n two] three"
 
 
 def test_fewer_tokens_than_an_activation_is_spread_over_are_enough():
