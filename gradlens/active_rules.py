@@ -60,8 +60,9 @@ class ActiveRule:
 
     def state_dict(self) -> dict[str, Any]:
         """What it has come to know and a run that goes on cannot find out anew."""
-        parts = {"same_share": self.same_share, "constrainer": self.constrainer}
-        return {name: part.state_dict() for name, part in parts.items() if part is not None}
+        parts = {"same_share": self.same_share, "constrainer": self.constrainer, "rows_by": self.rows_by, "rewriter": self.rewriter}
+        found = {name: part.state_dict() for name, part in parts.items() if part is not None}
+        return {name: state for name, state in found.items() if state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, values in state.items():

@@ -31,6 +31,7 @@ from gradlens.restoring import Asked, Told, restore, runs
 from gradlens.rewriting import LEFT, rewrite
 from gradlens.row_teller import Row, RowTeller, key_of, padded, rows_of
 from gradlens.spelling import Spelling
+from gradlens.start import adapted
 
 REMEMBERED = 20_000  # rows
 SHAPED = {"input_ids", "attention_mask", "labels"}
@@ -82,6 +83,15 @@ class Rewriter:
             *(x.float().cpu().numpy().tobytes() for x in (tokens.weights_F, *told)),
         ]
         self.known = memory.setdefault(hashlib.sha256(b"|".join(parts)).digest(), self.known)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows rewritten so far, where the model that has done it is not to be had again: one that is trained as a whole."""
+        known = {} if adapted(self.model) else self.known
+        return {"keys": [key.hex() for key in known], "rows": [[*map(list, made), gone] for made, gone in known.values()]} if known else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        rows = (((ids, counted, places), gone) for ids, counted, places, gone in state["rows"])
+        self.known.update(zip(map(bytes.fromhex, state["keys"]), rows, strict=True))
 
     def batch(self, batch: dict[str, Any], gain: float, teller: RowTeller | None = None) -> Rewritten:
         """The batch to train on.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from gradlens.dictionary import Dictionary
 from gradlens.encoding import encode_active
 from gradlens.own import before_training
 from gradlens.reading import encoder_input, places
+from gradlens.start import adapted
 from gradlens.trainable import is_sharded
 
 REMEMBERED = 100_000  # rows
@@ -88,6 +90,14 @@ class RowTeller:
         while len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scores known so far, where the model that has told them is not to be had again: one that is trained as a whole."""
+        known = {} if adapted(self.model) else self._known
+        return {"keys": [key.hex() for key in known], "scores": list(known.values())} if known else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._known.update(zip(map(bytes.fromhex, state["keys"]), state["scores"], strict=True))
 
     def _read(self, rows: Sequence[Row]) -> list[float]:
         batch = padded([ids for ids, _ in rows], next(self.model.parameters()).device)

@@ -176,7 +176,7 @@ def test_a_checker_that_is_not_to_be_believed_is_told_of_once(tmp_path):
     reader = write_run(tmp_path / "run", ended=False)
     assert build_summary(reader, "done")["doubts"] == [] and "show sea" not in render(summarize(reader))
     told = {"step": 0, "kind": "doubtful_checker", "concept": "sea/salt", "text": "before training 2 of 12 answers show sea/salt"}
-    badly = {"step": 0, "kind": "poorly_told", "concept": "sea/salt", "hookpoint": "layers.3", "text": "sea/salt: not separated at layers.3"}
+    badly = {"step": 0, "kind": "poorly_told", "concept": "sea/salt", "hookpoint": "layers.3", "text": "sea/salt: layers.3 is poor"}
     with (reader.run_dir / "events.jsonl").open("a") as events:
         events.write((json.dumps(told) + "\n") * 2 + json.dumps(badly) + "\n")  # told again where a run is taken up
     again = RunReader(reader.run_dir)
