@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gradlens.data import IGNORE
 from gradlens.edits import Texts, texts_of
 from gradlens.errors import InputError, RunError
-from gradlens.hookpoints import canonical, find_hookpoint, in_place, unwrap
+from gradlens.hookpoints import canonical, find_hookpoint, in_place, not_one_vector, unwrap
 from gradlens.projection import Tokens
 from gradlens.trainable import entry, is_sharded
 
@@ -264,4 +264,6 @@ def _read(
     for name, h in read.items():
         if h._version != versions[name]:
             raise InputError(in_place(name))
+        if h.dim() != 3 or h.shape[:2] != inputs["input_ids"].shape:
+            raise InputError(not_one_vector(name, h.shape, inputs["input_ids"].shape))
     return {canonical(name): read[canonical(name)] for name in hookpoints}, output

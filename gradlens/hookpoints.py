@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,6 +201,14 @@ def _block(model: nn.Module, name: str, layer: int) -> nn.Module:
 def in_place(name: str) -> str:
     """The message where a model writes into a tensor after it was read (the MLP's of Falcon takes up the attention's)."""
     return f"hookpoint {name}: the model adds to this tensor in place, so what is read there is not what the module put out; choose a block"
+
+
+def not_one_vector(name: str, shape: Sequence[int], tokens: Sequence[int]) -> str:
+    """The message where a tensor is no `[rows, positions, width]`: streams side by side (Gemma 3n's blocks), experts' flattened tokens."""
+    return (
+        f"hookpoint {name}: the tensor there has shape {list(shape)} for {list(tokens)} tokens; expected one vector for each token, "
+        f"[{', '.join(map(str, tokens))}, width]; a part of the block (NAME.mlp, NAME.self_attn) may have one"
+    )
 
 
 def same_place(model: nn.Module, a: str, b: str) -> bool:

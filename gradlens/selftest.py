@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gradlens.capture import uncompiled
 from gradlens.errors import ConfigError, InputError, RunError
-from gradlens.hookpoints import Hookpoint, in_place, unwrap
+from gradlens.hookpoints import Hookpoint, in_place, not_one_vector, unwrap
 from gradlens.trainable import entry
 from gradlens.world import World
 
@@ -55,10 +55,7 @@ def self_test(model: nn.Module, hookpoints: dict[str, Hookpoint], widths: dict[s
             if len(found) != 1:
                 raise RunError(f"self-test: the hook at {name} fired {len(found)} times in one forward pass, expected 1; {_WHY}")
             if found[0][:-1] != ids.shape:
-                raise InputError(
-                    f"hookpoint {name}: the tensor there has shape {list(found[0])} for {list(ids.shape)} tokens; "
-                    f"expected one vector for each token, {[*ids.shape, widths[name]]}"
-                )
+                raise InputError(not_one_vector(name, found[0], ids.shape))
             if found[0][-1] != widths[name]:
                 raise InputError(f"dictionary at {name}: its width is {widths[name]}, the tensor there has {found[0][-1]}")
             if backwards[name] is None:

@@ -223,3 +223,16 @@ def test_a_tensor_that_is_not_one_vector_a_token_is_refused():
         lens = Lens(model, torch.optim.SGD(model.parameters(), lr=0.1), {name: dictionary}, observe=QUIET, probe=[batch])
         with pytest.raises(InputError, match=message):
             lens.__enter__()
+
+
+def test_a_stream_of_several_tensors_is_refused_with_the_places_that_can_be_read():
+    class Streams(torch.nn.Module):  # as Gemma 3n's blocks put out
+        def forward(self, hidden_states, *args, **kwargs):
+            return torch.stack([hidden_states, hidden_states])
+
+    model = tiny_model()
+    model.model.layers[3] = Streams()
+    model.model.norm = torch.nn.Identity()
+    batch = {"input_ids": torch.arange(8).view(2, 4), "attention_mask": torch.ones(2, 4, dtype=torch.long)}
+    with pytest.raises(InputError, match=r"layers.3: the tensor there has shape \[2, 2, 4, 32\] for \[2, 4\] tokens.*NAME.mlp"):
+        read_activations(model, ["layers.3"], batch)
