@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gradlens.displacement import Rise, coactive, nearest, rise
+from gradlens.displacement import Rise, coactive, nearest, others, rise
 
 if TYPE_CHECKING:
     from gradlens.control import Control
@@ -53,6 +53,7 @@ class Displaced:
     def __init__(self, learning: Learning) -> None:
         self.learning = learning
         self._sets: dict[tuple[str, str], dict[str, list[int]]] = {}
+        self._alike: dict[tuple[str, str], dict[str, list[list[int]]]] = {}  # neighbours of features that nothing holds down
         self._told: set[str] = set()
 
     def read(self, step: int, held: Iterable[Held], scalars: dict[str, float], report: Report) -> None:
@@ -62,7 +63,7 @@ class Displaced:
             return
         for each in held:
             found = {
-                (hookpoint, kind): (ids, self._rise(hookpoint, ids, each.features[hookpoint]))
+                (hookpoint, kind): (ids, self._rise(hookpoint, ids, each.features[hookpoint], self._alike[each.name, hookpoint][kind]))
                 for hookpoint in each.features
                 for kind, ids in self._looked_at(each, hookpoint).items()
             }
@@ -87,12 +88,19 @@ class Displaced:
             own, dictionary = each.features[hookpoint], self.learning.dictionaries[hookpoint]
             pairs, T = self.learning.known.pairs[hookpoint], len(self.learning.known.row_T)
             self._sets[key] = {"cosine": nearest(dictionary, own), "coactive": coactive(pairs, own, dictionary.d_sae, T)}
+            beside = others(self.learning.start[hookpoint].acts, own)
+            together = [coactive(pairs, [i], dictionary.d_sae, T) for i in beside]
+            self._alike[key] = {
+                "cosine": [nearest(dictionary, [i]) for i in beside],
+                "coactive": together,
+                "elsewhere": [[i, *found][: len(own)] for i, found in zip(beside, together, strict=True)],
+            }
         apart = {} if hookpoint in each.acted else {"elsewhere": list(each.features[hookpoint])}
         return {kind: ids for kind, ids in {**self._sets[key], **apart}.items() if ids}
 
-    def _rise(self, hookpoint: str, ids: Sequence[int], own: Sequence[int]) -> Rise:
+    def _rise(self, hookpoint: str, ids: Sequence[int], own: Sequence[int], alike: Sequence[Sequence[int]]) -> Rise:
         now, then = self.learning.last[hookpoint], self.learning.start[hookpoint]
-        return rise(now.rows - then.rows, then.acts, ids, aside=own)
+        return rise(now.rows - then.rows, then.acts, ids, aside=own, alike=alike)
 
     def _had(self, hookpoint: str, own: Sequence[int]) -> float:
         return self.learning.start[hookpoint].acts[list(own)].sum().item()

@@ -105,15 +105,6 @@ def _accepted(found_F: Tensor, by_chance: Iterator[Tensor], draws: int, fdr: flo
     return found
 
 
-def one_sided(values_R: Tensor, flips: int = 2000, seed: int = 0) -> float:
-    """How often a mean as large would come by chance, were every text's value as likely negative: the share of sign flips, never 0."""
-    values_R = values_R.double()
-    generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (flips, len(values_R)), generator=generator).double() * 2 - 1
-    larger = ((signs * values_R).mean(1) >= values_R.mean() - 1e-15).sum().item()
-    return (larger + 1) / (flips + 1)
-
-
 def student(values_R: Tensor) -> float:
     """How often a mean as large would come by chance, were the values drawn from a normal distribution about 0: Student's t, one-sided. 1
     with fewer than `MIN_VALUES`. Few texts can be enough for it, which flipping signs cannot: of eight there are 256 ways."""
@@ -121,7 +112,11 @@ def student(values_R: Tensor) -> float:
     n = len(x)
     if n < MIN_VALUES or not float(x.mean()) > 0:
         return 1.0
-    t = float(x.mean() / (x.std() / n**0.5).clamp_min(1e-30))
+    return student_tail(float(x.mean() / (x.std() / n**0.5).clamp_min(1e-30)), n)
+
+
+def student_tail(t: float, n: int) -> float:
+    """How often Student's t of n values would be as large as a t above 0."""
     z, weight = np.polynomial.legendre.leggauss(64)
     z, weight = (z + 1) / 2, weight / 2
     scale = math.exp(math.lgamma(n / 2) - math.lgamma((n - 1) / 2)) / math.sqrt((n - 1) * math.pi)

@@ -10,7 +10,7 @@ from conftest import tiny_batch, tiny_dictionary, tiny_model
 from gradlens.config import ObserveSettings
 from gradlens.dictionary import Dictionary
 from gradlens.displaced import Displaced, Held, held_by
-from gradlens.displacement import coactive, nearest, rise
+from gradlens.displacement import OTHERS, coactive, nearest, others, rise
 from gradlens.lens import Lens
 from gradlens.recorder import MemoryRecorder
 from gradlens.rules import Policy, Rule
@@ -191,3 +191,34 @@ def test_rules_of_one_concept_are_held_together():
     found = held_by(control)
     assert [(held.name == "some", held.acted) for held in found] == [(True, {"layers.1", "layers.2"}), (False, {"layers.1"})]
     assert found[1].features == {"layers.1": [8]}
+
+
+def test_features_that_move_together_raise_no_alarm_beside_others_that_do():
+    """Groups that are active together drift together; none in the place of the concept."""
+    N, F, alarms = 24, 1536, {False: 0, True: 0}
+    sets = [list(range(N * k, N * k + N)) for k in range(2, 42)]
+    for seed in range(100):
+        generator = torch.Generator().manual_seed(seed)
+        group = torch.randn(F // N, generator=generator).repeat_interleave(N)
+        drift = 0.15 * (0.3**0.5 * group + 0.7**0.5 * torch.randn(F, generator=generator))
+        change, before = drift + 0.15 * torch.randn(64, F, generator=generator), torch.rand(F, generator=generator)
+        for compared in alarms:
+            found = rise(change, before, range(N, 2 * N), aside=range(N), alike=sets if compared else ())
+            alarms[compared] += found.alarming(before[:N].sum().item(), tests=2)
+    assert alarms[True] <= 2 < alarms[False]
+    change[:, N : 2 * N] += 1.0
+    found = rise(change, before, range(N, 2 * N), aside=range(N), alike=sets)
+    assert found.alarming(before[:N].sum().item(), tests=60)  # though many are looked at
+
+
+def test_few_texts_and_many_tests_can_raise_an_alarm():
+    before_F, change_RF, ids = world(texts=8)
+    change_RF[:, ids] += 2 * before_F[ids]
+    assert rise(change_RF, before_F, ids).alarming(before_F[ids].sum().item(), tests=60)
+
+
+def test_others_are_as_active_and_none_of_the_concept_s():
+    before_F = torch.arange(1000.0)
+    found = others(before_F, [500, 502])
+    assert len(found) == OTHERS and not {500, 502} & set(found) and all(500 - OTHERS - 3 <= i <= 502 + OTHERS + 3 for i in found)
+    assert others(torch.zeros(9), [1]) == []
