@@ -19,8 +19,23 @@ FEATURES = {HOOK: [1, 2, 3, 5, 8, 13, 21], LATER: [4, 9, 30, 40, 55]}
 
 def lora(seed=1):
     torch.manual_seed(seed)
+    """An adapter that adds nothing yet; see `moved`."""
     config = LoraConfig(r=2, target_modules=["q_proj", "o_proj", "down_proj"], lora_alpha=4, init_lora_weights=False)
-    return get_peft_model(tiny_model(dtype=torch.float64), config).train()
+    model = get_peft_model(tiny_model(dtype=torch.float64), config).train()
+    model.later = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if "lora_B" in name}
+    return _with(model, dict.fromkeys(model.later, torch.zeros(())))
+
+
+def moved(model):
+    """As after some training."""
+    return _with(model, model.later)
+
+
+def _with(model, values):
+    with torch.no_grad():
+        for name, value in values.items():
+            model.get_parameter(name).copy_(value)
+    return model
 
 
 def trainable(model):
@@ -52,10 +67,11 @@ def acts(model, batch):
 
 @pytest.mark.parametrize(("gain", "scaled", "checkpointing"), [(0.0, "mean", False), (0.5, "sum", False), (3.0, "sum", True)])
 def test_the_gradient_is_that_of_loss_and_penalty_together(gain, scaled, checkpointing):
-    model, by_hand = lora(), lora()
+    model, by_hand = lora(), moved(lora())
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     with lens_of(model, {"mode": "penalty", "features": FEATURES, "gain": gain, "strength": 0.7}) as lens:
+        moved(model)
         for part in range(2):
             batch = tiny_batch(part)
             counted = (batch["labels"][:, 1:] != -100).sum()
@@ -91,6 +107,8 @@ def test_a_penalty_is_nothing_before_anything_has_changed_and_on_a_dry_run():
         torch.manual_seed(1)
         model = get_peft_model(tiny_model(dtype=torch.float64), LoraConfig(r=2, target_modules=["o_proj"])) if seed is None else lora(seed)
         with lens_of(model.train(), rule):
+            if seed is not None:
+                moved(model)
             model(**tiny_batch(0)).loss.backward()
         return torch.cat([parameter.grad.flatten() for parameter in trainable(model)])
 
@@ -118,7 +136,7 @@ def test_a_penalty_that_cannot_be_is_refused():
 @pytest.mark.parametrize("rows", [None, 0.0])
 @pytest.mark.parametrize("gain", [0.0, 2.0])
 def test_reweight_multiplies_the_loss_of_whole_rows(gain, rows):
-    model, by_hand, quorum = lora(), lora(), 0.4
+    model, by_hand, quorum = lora(), moved(lora()), 0.4
     batch, dictionary = tiny_batch(0, B=6), tiny_dictionary(3, dtype=torch.float64)
     weights_F = torch.randn(dictionary.d_sae, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     with torch.no_grad(), model.disable_adapter():  # rows are told by the model before training
@@ -134,6 +152,7 @@ def test_reweight_multiplies_the_loss_of_whole_rows(gain, rows):
     detector = Detector(features=[], weights=[], bias=-1.0, row=row)
     rule = {"mode": "reweight", "gain": gain, "quorum": quorum, "concept": "c", "rows": rows}
     with lens_of(model, rule, concepts={"c": FEATURES}, detectors={"c": {LATER: detector}}) as lens:
+        moved(model)
         model(**batch).loss.backward()
         assert list(lens.control.rules[0].features) == [LATER]  # where route looks as well
         touched = (lens.control.rules[0].touched / lens.control.rules[0].total).item()
