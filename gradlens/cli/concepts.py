@@ -138,7 +138,8 @@ def show(
         judged = entry["judged_by"]
         if judged and "run" in judged:
             command = shlex.join(judged["command"])
-            console.out.print(f"  answers judged by the program {command} (not run; --judge runs it on the examples)", markup=False)
+            text = f"  answers judged by the program {command} (not run; --judge runs it on the examples)"
+            console.out.print(text, markup=False, soft_wrap=True)  # a command that is broken over lines cannot be copied
         elif judged:
             console.out.print(f"  answers judged by {judged['kind']}: {_errors(judged)}", markup=False)
             _warn(doubt_of_ordinary(entry["name"], judged))
