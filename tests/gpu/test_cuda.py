@@ -10,6 +10,7 @@ from gradlens import attribution, engine
 from gradlens import projection as projection_module
 from gradlens.config import ObserveSettings
 from gradlens.lens import Lens
+from gradlens.precision import kept
 from gradlens.projection import Projection, Tokens
 from gradlens.recorder import MemoryRecorder
 
@@ -27,8 +28,8 @@ def tokens(T: int = 300, width: int = 32) -> Tokens:
     )
 
 
-def projection_on(device: str, kind: str, **observe: float) -> Projection:
-    dictionary = make(kind, D=32, F=80).to(device, torch.float32)
+def projection_on(device: str, kind: str, **observe: float | str) -> Projection:
+    dictionary = kept(make(kind, D=32, F=80), observe.get("precision", "float32"), torch.device(device), torch.float32)
     members = {("some", HOOK): [1, 2], ("many", HOOK): list(range(70))}
     return Projection({HOOK: dictionary}, members, ObserveSettings(estimators=ALL, **observe))
 
@@ -53,14 +54,31 @@ def test_the_readings_are_those_of_the_cpu(kind, monkeypatch):
     assert scalars[1] == pytest.approx(scalars[0], rel=1e-4, abs=1e-5, nan_ok=True)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_gives_the_readings_of_its_rounded_matrices(kind, monkeypatch):
+    monkeypatch.setattr(projection_module, "EXPLAINED_TOKENS", 10**6)
+    found, halves = {}, tokens().map(lambda part: part.bfloat16().float() if part.is_floating_point() else part)  # as such a model has them
+    for device in ("cpu", "cuda"):
+        projection = projection_on(device, kind, precision="bfloat16")
+        projection.add(HOOK, halves.map(lambda part: part.to(device)))  # noqa: B023
+        projection.take(1)
+        found[device] = projection.totals()[HOOK]
+    for key, total in found["cpu"].items():
+        off = (found["cuda"][key].cpu() - total).norm() / total.norm()
+        assert off < 1e-3, (key, off)  # a feature at its threshold can fall on either side
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "batchtopk"])  # without a threshold the batch is asked
-@pytest.mark.parametrize("share, impl", [(1.0, "triton"), (0.25, "triton"), (1.0, "torch")])
-def test_nothing_in_a_hook_makes_the_host_wait(kind, share, impl, monkeypatch):
+@pytest.mark.parametrize(
+    "share, impl, precision",
+    [(1.0, "triton", "float32"), (0.25, "triton", "float32"), (1.0, "torch", "float32"), (1.0, "triton", "bfloat16")],
+)
+def test_nothing_in_a_hook_makes_the_host_wait(kind, share, impl, precision, monkeypatch):
     if impl == "torch":
         monkeypatch.setattr(engine, "_trusted", lambda device, dtype: False)
     if share < 1:
         monkeypatch.setattr(attribution, "GRAM", 0)  # as of a large dictionary: products of rows are formed, of a few tokens
-    projection = projection_on("cuda", kind, token_share=share)
+    projection = projection_on("cuda", kind, token_share=share, precision=precision)
     given = tokens().map(lambda part: part.to("cuda"))
     projection.add(HOOK, given)  # kernels are compiled, norms and products of rows are made
     projection.take(1)

@@ -25,7 +25,11 @@ triton = pytest.importorskip("triton", minversion="3.7" if DEVICE == "cpu" else 
 if DEVICE == "cpu" and isinstance(triton.language.cdiv, triton.JITFunction):
     raise RuntimeError("Triton was imported (by transformers?) before TRITON_INTERPRET=1 was set: set it at the head of tests/conftest.py")
 
-from gradlens import attribution, edits, kernels, kernels_encode, precision  # noqa: E402
+from test_attribution import KINDS  # noqa: E402
+from test_attribution import make as kind_of  # noqa: E402
+
+from gradlens import attribution, edits, encoding, kernels, kernels_encode, precision, projection  # noqa: E402
+from gradlens.config import ObserveSettings  # noqa: E402
 from gradlens.dictionary import Dictionary  # noqa: E402
 from gradlens.encoding import encode_active  # noqa: E402
 
@@ -386,6 +390,27 @@ def test_half_precision_is_left_where_the_kernels_cannot_multiply_in_it(monkeypa
     assert precision.to_encode(make(33, 130, "topk", torch.float32, k=5), x, "bfloat16") is x
     monkeypatch.setattr(precision, "choose", lambda impl, x: "torch")
     assert precision.to_encode(half, x, "bfloat16") is x
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_projected_by_the_kernels_in_half_precision_reads_what_blocks_read(kind, monkeypatch):
+    monkeypatch.setattr(projection, "EXPLAINED_TOKENS", 10**6)  # else each draws tokens of its own
+    dictionary = precision.kept(kind_of(kind, D=32, F=80), "bfloat16", torch.device(DEVICE), torch.float32)
+    observe = ObserveSettings(precision="bfloat16", estimators=["taught", "push", "attribution", "energy", "unexplained", "activation"])
+    h, g = random(60, 32, dtype=torch.bfloat16).float(), random(60, 32, dtype=torch.bfloat16, seed=7).float()
+    T = torch.arange(60, device=DEVICE)
+    tokens = projection.Tokens(h, g, T >= 0, T // 15, T % 15, 4, (0, 1, 2, 3), random(60, seed=8).abs())
+    found = []
+    for which in ("torch", "triton"):
+        for module in (precision, encoding, attribution):
+            monkeypatch.setattr(module, "choose", lambda impl, x: "torch" if x.dtype == torch.float64 else which)  # noqa: B023
+        made = projection.Projection({"layers.1": dictionary}, {("some", "layers.1"): [1, 2]}, observe)
+        made.add("layers.1", tokens)
+        scalars = made.take(1)["scalars"]
+        found.append((made.totals()["layers.1"], scalars))
+    for key, total in found[0][0].items():
+        assert total.norm() > 0 and (found[1][0][key] - total).norm() <= 1e-6 * total.norm(), key
+    assert found[1][1] == pytest.approx(found[0][1], rel=1e-4, abs=1e-6, nan_ok=True)
 
 
 class Largest(TorchDispatchMode):
