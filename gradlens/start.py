@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gradlens.hookpoints import unwrap
 
 _BEGINS_AT_NOTHING = {"lora_B", "lora_embedding_A"}  # one factor of the product; of the other anything may be there
+_ZERO = (True, "gaussian")  # `init_lora_weights` with which one factor begins at 0
 _OTHER_FACTOR = {"lora_A", "lora_embedding_B", "modules_to_save"}  # the last: copies, which are switched off with the adapter
 
 
@@ -74,7 +75,12 @@ def put_back(start: Start) -> Iterator[None]:
 
 
 def _begins_at_nothing(model: nn.Module, resumed: bool) -> bool:
-    """Whether switching the adapter off gives the model before training. Of a resumed run its factors say nothing any more."""
+    """Whether switching the adapter off gives the model before training. Of a resumed run its factors say nothing any more, but its
+    settings how they began; whether it had been trained before that, nobody knows."""
+    for module in model.modules() if resumed else ():
+        settings = getattr(module, "peft_config", None)
+        if isinstance(settings, dict) and any(getattr(one, "init_lora_weights", True) not in _ZERO for one in settings.values()):
+            return False
     for name, parameter in model.named_parameters():
         parts = set(name.split("."))
         if parts & _BEGINS_AT_NOTHING:

@@ -99,4 +99,8 @@ def test_of_a_run_that_goes_on_only_the_adapters_switch_leads_back(tmp_path):
     remember(beside, resumed=True)
     with before_training(beside) as known:
         assert not known
+    other = lora(init_lora_weights="pissa")
+    remember(other, resumed=True)
+    with before_training(other) as known:
+        assert not known
     remember(tiny_model())  # without an adapter there is nothing to go back to
