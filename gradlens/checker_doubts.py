@@ -48,8 +48,11 @@ def doubts_of(before: dict[str, Any]) -> Iterable[dict[str, str]]:
 
 
 def poorly_told(concepts: Iterable[Concept]) -> Iterable[dict[str, str]]:
-    """`concept`, `hookpoint` and `text` where the fit of a concept's features has something to say."""
+    """`concept`, `hookpoint` and `text` where a concept's features do not tell its examples well. (That they fire on others as well matters
+    to route rules alone.)"""
+    from gradlens.concepts import GOOD_AUC  # imports torch
+
     for concept in concepts:
         for hookpoint, found in concept.detection.items():
-            if found.warning:
+            if found.warning and found.auc < GOOD_AUC:
                 yield {"concept": concept.name, "hookpoint": hookpoint, "text": f"{concept.name}: {found.warning}"}

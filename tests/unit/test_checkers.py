@@ -325,6 +325,7 @@ def test_features_that_tell_their_concept_badly_are_named():
     figures = dict.fromkeys(("best_auc", "rate_positive", "rate_negative", "gate_rate_positive", "gate_rate_negative"), 0.5)
     found = {"auc": 0.6, "best_feature": 3, "texts_positive": 9, "texts_negative": 9, **figures}
     detection = {"layers.1": found | {"warning": "does not separate the concept"}, "layers.2": found}
-    concept = Concept(name="loud", features={"layers.1": [3], "layers.2": [3]}, detection=detection)
+    detection["layers.3"] = found | {"auc": 0.99, "warning": "a route rule would gate others too"}
+    concept = Concept(name="loud", features=dict.fromkeys(detection, [3]), detection=detection)
     expected = {"concept": "loud", "hookpoint": "layers.1", "text": "loud: does not separate the concept"}
     assert list(poorly_told([concept])) == [expected]
