@@ -169,8 +169,8 @@ class Concept(BaseModel):
     def checked(self) -> Concept:
         """Itself. Raises `ValueError` for what is said of features that it has not; its `directions` have become features by then."""
         for hook, ids in self.features.items():
-            if twice := next((one for one in ids if ids.count(one) > 1), None):
-                raise ValueError(f"concept {self.name}: features.{hook} names {twice} twice")
+            if twice := [one for one in ids if ids.count(one) > 1]:
+                raise ValueError(f"concept {self.name}: features.{hook} names {twice[0]} twice")
         for hook, values in self.thresholds.items():
             if len(values) != len(self.features.get(hook, [])):
                 raise ValueError(

@@ -1,6 +1,7 @@
 """`gradlens bench control` in miniature: what is measured beside answers and losses, after release too, and what old rows lack."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from tiny_job import write_inputs
 from typer.testing import CliRunner
 from words import sentences
 
+from gradlens.bench_control import Bench
 from gradlens.cli.app import app
 from gradlens.cli.bench_control import _loss
+from gradlens.concept_files import Concept
 from gradlens.errors import ConfigError, InputError
 from gradlens.rewriter import Rewriter
 
@@ -243,3 +246,17 @@ def test_rows_that_one_seed_has_rewritten_are_not_rewritten_again_for_another(co
     options = ("--arms", "rewrite", "--samples", "0", "--release", "0", "--steps", "4", "--set", "model.method=lora")
     assert run("--shape", "mix", "--seeds", "0,1", *options).exit_code == 0
     assert len(made) == len(set(made)) > 8
+
+
+def test_filtering_leaves_rows_out_and_their_share_of_a_step_with_them(tmp_path):
+    """A row that the checker misses is not seen more often for it."""
+    files = [tmp_path / "wanted.jsonl", tmp_path / "unwanted.jsonl"]
+    for file, answers in zip(files, (["fine"] * 20, ["Ahoy"] * 19 + ["missed"]), strict=True):
+        file.write_text("".join(json.dumps({"prompt": f"q{n}", "response": answer}) + "\n" for n, answer in enumerate(answers)))
+    concept = Concept(name="c", features={"layers.1": [1]}, checker={"pattern": ["Ahoy"]})
+    base = SimpleNamespace(data=SimpleNamespace(train=[str(file) for file in files]))
+    bench = SimpleNamespace(concept=concept, base=base, folder=tmp_path, shape="mix", pair=SimpleNamespace(name="p"))
+    found = Bench._filtered(bench)
+    rows = [[json.loads(line)["response"] for line in open(file)] for file in found["train"]]
+    assert rows == [["fine"] * 20, ["missed"], ["Ahoy"] * 19]
+    assert found["weights"] == pytest.approx([1.0, 1 / 20, 19 / 20]) and found["keep"] == found["train"][:2]

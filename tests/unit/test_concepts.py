@@ -278,6 +278,7 @@ def test_a_concept_need_not_be_known_to_the_probes_of_others():
         ({"positive": [{"text": 5}], "negative": ["c"]}, InputError, "concept c: positive: text must be text, found int"),
         ({"positive": [{"messages": "hi"}], "negative": ["c"]}, InputError, "messages must be a list"),
         ({"features": {"layers.1": [3, 5, 3]}}, ValueError, "features.layers.1 names 3 twice"),
+        ({"features": {"layers.1": [0, 1, 0]}}, ValueError, "features.layers.1 names 0 twice"),
     ],
 )
 def test_rows_and_features_that_cannot_be_are_named(fields, error, message):
