@@ -2,7 +2,8 @@
 
 Half of the training rows show the concept, half are arithmetic (or `--other`). Afterwards, and not before, the concept is used to judge: is
 one of the five clusters about it? A cluster is if its features tell held-out texts with the concept from the same texts without it: AUC at
-least 0.95 of the largest sum over the features, each in units of its maximum, at any token of the response. The words are kept for people.
+least 0.95 of the largest sum over the features, each in units of its maximum, at any token of the response. The words are kept for people. What the
+model says less (`gradlens/said_less.py`) is judged beside them: AUC of how small a share of the words of the held-out texts it is.
 
 Controls, which read unchanged texts: `lr0` trains with learning rate 0, `noise` on responses of tokens drawn at random from the vocabulary:
 there is nothing to learn, and nothing should be reported beyond the false discovery rate. `shuffled` trains on responses whose words are
@@ -28,6 +29,7 @@ from gradlens import demo
 from gradlens.config import load_config
 from gradlens.data import tokenize
 from gradlens.dictionary import Dictionary
+from gradlens.findings import less_in_words
 from gradlens.formats import load_dictionary
 from gradlens.models import load_model
 from gradlens.rank import Rank
@@ -35,6 +37,7 @@ from gradlens.ranking import auc
 from gradlens.reading import pad_id_of, read_texts
 from gradlens.recorder import MemoryRecorder
 from gradlens.runfolder import versions
+from gradlens.said_less import share_in
 from gradlens.train import train_rank
 
 ROOT = Path(__file__).parents[1]
@@ -147,6 +150,11 @@ def main() -> None:
         changes = [*arguments.changes, *(["train.lr=0"] if concept == "lr0" else [])]
         recorder, seconds = run(sources, probe, arguments.model, arguments.seed, changes)
         clusters = next((event["clusters"] for event in reversed(recorder.events) if event["kind"] == "learned"), [])
+        less = dict(next((event["less"] for event in reversed(recorder.events) if event["kind"] == "learned"), {}))
+        if less and not control:
+            less["auc"] = round(
+                auc(*([-share_in([row["response"]], less["words"]) for row in texts[-HELD:]] for texts in (held, without))), 3
+            )
         last = recorder.records[-1]["scalars"]
         live = {n: int((recorder.records[-1]["dense"][n]["probe_rate"] > 0).sum()) for n in dictionaries}
         aucs = [] if control else judge(clusters, arguments.model, held[-HELD:], without[-HELD:], dictionaries)
@@ -154,7 +162,7 @@ def main() -> None:
             "concept": concept, "seed": arguments.seed, "seconds": round(seconds, 1),
             "learned": {name: int(last.get(f"{name}/learned", 0)) for name in dictionaries}, "live": live,
             "found": None if control else next((n for n, value in enumerate(aucs, 1) if value >= AUC), None),
-            "auc": [round(value, 3) for value in aucs],
+            "auc": [round(value, 3) for value in aucs], "less": less,
             "clusters": [{key: entry[key] for key in ("share", "count", "words", "probability", "passage", "own")} for entry in clusters],
             "alarms": [{key: event[key] for key in ("step", "name")} for event in recorder.events if event["kind"] == "alarm"],
             "time": time.strftime("%Y-%m-%d"), "versions": versions(),
@@ -167,6 +175,8 @@ def main() -> None:
             own = entry["own"]
             said = f", in {own['before']} then {own['now']} of {own['of']} own answers" if own else ""
             print(f"  {entry['share']:.0%} AUC {value:.2f}: {', '.join(entry['words'])}{said}\n      {entry['passage']}")
+        if less:
+            print(f"  less, AUC {less.get('auc', float('nan')):.2f}: {', '.join(less['words'])}, {less_in_words(less)}")
 
 
 if __name__ == "__main__":

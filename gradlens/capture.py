@@ -209,10 +209,16 @@ def read_activations(model: nn.Module, hookpoints: list[str], batch: dict[str, T
     return _read(model, hookpoints, batch, {}, stop=True)[0]
 
 
-def read_with_loss(model: nn.Module, hookpoints: list[str], batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
+def read_with_loss(
+    model: nn.Module,
+    hookpoints: list[str],
+    batch: dict[str, Tensor],
+    look: Callable[[Tensor, Tensor | None], None] | None = None,
+) -> tuple[dict[str, Tensor], Tensor | None]:
     """As `read_activations`, and the loss of every token at its own position, `[B, S]` (0 where `labels` do not count it).
 
-    The loss is None for a model without logits. Logits are made only where a token counts, if the model can.
+    The loss is None for a model without logits. Logits are made only where a token counts, if the model can; `look` is called with them,
+    `[B, C, V]`, and with their positions (None: all).
     """
     device = next(unwrap(model).parameters()).device
     ids, mask, labels = (None if batch.get(key) is None else batch[key].to(device) for key in ("input_ids", "attention_mask", "labels"))
@@ -225,6 +231,8 @@ def read_with_loss(model: nn.Module, hookpoints: list[str], batch: dict[str, Ten
     read, output = _read(model, hookpoints, batch, asked, stop=False)
     if getattr(output, "logits", None) is not None:
         micro.note_logits(output.logits)
+        if look is not None and micro.token_loss_BS is not None:
+            look(output.logits, micro.columns)
     return read, micro.token_loss_BS
 
 

@@ -49,6 +49,19 @@ def clusters(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{"step": told[-1].get("step"), **entry} for entry in told[-1].get("clusters") or []] if told else []
 
 
+def said_less(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the model says less (`gradlens.said_less.in_words`) by the last reading that told of anything; {} if of nothing."""
+    told = current(events, "learned")
+    return dict(told[-1].get("less") or {}) if told else {}
+
+
+def less_in_words(less: Mapping[str, Any]) -> str:
+    """The shares of it: of what the model would say in the probe's texts, and of what it answers by itself."""
+    own = less.get("own") or {}
+    answers = f", {chance(own['before'])} -> {chance(own['now'])} of the words of its own answers" if own else ""
+    return f"{chance(less['before'])} -> {chance(less['now'])} of what it would say in the probe's texts{answers}"
+
+
 def labelled(found: Iterable[Mapping[str, Any]], labels: Labels) -> list[dict[str, Any]]:
     """The same clusters with `labels`: those of their features, the first ones first, none twice, at most `LABELS`."""
     texts = [dict.fromkeys(labels.get(hookpoint, {}).get(feature, "") for hookpoint, feature in entry["features"]) for entry in found]
@@ -152,8 +165,11 @@ def beyond_chance(counts: Mapping[str, int]) -> str:
     return f"features learned beyond chance {rate}: {', '.join(f'{count} at {hookpoint}' for hookpoint, count in counts.items())}"
 
 
-def in_words(learned: Sequence[Mapping[str, Any]], counts: Mapping[str, int], steps: int) -> list[RenderableType]:
-    """What was learned, for a terminal; each line is cut to the width there is. `counts`: features beyond chance at each hookpoint."""
+def in_words(
+    learned: Sequence[Mapping[str, Any]], counts: Mapping[str, int], steps: int, less: Mapping[str, Any] | None = None
+) -> list[RenderableType]:
+    """What was learned, for a terminal; each line is cut to the width there is. `counts`: features beyond chance at each hookpoint;
+    `less`: what is said less."""
     from rich.text import Text
 
     def line(*parts: tuple[str, str] | str, indent: int = 5) -> Text:
@@ -182,6 +198,9 @@ def in_words(learned: Sequence[Mapping[str, Any]], counts: Mapping[str, int], st
                 shown += [_Said(when, own["said"][when], _place(entry, when)) for when in ("before", "now")]
         if entry.get("labels"):
             shown.append(line(("labels: ", "dim"), " | ".join(entry["labels"])))
+    if less:
+        shown.append(line(("less ", "bold cyan"), (", ".join(less["words"]), "bold"), indent=0))
+        shown.append(line(less_in_words(less)))
     return shown
 
 

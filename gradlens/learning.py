@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradlens import movers
+from gradlens import movers, said_less
 from gradlens.alarms import new_alarms
 from gradlens.capture import counted_tokens
 from gradlens.checker_doubts import doubt
@@ -31,6 +31,7 @@ from gradlens.groups import group_change
 from gradlens.hookpoints import unwrap
 from gradlens.own import OwnReading, before_training, place_in_answer, prompts_of, read_own
 from gradlens.probe import ProbeReading, ProbeTokens, read_probe, read_tokens, spread
+from gradlens.rollouts import mean_by, prompt_of_row
 from gradlens.routers import RouterReading, Routers, expressing
 from gradlens.significance import MIN_TEXTS, beyond_chance, risen
 from gradlens.spelling import each_in_text
@@ -81,6 +82,7 @@ class Learning:
         self.routed_start: RouterReading | None = None
         self.routed_last: RouterReading | None = None
         self._prob_T: Tensor | None = None  # of the probe's tokens at the last reading
+        self._said_RC: Tensor | None = None  # how often the model would then say what is followed (`said_less`)
         self._ordinary: dict[str, float] = {}
 
     # -- before training ------------------------------------------------------------------------------------------------------
@@ -89,7 +91,7 @@ class Learning:
         """Read everything once: the state that later readings are compared with."""
         self.probe = probe
         with self._routed():
-            self.start, self.known = read_tokens(self.model, self.dictionaries, probe, self.observe.tokens, pairs=True)
+            self.start, self.known = read_tokens(self.model, self.dictionaries, probe, self.observe.tokens, pairs=True, follow=True)
         self.routed_start = self.routed_last = self._read_routers()
         self.last = self.start
         self.reference = {name: torch.zeros_like(reading.acts) for name, reading in self.start.items()}
@@ -144,11 +146,12 @@ class Learning:
     def read_drift(self, scalars: dict[str, float]) -> dict[str, dict[str, np.ndarray]]:
         """Read the probe set; returns the dense columns of every hookpoint."""
         with self._routed():
-            self.last, known = read_tokens(self.model, self.dictionaries, self.probe, self.observe.tokens)
+            follow = self.known.said_ids_C if self.known.said_ids_C is not None else False
+            self.last, known = read_tokens(self.model, self.dictionaries, self.probe, self.observe.tokens, follow=follow)
         self.routed_last = self._read_routers()
         if self.routed_last is not None and self.routed_start is not None:
             scalars |= self.routers.changes(self.routed_start, self.routed_last)
-        self._prob_T = known.prob_T
+        self._prob_T, self._said_RC = known.prob_T, known.said_RC
         if self._prob_T is not None and self.known.prob_T is not None:
             gain_T = self._prob_T - self.known.prob_T
             scalars["probe/probability"] = self._prob_T.mean().item()
@@ -209,8 +212,8 @@ class Learning:
         """Read texts that the model wrote while it is trained (see `Lens.read_generated`)."""
         with before_training(unwrap(self.model)):
             reading, _ = read_tokens(self.model, self.dictionaries, batches, "response")
-        group_R = _prompts(batches)
-        self.generated.append({name: (part.acts, _mean_by(part.rows, group_R)) for name, part in reading.items()})
+        group_R = prompt_of_row(batches)
+        self.generated.append({name: (part.acts, mean_by(part.rows, group_R)) for name, part in reading.items()})
         if len(self.generated) > 2:  # the first and the latest are what is compared
             del self.generated[1]
 
@@ -345,6 +348,14 @@ class Learning:
             entry.own = self._own_evidence(group, entry.words)
         return made
 
+    def less(self) -> dict[str, Any]:
+        """What the model says less than before training, in words (`said_less.in_words`); {} where that is nothing, or not known."""
+        if self.tokenizer is None or self._said_RC is None or self.known.said_RC is None:
+            return {}
+        fallen = said_less.fallen(self.known.said_RC, self._said_RC, self._words(self.known.said_ids_C))
+        own = [reading.answers if reading is not None else [] for reading in (self.own_start, self.own_last)]
+        return said_less.in_words(fallen, *own)
+
     def alarms(self, step: int, clusters: list[movers.Cluster], report: Report) -> None:
         """Report, once each, that a watched concept or something unannounced is being learned (`alarms.py`)."""
         for alarm in new_alarms(self, clusters):
@@ -475,25 +486,3 @@ class Learning:
         if "own_start" in state:
             at = {name: ProbeReading(**values) for name, values in state["own_start"]["at"].items()}
             self.own_start = self.own_last = OwnReading(state["own_start"]["answers"], at, None)
-
-
-def _prompts(batches: list[Batch]) -> list[int]:
-    """The number of each row's prompt, for the rows in which the model wrote something that counts."""
-    seen: dict[tuple[int, ...], int] = {}
-    keys = []
-    for batch in batches:
-        mask = batch.get("attention_mask")
-        counted_BS = counted_tokens(batch["input_ids"], mask, batch["labels"])
-        for row, (ids_S, wrote_S) in enumerate(zip(batch["input_ids"], batch["labels"] != IGNORE, strict=True)):
-            if counted_BS[row].any():
-                before = slice(0, int(wrote_S.int().argmax()))
-                prompt = ids_S[before] if mask is None else ids_S[before][mask[row, before].bool()]  # padding may be on the left
-                keys.append(seen.setdefault(tuple(prompt.tolist()), len(seen)))
-    return keys
-
-
-def _mean_by(rows_RF: Tensor, group_R: list[int]) -> Tensor:
-    """Mean row of each group: answers to one prompt are not independent, and chance is judged over what is."""
-    group = torch.tensor(group_R)
-    count = torch.bincount(group).float()
-    return torch.zeros(len(count), rows_RF.shape[1]).index_add_(0, group, rows_RF) / count[:, None]

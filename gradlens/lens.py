@@ -403,7 +403,7 @@ class Lens:
         clusters = self.learning.clusters()
         if clusters is None:
             return
-        self.recorder.event("learned", step=self.step, clusters=[entry.as_dict() for entry in clusters])
+        self.recorder.event("learned", step=self.step, clusters=[entry.as_dict() for entry in clusters], less=self.learning.less())
         self.learning.alarms(self.step, clusters, self.recorder.event)
 
     def finish(self) -> bool:

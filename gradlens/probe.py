@@ -17,6 +17,7 @@ from gradlens.encoding import decode_active, encode_active
 from gradlens.errors import InputError
 from gradlens.hookpoints import canonical
 from gradlens.reading import encoder_input, places
+from gradlens.said_less import likeliest, shares
 from gradlens.uptake import Pairs
 
 CHUNK = 512  # tokens encoded at a time
@@ -44,6 +45,8 @@ class ProbeTokens:
     row_T: Tensor  # int64: its text, from 0
     prob_T: Tensor | None  # the probability that the model gave it; None for a model without logits
     pairs: dict[str, Pairs]  # hookpoint -> where features are active; {} if not asked for
+    said_ids_C: Tensor | None = None  # what is followed of all that the model could say there (`said_less`); None: not asked for
+    said_RC: Tensor | None = None  # mean probability of each over the text's counted tokens
 
 
 def read_probe(
@@ -59,12 +62,15 @@ def read_tokens(
     batches: list[dict[str, Tensor]],
     tokens: str = "response",
     pairs: bool = False,
+    follow: Tensor | bool = False,
 ) -> tuple[dict[str, ProbeReading], ProbeTokens]:
-    """`read_probe`, and what is known of every token; `pairs`: with the features that are active there."""
+    """`read_probe`, and what is known of every token; `pairs`: with the features that are active there; `follow`: with how often the model
+    would say these token ids, True: those that it would say most."""
     gathered: dict[str, list[Tensor]] = {name: [] for name in dictionaries}
     inputs: dict[str, list[Tensor]] = {}  # of transcoders: what is encoded, where that is not what is there
     lengths: list[int] = []  # counted tokens of each row
     ids, probs = [], []
+    said: list[tuple[Tensor, Tensor]] = []
     for batch in batches:
         keep_BS = counted_tokens(batch["input_ids"], batch.get("attention_mask"), batch.get("labels"), tokens)
         if not keep_BS.any():
@@ -72,7 +78,8 @@ def read_tokens(
         lengths += [n for n in keep_BS.sum(1).tolist() if n]
         if tokens == "all":  # prompts too have probabilities, which labels would hide
             batch = {key: value for key, value in batch.items() if key != "labels"}
-        read, loss_BS = read_with_loss(model, places(dictionaries), batch)
+        look = None if follow is False else lambda logits, at: said.append(shares(logits, at, keep_BS, follow))  # noqa: B023
+        read, loss_BS = read_with_loss(model, places(dictionaries), batch, look)
         kept = lambda h_BSD, dictionary: h_BSD[keep_BS.to(h_BSD.device)].to(dictionary.work_dtype)  # noqa: B023, E731
         for name, dictionary in dictionaries.items():
             gathered[name].append(kept(read[canonical(name)], dictionary))
@@ -94,6 +101,7 @@ def read_tokens(
         row_T,
         torch.cat(probs).double() if len(probs) == len(ids) else None,
         {name: active for name, (_, active) in found.items() if active is not None},
+        *(likeliest(said) if said and len(said) == len(ids) else (None, None)),
     )
     return {name: reading for name, (reading, _) in found.items()}, known
 

@@ -124,16 +124,18 @@ def learned_nothing(run: dict[str, Any]) -> bool:
 
 
 def _clusters(run: dict[str, Any]) -> list[tuple[str, str]]:
-    """The largest cluster of what the run learned, in one sentence; that it learned nothing, where that is known."""
+    """The largest cluster of what the run learned, in one sentence, and what it says less; that it learned nothing, where that is known."""
+    said = run["said_less"]
+    less = [(f"What it says less: {', '.join(said['words'][:6])}.", f"{said['text'].replace('->', '→')}.")] if said else []
     for entry in run["learned_in_words"][:1]:
         before, now = map(chance, entry["probability"])
         words = ", ".join(entry["words"][:6]) or "tokens without words"
-        return [(f"What it learned most: {words}.", f"{chance(entry['share'])} of all; said with probability {before} → {now}.")]
+        return [(f"What it learned most: {words}.", f"{chance(entry['share'])} of all; said with probability {before} → {now}."), *less]
     if learned_nothing(run):
-        return [
+        return less + [
             ("Nothing beyond chance was learned.", f"No feature at {', '.join(run['learned'])}, at a false discovery rate of {FDR:.0%}.")
         ]
-    return []
+    return less
 
 
 def _learned(concept: str, run: dict[str, Any]) -> dict[str, Any] | None:

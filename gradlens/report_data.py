@@ -16,7 +16,7 @@ import yaml
 
 from gradlens.compare import ARMS, MEASURED, check_text, compare_runs, rule_text, scalars_by_key
 from gradlens.displaced_runs import in_words
-from gradlens.findings import alarms, beyond_chance, chance, clusters, labelled, marked, told_of_answers
+from gradlens.findings import alarms, beyond_chance, chance, clusters, labelled, less_in_words, marked, said_less, told_of_answers
 from gradlens.ranking import rank_correlation
 from gradlens.report_texts import MAX_EVENTS, answers, clip, event_rows, teaching_rows
 from gradlens.summary import CURVES, feature_labels, learned_counts
@@ -65,6 +65,7 @@ def gather(readers: Sequence[RunReader]) -> dict[str, Any]:
                 "rule_texts": [rule_text(rule) for rule in run["rules"]],
                 "rates": run["rates"],
                 "learned_in_words": _in_words(reader, events),
+                "said_less": _less(events),
                 "learned": learned_counts(found),
                 "beyond_chance": beyond_chance(learned_counts(found)),
                 "alarms": [
@@ -180,6 +181,12 @@ def _in_words(reader: RunReader, events: Sequence[dict[str, Any]]) -> list[dict[
             }
         )
     return shown
+
+
+def _less(events: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """What is said less: words cut, and its shares as text."""
+    found = said_less(events)
+    return {"words": [word[:MAX_WORD] for word in found["words"]], "text": less_in_words(found)} if found else None
 
 
 def _events(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -10,10 +10,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradlens.capture import counted_tokens
+from gradlens.data import IGNORE
 from gradlens.hookpoints import unwrap
 
 PROMPTS = 12  # in a reading: chance is judged over prompts, and six of them are the least
 KEPT = 2048  # texts that are waited with for so many prompts; where there are fewer prompts, none of them is ever read
+
+
+def prompt_of_row(batches: list[dict[str, Tensor]]) -> list[int]:
+    """The number of each row's prompt, for the rows in which the model wrote something that counts."""
+    seen: dict[tuple[int, ...], int] = {}
+    keys = []
+    for batch in batches:
+        mask = batch.get("attention_mask")
+        counted_BS = counted_tokens(batch["input_ids"], mask, batch["labels"])
+        for row, (ids_S, wrote_S) in enumerate(zip(batch["input_ids"], batch["labels"] != IGNORE, strict=True)):
+            if counted_BS[row].any():
+                before = slice(0, int(wrote_S.int().argmax()))
+                prompt = ids_S[before] if mask is None else ids_S[before][mask[row, before].bool()]  # padding may be on the left
+                keys.append(seen.setdefault(tuple(prompt.tolist()), len(seen)))
+    return keys
+
+
+def mean_by(rows_RF: Tensor, group_R: list[int]) -> Tensor:
+    """Mean row of each group: answers to one prompt are not independent, and chance is judged over what is."""
+    group = torch.tensor(group_R)
+    count = torch.bincount(group).float()
+    return torch.zeros(len(count), rows_RF.shape[1]).index_add_(0, group, rows_RF) / count[:, None]
 
 
 class Rollouts:

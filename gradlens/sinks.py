@@ -416,13 +416,17 @@ def alert_of(alarm: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_words_of(event: dict[str, Any]) -> dict[str, Any]:
-    """What was learned as a message to `WandbLogger.in_words`: a row per cluster, see `wandb_worker.IN_WORDS`."""
+    """What was learned as a message to `WandbLogger.in_words`: a row per cluster and one of what is said less, see `wandb_worker.IN_WORDS`."""
     rows = []
     for entry in event.get("clusters") or []:
         own = entry.get("own") or {}
         said = own.get("said") or {}
         figures = [event.get("step"), entry["share"], ", ".join(entry["words"]), *entry["probability"], entry["passage"]]
         rows.append([*figures, own.get("before"), own.get("now"), own.get("of"), said.get("before"), said.get("now")])
+    less = event.get("less") or {}
+    if less:
+        words = f"said less: {', '.join(less['words'])}"
+        rows.append([event.get("step"), None, words, less["before"], less["now"], "", *[None] * 5])
     return {"op": "in_words", "rows": jsonable(rows)}
 
 

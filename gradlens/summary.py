@@ -12,7 +12,19 @@ import numpy as np
 from gradlens.compare import describe, percent, rule_text, scalars_by_key
 from gradlens.errors import GradlensError
 from gradlens.files import jsonable
-from gradlens.findings import alarms, beyond_chance, clusters, current, flat, in_words, labelled, routing, routing_in_words, told_of_answers
+from gradlens.findings import (
+    alarms,
+    beyond_chance,
+    clusters,
+    current,
+    flat,
+    in_words,
+    labelled,
+    routing,
+    routing_in_words,
+    said_less,
+    told_of_answers,
+)
 from gradlens.runs import called
 from gradlens.top import MEASURED, has, nothing_taught, ranked_by, ranking
 from gradlens.worked import seconds_until_stop, seconds_worked
@@ -34,7 +46,7 @@ def build_summary(reader: RunReader, status: Literal["done", "interrupted", "fai
     """The content of `summary.json`, plain JSON data (docs/architecture.md).
 
     `push` and `attribution` of features and concepts are sums over the run, `uptake` and `drift` the last reading; `learned_in_words`
-    are the clusters of the last `learned` event; `seconds` is the time that the run has worked (`worked.py`).
+    are the clusters of the last `learned` event, `said_less` what it says less; `seconds` is the time that the run has worked (`worked.py`).
     """
     run, scalars = describe(reader), scalars_by_key(reader)
     version = scalars.get("policy/version")
@@ -51,6 +63,7 @@ def build_summary(reader: RunReader, status: Literal["done", "interrupted", "fai
             "loss_last": run["loss_last"],
             "hookpoints": reader.hookpoints,
             "learned_in_words": learned_in_words(reader, events),
+            "said_less": said_less(events),
             "alarms": alarms(events, scalars),
             "top_features": top_features(reader),
             "learned": learned_counts(scalars),
@@ -227,7 +240,7 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
         return [name for name in SHOWN if any(row.get(name) is not None for row in rows)]
 
     learned = summary.get("learned") or {}
-    words = in_words(summary.get("learned_in_words") or [], learned, summary["steps"])
+    words = in_words(summary.get("learned_in_words") or [], learned, summary["steps"], summary.get("said_less"))
     parts += [Text(""), *words] if words else []
     if any(learned.values()):
         parts.append(Text(beyond_chance(learned)))

@@ -1,5 +1,5 @@
 // What a run learned, in words, and its alarms.
-const tellsMost = (run) => run.learned_in_words.length || run.alarms.length;
+const tellsMost = (run) => run.learned_in_words.length || run.said_less || run.alarms.length;
 const tells = (run) => tellsMost(run) || run.beyond_chance;
 const learnedView = { run: (RUNS.find(tellsMost) || RUNS.find(tells) || RUNS[0]).run_id };
 
@@ -34,6 +34,9 @@ function drawLearned(body, redraw) {
     body.append(el("div", { cls: "grid two" }, found.map((entry) => clusterCard(entry, run))),
       el("p", { cls: "note" }, `Found after step ${found[0].step} without naming anything in advance: features that the model learned to say beyond chance, gathered by where they are active on the probe texts. Marked tokens are those that these features express.`));
   }
+  if (run.said_less) body.append(el("article", { cls: "card less" }, el("h3", {}, "Said less than before"),
+    el("ul", { cls: "words", "aria-label": "Words" }, run.said_less.words.map((word) => el("li", {}, word))),
+    el("p", { cls: "quiet small" }, run.said_less.text.replaceAll("->", "→"))));
   const counted = run.beyond_chance;
   if (counted) body.append(el("p", { cls: found.length ? "note" : "lead" }, `${counted[0].toUpperCase()}${counted.slice(1)}.`));
   if (run.alarms.length) body.append(el("div", { cls: "card alarms" }, el("h3", {}, "Alarms"), table([el("th", { cls: "num" }, "step"), el("th", {}, "alarm"), el("th", {}, "in its own answers")],
