@@ -2,8 +2,8 @@
 
 Half of the training rows show the concept, half are arithmetic (or `--other`). Afterwards, and not before, the concept is used to judge: is
 one of the five clusters about it? A cluster is if its features tell held-out texts with the concept from the same texts without it: AUC at
-least 0.95 of the largest sum over the features, each in units of its maximum, at any token of the response. The words are kept for people. What the
-model says less (`gradlens/said_less.py`) is judged beside them: AUC of how small a share of the words of the held-out texts it is.
+least 0.95 of the largest sum over the features, each in units of its maximum, at any token of the response. The words are for people.
+What the model says less (`gradlens/said_less.py`) is judged beside them: AUC of how small a share of a held-out text's words it is.
 
 Controls, which read unchanged texts: `lr0` trains with learning rate 0, `noise` on responses of tokens drawn at random from the vocabulary:
 there is nothing to learn, and nothing should be reported beyond the false discovery rate. `shuffled` trains on responses whose words are
@@ -152,9 +152,8 @@ def main() -> None:
         clusters = next((event["clusters"] for event in reversed(recorder.events) if event["kind"] == "learned"), [])
         less = dict(next((event["less"] for event in reversed(recorder.events) if event["kind"] == "learned"), {}))
         if less and not control:
-            less["auc"] = round(
-                auc(*([-share_in([row["response"]], less["words"]) for row in texts[-HELD:]] for texts in (held, without))), 3
-            )
+            shares = [[-share_in([row["response"]], less["words"]) for row in texts[-HELD:]] for texts in (held, without)]
+            less["auc"] = round(auc(*shares), 3)
         last = recorder.records[-1]["scalars"]
         live = {n: int((recorder.records[-1]["dense"][n]["probe_rate"] > 0).sum()) for n in dictionaries}
         aucs = [] if control else judge(clusters, arguments.model, held[-HELD:], without[-HELD:], dictionaries)

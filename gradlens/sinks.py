@@ -416,7 +416,7 @@ def alert_of(alarm: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_words_of(event: dict[str, Any]) -> dict[str, Any]:
-    """What was learned as a message to `WandbLogger.in_words`: a row per cluster and one of what is said less, see `wandb_worker.IN_WORDS`."""
+    """What was learned as a message to `WandbLogger.in_words`: a row per cluster, one of what is said less; see `wandb_worker.IN_WORDS`."""
     rows = []
     for entry in event.get("clusters") or []:
         own = entry.get("own") or {}

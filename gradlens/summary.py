@@ -46,7 +46,8 @@ def build_summary(reader: RunReader, status: Literal["done", "interrupted", "fai
     """The content of `summary.json`, plain JSON data (docs/architecture.md).
 
     `push` and `attribution` of features and concepts are sums over the run, `uptake` and `drift` the last reading; `learned_in_words`
-    are the clusters of the last `learned` event, `said_less` what it says less; `seconds` is the time that the run has worked (`worked.py`).
+    are the clusters of the last `learned` event, `said_less` is what it then says less; `seconds` is the time that the run has worked
+    (`worked.py`).
     """
     run, scalars = describe(reader), scalars_by_key(reader)
     version = scalars.get("policy/version")

@@ -102,7 +102,8 @@ CLUSTER = {
 
 def tell(recorder, step):
     """What a lens reports at a reading."""
-    recorder.event("learned", step=step, clusters=[CLUSTER, {**CLUSTER, "share": float("nan"), "own": {}}])
+    less = {"words": ["the", "a"], "before": 0.08, "now": 0.01, "own": None}
+    recorder.event("learned", step=step, clusters=[CLUSTER, {**CLUSTER, "share": float("nan"), "own": {}}], less=less)
     text = "pirate is being learned: uptake +0.1"
     recorder.event("alarm", step=step, about="concept", name="pirate", hookpoint="layers.1", chance=0.004, text=text)
     recorder.event("alarm", step=step, about="mover", name="matey, ahoy", features=[["layers.1", 3]], text="something else")
@@ -134,6 +135,7 @@ def test_alarms_are_alerts_and_what_was_learned_is_a_table_of_an_offline_run(rec
     assert first["data"] == [
         [1, 0.6, "matey, ahoy", 0.01, 0.5, "[Ahoy] there", 0, 3, 8, "Well.", "Ahoy!"],
         [1, None, "matey, ahoy", 0.01, 0.5, "[Ahoy] there", None, None, None, None, None],
+        [1, None, "said less: the, a", 0.08, 0.01, "", None, None, None, None, None],
     ]
     assert not events(run_dir, "wandb_lost", "recorder_error", "wandb_offline")
 

@@ -192,7 +192,8 @@ def write_findings(writer: RunWriter, step: int, done: float, first: bool, conce
         "own": {"before": 0, "now": round(8 * done), "of": 8, "said": said},
     }  # fmt: skip
     sums = {**sea, "share": 0.03, "features": [[HOOKS[1], 101]], "count": 1, "words": ["+", "="], "passage": "41 [+ 27 =] 68", "own": {}}
-    writer.event("learned", step=step, clusters=[sea, sums])
+    less = {"words": [hostile or "moreover", "the"], "before": 0.09, "now": 0.012, "own": {"before": 0.15, "now": 0.01}}
+    writer.event("learned", step=step, clusters=[sea, sums], less=less)
     if first:
         text = f"{concept} is being learned: uptake +0.02 at {HOOKS[0]} (chance 0.004)"
         writer.event("alarm", step=step, about="concept", name=concept, hookpoint=HOOKS[0], chance=0.004, text=text)

@@ -110,6 +110,7 @@ def test_the_section_of_what_was_learned_says_that_it_was_nothing(tmp_path):
     assert text.strip() == "Nothing beyond chance (false discovery rate 5%)."
     text = drawn_text(tmp_path, "drawLearned", RunReader(make_run(tmp_path / "some", steps=10)))
     assert "matey" in text and "Features learned beyond chance (false discovery rate 5%): 5 at layers.15" in text
+    assert "Said less than beforemoreoverthe9% → 1.2% of what it would say" in text
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
@@ -130,6 +131,8 @@ def test_what_was_learned_is_in_the_data_with_its_marks_answers_and_labels(tmp_p
     assert (sea["own"]["before"], sea["own"]["now"], sea["own"]["of"]) == (0, 8, 8) and sea["own"]["said"]["now"].startswith("Ahoy, matey")
     assert sea["labels"][0].startswith("'word 3'") and len(sea["labels"]) == 3
     assert sums["own"] is None
+    shares = "9% -> 1.2% of what it would say in the probe's texts, 15% -> 1% of the words of its own answers"
+    assert run["said_less"] == {"words": ["moreover", "the"], "text": shares}
 
 
 def test_alarms_stand_beside_the_step_at_which_answers_would_have_told(tmp_path):
@@ -209,7 +212,7 @@ def test_hostile_texts_stay_texts(tmp_path):
     assert any(HOSTILE in event["text"] for event in run["events"])
     learned = run["learned_in_words"][0]
     assert learned["words"][0] == HOSTILE[:60] and learned["own"]["said"]["now"] == HOSTILE and learned["labels"] == [HOSTILE]
-    assert "".join(text for text, _ in learned["passage"]) == HOSTILE
+    assert "".join(text for text, _ in learned["passage"]) == HOSTILE and run["said_less"]["words"] == [HOSTILE[:60], "the"]
 
 
 def test_a_hostile_run_name_stays_a_name(tmp_path):

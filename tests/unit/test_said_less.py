@@ -86,9 +86,7 @@ def test_a_reading_tells_what_the_model_says_less_and_goes_on_after_a_restart():
     most = int(made.known.said_RC.mean(0).argmax())
     again = Learning(made.model, made.dictionaries, observe, {}, tokenizer=made.tokenizer)
     again.load_state_dict(made.state_dict(), made.probe)
-    made._words = again._words = lambda ids_C: [
-        f"word{i}" for i in ids_C.tolist()
-    ]  # the tokenizer's vocabulary is smaller than the model's
+    made._words = again._words = lambda ids_C: [f"word{i}" for i in ids_C.tolist()]  # the tokenizer has fewer than the model
     for learning in (made, again):
         learning.read_drift({})
         assert learning.less() == {}  # the model is as it was

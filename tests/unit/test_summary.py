@@ -21,8 +21,8 @@ SEA = {
 }  # fmt: skip
 RULE = {"label": "route:pirate", "mode": "route", "concept": "pirate", "gain": 0.0}
 KEYS = (
-    "run_id", "run_dir", "status", "steps", "loss_first", "loss_last", "hookpoints", "learned_in_words", "said_less", "alarms", "top_features",
-    "learned", "routers", "concepts", "rules", "targets", "policy_version", "gaps", "seconds", "evaluation", "doubts",
+    "run_id", "run_dir", "status", "steps", "loss_first", "loss_last", "hookpoints", "learned_in_words", "said_less", "alarms",
+    "top_features", "learned", "routers", "concepts", "rules", "targets", "policy_version", "gaps", "seconds", "evaluation", "doubts",
 )  # fmt: skip
 
 
