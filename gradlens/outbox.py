@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 ASYNCHRONOUS = ("cuda",)  # devices that copy while they compute; from others it is waited for
 WAITING = 4  # steps whose copies may be under way; beyond that a step's readings are dropped
@@ -31,20 +31,21 @@ class Outbox:
         The tensors may be changed as soon as this returns. `then(None)` where too much is on its way already.
         """
         self.flush(wait=False)
-        tensors = (leaf for leaf in tree_leaves(content) if isinstance(leaf, Tensor))
-        devices = {tensor.device for tensor in tensors if tensor.device.type in ASYNCHRONOUS}
+        found: set[torch.device] = set()
+        each_tensor(lambda leaf: found.add(leaf.device), content)
+        devices = {device for device in found if device.type in ASYNCHRONOUS}
         if devices and sum(bool(arrived) for arrived, _, _ in self._waiting) >= WAITING:
             self.dropped += 1
             content, devices = None, set()
         if not devices and not self._waiting:
-            then(tree_map_only(Tensor, Tensor.cpu, content))
+            then(each_tensor(Tensor.cpu, content))
             return
         arrived = []
         if devices:
-            content = tree_map_only(Tensor, _copied, content)
+            content = each_tensor(_copied, content)
             arrived = [_noted(device) for device in devices]
         else:
-            content = tree_map_only(Tensor, lambda leaf: leaf.cpu().clone(), content)
+            content = each_tensor(lambda leaf: leaf.cpu().clone(), content)
         self._waiting.append((arrived, content, then))
 
     def flush(self, wait: bool = True) -> None:
@@ -54,6 +55,20 @@ class Outbox:
             for event in arrived:
                 event.synchronize()
             then(content)
+
+
+def each_tensor(change: Callable[[Tensor], Any], content: Any) -> Any:
+    """The same dictionaries, lists, tuples and dataclasses with every tensor changed. torch's own `tree_map`, which knows many more kinds,
+    takes ten times as long: milliseconds of every step."""
+    if isinstance(content, Tensor):
+        return change(content)
+    if isinstance(content, dict):
+        return {key: each_tensor(change, value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return type(content)(each_tensor(change, value) for value in content)
+    if is_dataclass(content):
+        return replace(content, **each_tensor(change, vars(content)))
+    return content
 
 
 def _copied(leaf: Tensor) -> Tensor:

@@ -12,14 +12,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from gradlens import attribution as estimators
 from gradlens.config import ObserveSettings
 from gradlens.dictionary import Dictionary
 from gradlens.encoding import ROOM, encode_active, full
 from gradlens.groups import group_basis
-from gradlens.outbox import Outbox
+from gradlens.outbox import Outbox, each_tensor
 from gradlens.precision import to_encode
 from gradlens.sampling import draw, draw_among, variance_of_sum
 from gradlens.step_readings import Contents, read_examples, read_lessons, read_sums
@@ -264,7 +263,7 @@ class Projection:
         flat_sum_(world, [tensor for sums in self._sums.values() for tensor in vars(sums).values()])
         contents = self._contents(world.size)
         if world.size > 1:  # all ranks gather at the same time, so this waits for the device
-            mine = tree_map_only(Tensor, Tensor.cpu, (contents.examples, contents.lessons))
+            mine = each_tensor(Tensor.cpu, (contents.examples, contents.lessons))
             for which, rows in zip((contents.examples, contents.lessons), zip(*world.gather(mine), strict=True), strict=False):
                 which[:] = [row for part in rows for row in part]
 
@@ -295,7 +294,7 @@ class Projection:
         """The readings of the step in progress, whose sums must be those of all ranks: `{"features", "scalars", "examples", "lessons"}`."""
         for name in self.dictionaries:
             self._project_held(name)
-        part = self._read(tree_map_only(Tensor, Tensor.cpu, self._contents(ranks)), ranks)
+        part = self._read(each_tensor(Tensor.cpu, self._contents(ranks)), ranks)
         self._clear()
         return part
 

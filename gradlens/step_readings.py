@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import register_dataclass
 
 from gradlens.config import ObserveSettings
 from gradlens.groups import angle
@@ -26,9 +25,6 @@ class Contents:
     hooks: dict[str, dict[str, Tensor]]  # hookpoint -> estimators `[F]`, and what `read_sums` takes
     examples: list[dict[str, Any]]  # one entry per micro-batch, concept and hookpoint
     lessons: list[tuple[str, tuple[int, ...], Tensor, Tensor]]  # hookpoint, row ids, features and their `taught`, `[B, K]`
-
-
-register_dataclass(Contents)
 
 
 def read_sums(
@@ -84,8 +80,8 @@ def read_lessons(taken: list[tuple[str, tuple[int, ...], Tensor, Tensor]]) -> li
     """Of every row of the step the features that it teaches most, at each hookpoint: `row_id, hookpoint, features, taught`."""
     found = []
     for hookpoint, row_ids, idx_BK, val_BK in taken:
-        for row, ids, values in zip(row_ids, idx_BK.tolist(), val_BK.tolist(), strict=False):
-            kept = sum(value > 0 for value in values)
+        positive_B = (val_BK > 0).sum(1).tolist()  # the largest come first
+        for row, ids, values, kept in zip(row_ids, idx_BK.tolist(), val_BK.tolist(), positive_B, strict=False):
             found.append({"row_id": row, "hookpoint": hookpoint, "features": ids[:kept], "taught": values[:kept]})
     return found
 
@@ -93,9 +89,8 @@ def read_lessons(taken: list[tuple[str, tuple[int, ...], Tensor, Tensor]]) -> li
 def _top_tokens(tokens: dict[str, Tensor], rows: int) -> list[dict[str, list]]:
     """Of each row the `TOP_TOKENS` tokens that teach most: `{"positions", "token_taught"}`, largest first."""
     row, position, lesson = (tokens[name].numpy() for name in ("row", "position", "taught"))
-    found = []
-    for index in range(rows):
-        mine = np.flatnonzero((row == index) & (lesson > 0) & (position >= 0))
-        mine = mine[np.argsort(-lesson[mine], kind="stable")[:TOP_TOKENS]]
-        found.append({"positions": position[mine].tolist(), "token_taught": lesson[mine].tolist()})
-    return found
+    mine = np.flatnonzero((lesson > 0) & (position >= 0))
+    mine = mine[np.lexsort((-lesson[mine], row[mine]))]  # row by row; stable
+    starts = np.searchsorted(row[mine], np.arange(rows + 1))
+    parts = [mine[first : min(first + TOP_TOKENS, last)] for first, last in zip(starts[:-1], starts[1:], strict=True)]
+    return [{"positions": position[part].tolist(), "token_taught": lesson[part].tolist()} for part in parts]
