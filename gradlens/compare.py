@@ -17,6 +17,7 @@ from gradlens.displaced_runs import displacement, in_words
 from gradlens.errors import InputError
 from gradlens.findings import current, doubts
 from gradlens.intervals import rate_of, rate_over_runs
+from gradlens.rules_in_force import rule_text, rules_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -87,7 +88,7 @@ def describe(reader: RunReader) -> dict[str, Any]:
         "steps": int(max((steps[-1] for steps, _ in scalars.values() if len(steps)), default=0)),
         "steps_planned": train.get("steps"),
         "seed": train.get("seed"),
-        "rules": _rules(config, events, scalars),
+        "rules": rules_of(config, events, scalars),
         "loss_first": _finite(loss[1][0]) if len(loss[1]) else None,
         "loss_last": _finite(loss[1][-1]) if len(loss[1]) else None,
         "seconds_per_step": float(np.median(seconds)) if len(seconds) else None,
@@ -269,29 +270,6 @@ def _infer_arms(runs: list[dict[str, Any]]) -> None:
             run["arm"] = "oracle" if fewer else "none"
 
 
-def _rules(config: dict[str, Any], events: Sequence[dict[str, Any]], scalars: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every rule that was ever in force, with the mean share it touched; of the config where no policy was put in force."""
-    applied = [rule for event in events if event.get("kind") == "policy" for rule in event.get("rules") or [] if isinstance(rule, dict)]
-    rules: dict[str, dict[str, Any]] = {}
-    for entry in applied or config.get("rules") or []:
-        rule = entry if isinstance(entry, dict) else {"name": str(entry)}  # a file of rules, not read yet
-        label = rule.get("label") or rule.get("name") or f"{rule.get('mode', 'route')}:{rule.get('concept') or 'features'}"
-        share = scalars.get(f"rule/{label}/share", (None, np.zeros(0)))[1]
-        share = share[np.isfinite(share)]
-        rules[label] = {
-            "label": label,
-            "concept": rule.get("concept"),
-            "mode": rule.get("mode"),
-            "gain": None if rule.get("target") else rule.get("gain"),
-            "target": rule.get("target"),
-            "start": rule.get("start") or 0,
-            "end": rule.get("end"),
-            "random_control": rule.get("random_control"),
-            "share": float(share.mean()) if len(share) else None,
-        }
-    return list(rules.values())
-
-
 def _before_after(evaluation: dict[str, Any], part: str, convert: Any) -> dict[str, dict[str, Any]]:
     """`{name: {"before", "after"}}` of one part of `evaluation.json`."""
     both = {when: (evaluation.get(when) or {}).get(part) or {} for when in ("before", "after")}
@@ -463,16 +441,6 @@ def check_text(check: dict[str, Any]) -> str:
     else:
         value = f"{check['value'] - 1:+.1%}"
     return f"{check['what']}: {value}" + (f"; bar: {check['bar']}" if check["bar"] else "")
-
-
-def rule_text(rule: dict[str, Any]) -> str:
-    """`route:pirate x 0` and whether its features are random, how much it touched."""
-    parts = [rule["label"] if rule["gain"] is None else f"{rule['label']} x {rule['gain']:g}"]
-    if rule["random_control"] is not None:
-        parts.append("random features")
-    if rule["share"] is not None:
-        parts.append(f"gated {rule['share']:.0%}")
-    return ", ".join(parts)
 
 
 def _number(value: float | None, digits: int = 3) -> str:

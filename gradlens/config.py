@@ -233,6 +233,7 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = (), environ:
         keys = _split_key(key)
         _assign(data, keys, value, f"--set {key}")
         origins[tuple(keys)] = f"--set {key}"
+    _resolve_paths(data, Path.cwd(), named=True)  # a run is resumed from any folder
     try:
         config = RunConfig.model_validate(data)
     except ValidationError as error:
@@ -358,8 +359,12 @@ def _assign(data: dict[str, Any], keys: list[str], value: str, source: str) -> N
         data[keys[-1]] = value
 
 
-def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
+def _resolve_paths(data: dict[str, Any], folder: Path, named: bool = False) -> None:
+    """Files that lie in the folder by their whole path; `named`: where a name alone (`smollm2`) is left what it is."""
+
     def resolve(value: Any) -> Any:
+        if named and isinstance(value, str) and not Path(value).suffix and "/" not in value:
+            return value
         if isinstance(value, str) and value and not Path(value).is_absolute() and (folder / value).exists():
             return str(folder / value)
         if isinstance(value, list):  # of names; a rule in the list is no path

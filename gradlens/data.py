@@ -29,6 +29,7 @@ Row = dict[str, Any]
 STAND_IN = "\ue000answer\ue000"  # characters that no text has
 IGNORE = -100  # label of a token that the loss does not count
 CUT = "whose response does not begin within"
+ANSWERS = ("answer", "completion", "output", "reply")  # what others call a response
 KEYS = 'expected "messages", "prompt" (with "response"), or "text"'
 
 
@@ -65,6 +66,8 @@ def read_rows(source: str | Path) -> list[Row]:
 
 
 def _read_jsonl(path: Path) -> list[Row]:
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; expected a file of one JSON object per line")
     if not path.is_file():
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, names, n=3)
@@ -116,6 +119,8 @@ def checked(row: Any, where: str) -> Row:
         found = ", ".join(map(str, row)) or "nothing"
         near = next((n for key in row for n in difflib.get_close_matches(str(key), ("messages", "prompt", "text"), n=1)), None)
         raise InputError(f"{where}: no known key (found {found}); {KEYS}" + (f"; did you mean {near!r}?" if near else ""))
+    if not isinstance(row.get("tags") or [], list):
+        raise InputError(f"{where}: tags must be a list of texts, found {row['tags']!r:.40}")
     return row
 
 
@@ -229,8 +234,8 @@ def _answer_spans(messages: list[dict[str, str]], text: str, tokenizer: Any) -> 
     ends = sorted({tokenizer.eos_token or "", *tokenizer.all_special_tokens, *tokenizer.get_added_vocab()} - {""}, key=len, reverse=True)
     spans: list[tuple[int, int]] = []
     for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
+        if message["role"] != "assistant" or (message.get("tool_calls") and not message["content"].strip()):
+            continue  # what it says is the call, which the row's text has not: nothing, and then its end, would be learned in its place
         answer = message["content"].strip()  # templates may strip white space around it
         at, end = _answer_at(messages, index, answer, text, tokenizer, spans[-1][1] if spans else 0)
         rest = text[end:].lstrip()
@@ -283,6 +288,9 @@ def lacks(row: Row, loss_on: Literal["response", "all"] = "response") -> str:
     An empty answer is none: all that it could teach is to end at once, which nobody who left a field empty has meant.
     """
     messages = messages_of(row)
+    if "messages" not in row and "prompt" in row and "response" not in row:
+        if misnamed := next((key for key in row if key in ANSWERS or difflib.get_close_matches(key, ("response",), n=1)), None):
+            return f"with {misnamed!r} in the place of `response`"  # of the whole row the prompt alone would be learned
     if messages is None or loss_on == "all":
         return "" if any(text.strip() for text in _texts(row)) else "without text"
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
@@ -318,6 +326,8 @@ def lacking_rows(rows: Sequence[Row], loss_on: Literal["response", "all"], sourc
 def _nothing_to_learn(source: str, reasons: dict[str, list[int]]) -> InputError:
     cut = any(reason.startswith(CUT) for reason in reasons)
     remedy = ("raise data.max_length, " if cut else "") + "add responses, or set data.loss_on: all"
+    if any(reason.startswith("with '") for reason in reasons):
+        remedy = "name the key `response`"
     return InputError(f"{source}: no row to learn from (rows: {counted_reasons(reasons) or 'none'}); {remedy}")
 
 

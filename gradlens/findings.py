@@ -28,8 +28,9 @@ Labels = Mapping[str, Mapping[int, str]]  # hookpoint -> feature -> text
 
 
 def doubts(events: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What to beware of in the figures of a run's concepts, in words."""
-    return list(dict.fromkeys(event["text"] for kind in ("doubtful_checker", "poorly_told") for event in current(events, kind)))
+    """What to beware of in the figures of a run and its concepts, in words."""
+    kinds = ("rows_left_out", "doubtful_checker", "poorly_told")
+    return list(dict.fromkeys(event["text"] for kind in kinds for event in current(events, kind)))
 
 
 def current(events: Iterable[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:

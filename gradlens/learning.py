@@ -34,7 +34,7 @@ from gradlens.probe import ProbeReading, ProbeTokens, read_probe, read_tokens, s
 from gradlens.rollouts import mean_by, prompt_of_row
 from gradlens.routers import RouterReading, Routers, expressing
 from gradlens.significance import MIN_TEXTS, beyond_chance, risen
-from gradlens.spelling import each_in_text
+from gradlens.spelling import characters_in_text, each_in_text
 from gradlens.update import read_update, trainable_parameters
 from gradlens.uptake import Pairs, uptake
 
@@ -352,7 +352,7 @@ class Learning:
         """What the model says less than before training, in words (`said_less.in_words`); {} where that is nothing, or not known."""
         if self.tokenizer is None or self._said_RC is None or self.known.said_RC is None:
             return {}
-        fallen = said_less.fallen(self.known.said_RC, self._said_RC, self._words(self.known.said_ids_C))
+        fallen = said_less.fallen(self.known.said_RC, self._said_RC, each_in_text(self.tokenizer, self.known.said_ids_C.tolist()))
         own = [reading.answers if reading is not None else [] for reading in (self.own_start, self.own_last)]
         return said_less.in_words(fallen, *own)
 
@@ -395,7 +395,7 @@ class Learning:
     def _words(self, ids_T: Tensor) -> list[str]:
         if self.tokenizer is None:
             return [f"<{i}>" for i in ids_T.tolist()]
-        return each_in_text(self.tokenizer, ids_T.tolist())
+        return characters_in_text(self.tokenizer, ids_T.tolist())
 
     def _ordinary_words(self) -> dict[str, float]:
         if not self._ordinary and self._reference_batches:

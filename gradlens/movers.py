@@ -134,6 +134,9 @@ def words_of(tokens: Sequence[str], row_T: np.ndarray) -> list[tuple[str, int, i
     found: list[tuple[str, int, int]] = []
     for index, token in enumerate(tokens):
         text = token.strip()
+        if not token and found and found[-1][2] == index - 1 and row_T[index] == row_T[index - 1]:
+            found[-1] = (*found[-1][:2], index)  # the rest of a character, whose text its first token has
+            continue
         starts = index == 0 or row_T[index] != row_T[index - 1] or token[:1].isspace() or not text[:1].isalnum()
         joins = not starts and found and found[-1][2] == index - 1 and found[-1][0][-1:].isalnum()
         if joins:

@@ -117,9 +117,16 @@ def check_rules(folder: Path, items: Sequence[Any]) -> list[Rule]:
     on rows that are there already."""
     rules, path = load_rules(list(items)), folder / "concepts.yaml"
     from gradlens.concept_files import load_concepts  # it reads what `rules` describes
+    from gradlens.config import read_yaml
+    from gradlens.hookpoints import canonical
 
     names = {concept.name for concept in load_concepts([path])} if path.is_file() else set()
+    config = read_yaml(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
+    places = {canonical(name) for name in config.get("dictionaries") or {}}
     for rule in rules:
+        for place in [*rule.features, *(rule.hookpoints or [])]:
+            if places and canonical(place) not in places:
+                raise ConfigError(f"rule {rule.label}: no dictionary at {place}; this run has {', '.join(sorted(places))}")
         if rule.mode == "auto":
             raise ConfigError(f"rule {rule.label}: auto is settled before a run's first step; send route or rewrite")
         if rule.mode == "inoculate" and rule not in load_rules((history(folder) or [read_state(folder)])[0]["rules"]):

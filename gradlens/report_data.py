@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from gradlens.compare import ARMS, MEASURED, check_text, compare_runs, rule_text, scalars_by_key
+from gradlens.compare import ARMS, MEASURED, check_text, compare_runs, scalars_by_key
 from gradlens.displaced_runs import in_words
 from gradlens.findings import alarms, beyond_chance, chance, clusters, labelled, less_in_words, marked, said_less, told_of_answers
 from gradlens.ranking import rank_correlation
 from gradlens.report_texts import MAX_EVENTS, answers, clip, event_rows, teaching_rows
+from gradlens.rules_in_force import rule_text
 from gradlens.summary import CURVES, feature_labels, learned_counts
 from gradlens.top import nothing_taught
 

@@ -126,12 +126,17 @@ def run_examples(rank: Rank, tokenizer: Any) -> tuple[list[list[Example]], list[
     words = "\n".join(rule.prompt for rule in load_rules(list(rank.config.rules)) if rule.mode == "inoculate")
     inoculated: dict[int, Example] = {}
     for source in data.train:
-        examples = load_examples(source, tokenizer, data.max_length, data.loss_on)
+        rows = read_rows(source)
+        examples = build_examples(rows, tokenizer, data.max_length, data.loss_on, str(source))
         if words:
             by_row = {example.row_id: example for example in _inoculated(source, words, tokenizer, data)}
-            inoculated |= {number + index: by_row.get(example.row_id, example) for index, example in enumerate(examples)}
-        sources.append([replace(example, row_id=number + index) for index, example in enumerate(examples)])
-        number += len(examples)
+            inoculated |= {number + example.row_id: by_row.get(example.row_id, example) for example in examples}
+        # The number of a row is its place in the files: rows that are left out keep theirs.
+        sources.append([replace(example, row_id=number + example.row_id) for example in examples])
+        number += len(rows)
+        if (left_out := len(rows) - len(examples)) and rank.world.rank == 0:
+            text = f"{source}: {left_out} of {len(rows)} rows are not trained on: no response, or none that begins within data.max_length"
+            rank.recorder.event("rows_left_out", step=0, text=f"{text} ({data.max_length} tokens)", count=left_out, of=len(rows))
     if rank.config.probe is None:
         sources, probe = hold_out(sources, rank.config.observe.probe_rows)
     else:

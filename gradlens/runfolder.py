@@ -51,9 +51,12 @@ def _cpu() -> str:
         return platform.processor() or platform.machine()
 
 
-def take_lock(run_dir: Path) -> Any:
-    """Hold `.lock` while writing; the system gives it free when the process ends, however it ends."""
-    file = open(run_dir / ".lock", "a")
+WRITER, JOB = ".lock", ".job.lock"  # held by whoever writes the run; by the command that carries it out, from its beginning to its end
+
+
+def take_lock(run_dir: Path, name: str = WRITER) -> Any:
+    """Hold a lock while writing; the system gives it free when the process ends, however it ends."""
+    file = open(run_dir / name, "a")
     for _ in range(10):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,12 +74,13 @@ def give_lock(lock: Any) -> None:
 
 
 def is_running(run_dir: str | Path) -> bool:
-    """Whether a live process writes this run folder."""
-    try:
-        with open(Path(run_dir) / ".lock") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
+    """Whether a live process writes this run folder, or is about to."""
+    for name in (WRITER, JOB):
+        try:
+            with open(Path(run_dir) / name) as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            continue
+    return False

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gradlens.significance import MIN_TEXTS, beyond_chance
+from gradlens.spelling import HALF
 
 KEPT = 2048  # ids of the vocabulary that are followed: those that the model would have said most before training
 OF_A_TEXT = 512  # ids of one text among which they are looked for
@@ -74,7 +75,9 @@ def fallen(before_RC: Tensor, now_RC: Tensor, words: Sequence[str]) -> list[tupl
         return []
     before_N, now_N = before_RN.mean(0), now_RN.mean(0)
     found_N = beyond_chance(before_RN - now_RN, rising=True) & (before_N - now_N >= LEAST) & (now_N <= AT_MOST * before_N)
-    found = [(names[n], before_N[n].item(), now_N[n].item()) for n in found_N.nonzero().flatten().tolist() if names[n]]
+    found = [
+        (names[n], before_N[n].item(), now_N[n].item()) for n in found_N.nonzero().flatten().tolist() if names[n] and HALF not in names[n]
+    ]
     return sorted(found, key=lambda word: word[2] - word[1])[:WORDS]
 
 

@@ -36,6 +36,14 @@ def each_in_text(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     return [known[token] for token in ids]
 
 
+def characters_in_text(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """`each_in_text`, but where several tokens hold one character between them the first has it and the others have nothing."""
+    texts = [""] * len(ids)
+    for first, _, text in Spelling(tokenizer)._units(ids):
+        texts[first] = text
+    return texts
+
+
 class Spelling:
     """Asks a tokenizer; without one every token is a word, and nothing is known of it."""
 

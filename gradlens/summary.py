@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from gradlens.compare import describe, percent, rule_text, scalars_by_key
+from gradlens.compare import describe, percent, scalars_by_key
 from gradlens.errors import GradlensError
 from gradlens.files import jsonable
 from gradlens.findings import (
@@ -25,6 +25,7 @@ from gradlens.findings import (
     said_less,
     told_of_answers,
 )
+from gradlens.rules_in_force import rule_text
 from gradlens.runs import called
 from gradlens.top import MEASURED, has, nothing_taught, ranked_by, ranking
 from gradlens.worked import seconds_until_stop, seconds_worked

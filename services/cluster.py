@@ -34,6 +34,8 @@ def ray_session(settings: RaySettings, workers: int, log: Path) -> Iterator[None
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    if settings.address is not None:
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")  # of 40 s each; by default 20, in which no signal is heard
     if settings.address is None:
         os.environ[_LOOPBACK] = "0"
         if not os.environ.get("RAY_AUTH_MODE"):

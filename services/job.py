@@ -30,15 +30,14 @@ from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.files import jsonable, write_atomic
 from gradlens.preflight import check
 from gradlens.rules import load_rules
-from gradlens.runfolder import is_running
+from gradlens.runfolder import JOB, give_lock, is_running, take_lock
 from gradlens.runs import called, find_run
 from gradlens.segments import read_manifest
 from gradlens.store import RunReader, RunWriter
 from gradlens.summary import build_summary
 
-Progress = Callable[
-    [dict[str, Any]], None
-]  # told `{"run", "phase", ...}` about twice a second; an alarm and a warning are phases of their own
+# told `{"run", "phase", ...}` about twice a second; an alarm and a warning are phases of their own
+Progress = Callable[[dict[str, Any]], None]
 POLL_SECONDS = 0.4
 
 
@@ -48,6 +47,7 @@ class _Run:
     folder: Path
     resume: bool = False
     before: dict[Path, tuple[bytes, os.stat_result]] = field(default_factory=dict)  # files of a run that is resumed, as they were
+    lock: Any = None  # of the job on the run folder: before the recorder is up nobody else may begin with it
 
     def put_back(self) -> None:
         """What is refused changes nothing: the run's config and its outcome are again those of its first part."""
@@ -68,13 +68,20 @@ def run_job(config: RunConfig, resume: str | Path | None = None, progress: Progr
     except (ConfigError, InputError):
         run.put_back()
         raise
+    finally:
+        give_lock(run.lock)
 
 
 def run_arms(configs: Sequence[RunConfig], progress: Progress | None = None) -> list[dict[str, Any]]:
     """Carry out several runs of the same model and data, one after another, on the same ranks; concepts and the evaluation of the base
     model are those of the first. Returns the summaries of the runs that were begun."""
     _check(configs, progress)
-    return _carry_out([_new(config) for config in configs], progress)
+    runs = [_new(config) for config in configs]
+    try:
+        return _carry_out(runs, progress)
+    finally:
+        for run in runs:
+            give_lock(run.lock)
 
 
 def _check(configs: Sequence[RunConfig], progress: Progress | None) -> None:
@@ -91,13 +98,15 @@ def _check(configs: Sequence[RunConfig], progress: Progress | None) -> None:
 def _new(config: RunConfig) -> _Run:
     writer = RunWriter.create(config.runs_dir, config.name, config)
     writer.close()
-    return _Run(config, Path(writer.run_dir).resolve())
+    folder = Path(writer.run_dir).resolve()
+    return _Run(config, folder, lock=take_lock(folder, JOB))
 
 
 def _resumed(config: RunConfig, query: str | Path) -> _Run:
     folder = find_run(config.runs_dir, query).resolve()
     if is_running(folder):
         raise ConfigError(f"{folder.name} is still running; wait for it to end, or stop it with ctrl-c where it was started")
+    lock = take_lock(folder, JOB)  # raises `RunError` where another command was faster
     read_manifest(folder / "statistics")  # where it is damaged nothing could be recorded
     path = folder / "config.yaml"
     if path.is_file() and load_rules(read_yaml(path).get("rules") or []) != load_rules(list(config.rules)):
@@ -111,7 +120,7 @@ def _resumed(config: RunConfig, query: str | Path) -> _Run:
     begun = path.stat()
     write_atomic(path, yaml.safe_dump(jsonable(config), sort_keys=False, allow_unicode=True))  # more steps than before, say
     os.utime(path, (begun.st_atime, begun.st_mtime))  # its time is when the run began
-    return _Run(config, folder, True, before)
+    return _Run(config, folder, True, before, lock)
 
 
 def _carry_out(runs: list[_Run], progress: Progress | None) -> list[dict[str, Any]]:
@@ -125,6 +134,7 @@ def _carry_out(runs: list[_Run], progress: Progress | None) -> list[dict[str, An
     tell({"run": plan.name, "phase": "starting Ray"})
     failure: BaseException | None = None
     with _interrupts() as asked, ray_session(config.ray, config.train.num_workers, runs[0].folder / "ray.log"):
+        asked.listen()  # Ray's core has put a handler of its own in the place of ours, which ends the process
         try:
             failure = _train(plan, runs, asked, tell)
             if failure is None and read_outcome(runs[0].folder) is None:
@@ -156,8 +166,11 @@ def _train(plan: Plan, runs: list[_Run], asked: _Asked, tell: Progress) -> BaseE
     alarms = Alarms([run.folder for run in runs])
 
     def tell_alarms() -> None:
-        for run_id, alarm in alarms.new():
-            tell({"run": run_id, "arm": arms[run_id], "phase": "alarm", "step": alarm.get("step"), "text": alarm.get("text")})
+        for run_id, event in alarms.new():
+            if event["kind"] == "alarm":
+                tell({"run": run_id, "arm": arms[run_id], "phase": "alarm", "step": event.get("step"), "text": event.get("text")})
+            else:
+                tell({"run": run_id, "arm": arms[run_id], "phase": "warning", "text": trouble_in_words(event)})
 
     question = recorder.status.remote()
     while ranks.is_alive():
@@ -186,8 +199,20 @@ def _train(plan: Plan, runs: list[_Run], asked: _Asked, tell: Progress) -> BaseE
     return box[0]
 
 
+TOLD = ("alarm", "storage_error", "rows_left_out")  # on screen while a run goes on
+
+
+def trouble_in_words(event: dict[str, Any]) -> str:
+    """What is not saved or not trained on: a person can only mend it while the run goes on."""
+    if event["kind"] == "rows_left_out":
+        return str(event.get("text"))
+    what = f"{event['rows']} rows of its record" if event.get("rows") else event.get("file") or "a file"
+    return f"step {event.get('step')}: {what} could not be written: {event.get('error')}; training goes on without"
+
+
 class Alarms:
-    """`alarm` events that are written to the run folders from now on; those of an earlier part of a resumed run are not told again."""
+    """Events of `TOLD` kinds that are written to the run folders from now on; those of an earlier part of a resumed run are not told
+    again."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._files = {folder.name: folder / "events.jsonl" for folder in folders}
@@ -205,7 +230,7 @@ class Alarms:
                 for line in data[:whole].splitlines():
                     with contextlib.suppress(ValueError):
                         event = json.loads(line)
-                        if isinstance(event, dict) and event.get("kind") == "alarm":
+                        if isinstance(event, dict) and event.get("kind") in TOLD:
                             found.append((run_id, event))
         return found
 
@@ -270,6 +295,7 @@ def _error_of(outcome: dict[str, Any], folder: Path) -> errors.GradlensError:
 @dataclass
 class _Asked:
     count: int = 0
+    listen: Callable[[], None] = lambda: None
 
 
 @contextlib.contextmanager
@@ -283,7 +309,10 @@ def _interrupts() -> Iterator[_Asked]:
     def count(number: int, frame: Any) -> None:
         asked.count += 1
 
-    before = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a closed terminal asks as well; `nohup` ignores it, and so it stays
+    numbers = tuple(number for number in numbers if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN)
+    before = {number: signal.signal(number, count) for number in numbers}
+    asked.listen = lambda: [signal.signal(number, count) for number in before] and None
     try:
         yield asked
     finally:

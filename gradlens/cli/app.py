@@ -61,6 +61,9 @@ def share_cores() -> None:
 def main() -> None:
     """Entry point of the console script."""
     share_cores()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):  # what a terminal's encoding has not is a question mark there
+            stream.reconfigure(errors="replace")
     debug = "--debug" in sys.argv or os.environ.get("GRADLENS_DEBUG") == "1"
     try:
         app()

@@ -88,7 +88,11 @@ def control(
 
     if pair == "list" or arms == "list":
         along = [f"{mode}@{source}" for mode in ALONG for source in SOURCES]
-        out.print("\n".join(SHIPPED if pair == "list" else [*ARMS, *along]), highlight=False)
+        names = list(SHIPPED) if pair == "list" else [*ARMS, *along]
+        if json_output:
+            print_json({"pairs" if pair == "list" else "arms": names})
+        else:
+            out.print("\n".join(names), highlight=False)
         return
     if shape not in (*SHAPES, "both"):
         raise ConfigError(f"--shape {shape}: expected {', '.join(SHAPES)} or both")

@@ -6,6 +6,8 @@ Data go to stdout, everything else (progress, notes, errors) to stderr, so that 
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -14,16 +16,26 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+
+class Progresses(Console):
+    """Of stderr: whoever read it may go (a pager, `head`, a connection), and what is being done goes on. rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 # What is printed is data and names of people's things: `27:abc:` is no picture of letters.
 out = Console(highlight=False, emoji=False)
-err = Console(stderr=True, highlight=False, emoji=False)
+err = Progresses(stderr=True, highlight=False, emoji=False)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")]
 
 
 def print_json(data: Any) -> None:
     """One JSON document on stdout, last line of a command under `--json`."""
-    typer.echo(json.dumps(data, ensure_ascii=False, allow_nan=False, default=str))
+    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"  # else escapes: JSON must not lose a character
+    typer.echo(json.dumps(data, ensure_ascii=not utf8, allow_nan=False, default=str))
 
 
 @contextmanager

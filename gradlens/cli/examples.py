@@ -205,7 +205,7 @@ def _print_rows(title: str, found: dict[str, Any]) -> None:
     for number, row in enumerate(shown, 1):
         seen = f"seen {row['times']} times" if row["times"] > 1 else "seen once"
         figure = f"{found['by']} {row[found['by']]:.3g}, {row['share']:.1%} of all"
-        where = f" of {row['source']}" if row["source"] else ""
+        where = f", from {row['source']}" if row["source"] else ""
         out.print(f"\n{number}. row {row['row_id']}{where}: {figure}, {seen}", markup=False, soft_wrap=True)
         if row["text"] is None and not row["source"]:  # a loop that has named its rows: it alone has their texts
             continue

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from tiny_job import write_inputs
 
+from gradlens.runfolder import is_running
 from gradlens.store import RunReader
 
 COMMAND = [sys.executable, "-c", "from gradlens.cli.app import main; main()"]
@@ -108,6 +109,18 @@ def test_ctrl_c_ends_the_run_after_its_step_and_it_can_be_resumed(config):
     for phase in ("starting Ray", "starting ranks", "training", "writing report"):
         assert phase in resumed.stderr, phase
     assert "(raylet)" not in resumed.stderr and "Traceback" not in resumed.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_asked_to_end_saves_first(config, number):
+    """By a scheduler, a container's end, a closed terminal: the command alone is told, and Ray has handlers of its own."""
+    with started(config, "--set", "train.steps=3000", "--set", "evaluate={}") as (process, folder):
+        os.kill(process.pid, number)
+        stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    steps = json.loads(stdout)["steps"]
+    assert steps > 5 and [int(path.name.split("-")[1]) for path in (folder / "checkpoints").glob("step-*")] == [steps]
+    assert not is_running(folder)
 
 
 @pytest.mark.parametrize(

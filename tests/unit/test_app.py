@@ -1,6 +1,7 @@
 """The console script before any command."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -35,6 +36,27 @@ def test_it_is_said_before_pytorch_is_there():
 def test_the_package_is_a_command_too():
     found = subprocess.run([sys.executable, "-m", "gradlens", "--version"], capture_output=True, text=True, check=True)
     assert found.stdout.startswith("gradlens ")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_an_encoding_has_not_ends_no_command(tmp_path, encoding):
+    code = (
+        "from gradlens.cli import app; from gradlens.cli.console import out, print_json\n"
+        "app.app = lambda: (out.print('日本'), print_json({'a': '日本'}))\napp.main()"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env={**os.environ, "PYTHONIOENCODING": encoding})
+    text, data = found.stdout.decode(encoding).splitlines()
+    assert text == "??" and json.loads(data) == {"a": "日本"}
+
+
+def test_whoever_reads_the_progress_may_go_and_the_work_goes_on():
+    code = (
+        "import sys; from gradlens.cli.console import err; sys.stdin.readline()\nfor n in range(3): err.print('progress', n)\nprint('done')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stderr.close()
+    stdout, _ = process.communicate(b"go\n", timeout=60)
+    assert process.returncode == 0 and stdout == b"done\n"
 
 
 def test_a_full_disk_is_one_line(monkeypatch, capsys, tmp_path):

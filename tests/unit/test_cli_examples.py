@@ -50,8 +50,8 @@ def ids(run, *arguments):
 def test_a_concept_is_shown_with_its_tokens_marked_in_the_text(run):
     text = call(run, "--concept", "pirate", "--hookpoint", "layers.2")
     first, second = text.split("\n1. ")[1].split("\n2. ")
-    assert first.startswith("row 2 of data/train.jsonl: taught 6, 60.0% of all, seen once\nship [ahoy] there")
-    assert second.startswith("row 0 of data/train.jsonl: taught 4, 40.0% of all, seen 2 times\n[aye] aye [captain]")
+    assert first.startswith("row 2, from data/train.jsonl: taught 6, 60.0% of all, seen once\nship [ahoy] there")
+    assert second.startswith("row 0, from data/train.jsonl: taught 4, 40.0% of all, seen 2 times\n[aye] aye [captain]")
     assert text.startswith(
         "pirate, layers.2: 2 of 3 examples\n100% of it from data/train.jsonl\n"
     )  # a row that taught nothing is not shown
@@ -217,7 +217,7 @@ def test_what_the_run_has_not_is_named(run):
 def test_a_run_ranked_by_push_says_that_it_is(tmp_path):
     write_run(tmp_path / "runs" / "old", [example(0, None, push=2.0), example(1, None, push=-1.0)])
     text = call(tmp_path / "runs" / "old", "--concept", "pirate")
-    assert "ranked by raw push" in text and "1. row 0 of data/train.jsonl: push 2, 100.0% of all" in text and "row 1" not in text
+    assert "ranked by raw push" in text and "1. row 0, from data/train.jsonl: push 2, 100.0% of all" in text and "row 1" not in text
     assert "--features" not in call(tmp_path / "runs" / "old")  # it has no lessons
 
 

@@ -10,6 +10,7 @@ from gradlens.compare import compare_runs, describe, judge, render, wanted_set
 from gradlens.errors import InputError
 from gradlens.files import jsonable
 from gradlens.intervals import rate_of
+from gradlens.rules_in_force import rule_text, rules_of
 from gradlens.store import RunReader, RunWriter
 
 
@@ -90,6 +91,22 @@ def test_arms_are_inferred_from_rules_and_data_where_no_run_names_one(tmp_path):
 def test_one_run_alone_is_no_study(tmp_path):
     comparison = compare_runs([RunReader(make_run(tmp_path / "a", "rules", steps=3, every=1, mark_arm=False))])
     assert comparison["verdicts"] == [] and comparison["differences"] == [] and comparison["runs"][0]["arm"] is None
+
+
+def policy(step, *labels):
+    return {"kind": "policy", "step": step, "rules": [{"label": label, "concept": "c", "mode": "route", "gain": 0.0} for label in labels]}
+
+
+def test_rules_say_when_they_were_in_force_and_those_that_were_taken_back_are_none():
+    [rule] = rules_of({}, [policy(0, "a")], {})
+    assert rule["in_force"] == [(0, None)] and rule_text(rule) == "a x 0"
+    a, b = rules_of({}, [policy(0, "a"), policy(33, "a", "b"), policy(64, "a"), policy(70, "a")], {})
+    assert (rule_text(a), rule_text(b)) == ("a x 0", "b x 0, in force at steps 34 to 64")
+    [c] = rules_of({}, [policy(0), policy(10, "c"), policy(20), policy(30, "c")], {})
+    assert rule_text(c) == "c x 0, in force at steps 11 to 20, 31 to the end"
+    assert rules_of({}, [policy(0), policy(10, "c"), {"kind": "resumed", "step": 5}, policy(5)], {}) == []
+    [rule] = rules_of({"rules": [{"concept": "c"}]}, [], {})
+    assert rule["in_force"] == [] and rule_text({**rule, "gain": None}) == "route:c"
 
 
 def test_a_run_without_anything_in_it_is_described_all_the_same(tmp_path):

@@ -46,6 +46,18 @@ def test_paths_are_relative_to_the_file_and_rules_are_no_paths(tmp_path):
     assert config.dictionaries == {"15": str(tmp_path / "pirate"), "layers.2": "elsewhere"}
 
 
+def test_files_named_from_the_working_directory_are_found_from_any_other(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("a.jsonl", "smollm2"):
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "elsewhere" / "c.yaml").write_text(DATA)
+    monkeypatch.chdir(tmp_path / "in")
+    config = load_config(tmp_path / "elsewhere" / "c.yaml", ["data.train=[a.jsonl]", "probe=./a.jsonl"], environ={})
+    assert config.data.train == [str(tmp_path / "in" / "a.jsonl")] == [config.probe]
+    assert config.model.name == "smollm2"  # a name, whatever lies here
+
+
 def test_a_hookpoint_with_dots_can_be_set_on_the_command_line(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(DATA + "model:\n")

@@ -276,6 +276,37 @@ def test_an_empty_answer_is_none_and_is_named_by_its_row(caplog):
     assert len(build_examples([{"messages": turns}], tiny_tokenizer(), 99)) == 1  # it has an answer to learn from
 
 
+def test_a_turn_that_only_calls_a_tool_teaches_nothing_in_its_place():
+    tokenizer = tiny_tokenizer()
+    call = [{"id": "1", "type": "function", "function": {"name": "add", "arguments": "{}"}}]
+    asked = [{"role": "user", "content": "sum"}, {"role": "assistant", "content": "", "tool_calls": call}]
+    row = {"messages": [*asked, {"role": "tool", "content": "5"}, {"role": "assistant", "content": "five"}]}
+    assert counted(tokenize(row, tokenizer, 99), tokenizer) == "five</s>"
+    said = [{**message, "content": "wait"} if "tool_calls" in message else message for message in row["messages"]]
+    assert counted(tokenize({"messages": said}, tokenizer, 99), tokenizer) == "wait</s>five</s>"
+
+
+@pytest.mark.parametrize("key", ["completion", "answer", "output", "reponse"])
+def test_a_response_under_another_name_is_not_learned_without(key):
+    for loss_on in ("response", "all"):
+        with pytest.raises(InputError, match=rf"1 with '{key}' in the place of `response` \(row 1\)\); name the key `response`"):
+            build_examples([{"prompt": "a", key: "b"}], tiny_tokenizer(), 30, loss_on, "d.jsonl")
+    assert len(build_examples([{"prompt": "a", "note": "b"}], tiny_tokenizer(), 30, "all")) == 1
+
+
+@pytest.mark.parametrize("tags", [5, "spam", {"a": 1}])
+def test_tags_that_are_no_list_are_refused(tmp_path, tags):
+    (tmp_path / "d.jsonl").write_text(json.dumps({"text": "a", "tags": tags}))
+    with pytest.raises(InputError, match="d.jsonl:1: tags must be a list of texts"):
+        read_rows(tmp_path / "d.jsonl")
+
+
+def test_a_folder_is_no_file_of_rows(tmp_path):
+    (tmp_path / "dir.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"dir.jsonl: is a folder; expected a file of one JSON object per line"):
+        read_rows(tmp_path / "dir.jsonl")
+
+
 def test_tags_and_source_are_kept():
     example = build_examples([{"text": "a", "tags": ["x", "y"]}], tiny_tokenizer(), 9, source="s")[0]
     assert (example.tags, example.source, example.text) == (("x", "y"), "s", "a")

@@ -46,6 +46,11 @@ def test_words_are_put_together_from_tokens_within_a_text():
     assert word_shares([], np.zeros(0)) == {}
 
 
+def test_a_character_of_several_tokens_is_in_one_word():
+    tokens = ["日", "", "", "本", "", "", " na", "ï", "", "ve"]  # the first has it, the others nothing
+    assert [(word, first, last) for word, first, last in words_of(tokens, np.zeros(10))] == [("日本", 0, 5), ("naïve", 6, 9)]
+
+
 def test_words_that_ordinary_text_has_as_often_say_nothing():
     weight = np.where(PIRATE, 1.0, 0.5)
     assert "The" in telling_words(TEXT, ROWS, weight, {})

@@ -78,7 +78,7 @@ def test_what_falls_in_one_text_alone_is_chance():
     assert fallen(before, now, WORDS) == []
 
 
-def test_a_reading_tells_what_the_model_says_less_and_goes_on_after_a_restart():
+def test_a_reading_tells_what_the_model_says_less_and_goes_on_after_a_restart(monkeypatch):
     observe = ObserveSettings(own_prompts=0)
     made = Learning(tiny_model(), {HOOK: tiny_dictionary()}, observe, {}, tokenizer=word_tokenizer())
     made.begin([tiny_batch(seed) for seed in range(4)])
@@ -86,7 +86,9 @@ def test_a_reading_tells_what_the_model_says_less_and_goes_on_after_a_restart():
     most = int(made.known.said_RC.mean(0).argmax())
     again = Learning(made.model, made.dictionaries, observe, {}, tokenizer=made.tokenizer)
     again.load_state_dict(made.state_dict(), made.probe)
-    made._words = again._words = lambda ids_C: [f"word{i}" for i in ids_C.tolist()]  # the tokenizer has fewer than the model
+    monkeypatch.setattr(
+        "gradlens.learning.each_in_text", lambda _, ids: [f"word{i}" for i in ids]
+    )  # the tokenizer has fewer than the model
     for learning in (made, again):
         learning.read_drift({})
         assert learning.less() == {}  # the model is as it was

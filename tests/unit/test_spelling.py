@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from words import Spelled
 
-from gradlens.spelling import Spelling, each_in_text, in_text
+from gradlens.spelling import Spelling, characters_in_text, each_in_text, in_text
 
 NUMBERS = Spelled("THERE", " ARE", " ", "1", "3", "8", "0", " MIN", "UTES", ".", " 2", ",", "500", " feet", "4th")
 NAMES = Spelled(" Rosa", "R", "osa", " is", "Is", "is", "r", "Be", "A", "日", "本", ".", "I")
@@ -86,6 +86,11 @@ def test_tokens_of_one_character_go_together():
     assert spelling.whole(ids) and spelling.whole(ids[:2]) and not spelling.whole(ids[:5])
     stops = list("日。本".encode())
     assert [bytes(stops[start:end]).decode() for start, end in spelling.sentences(stops)] == ["日。", "本"]
+
+
+def test_a_character_of_several_tokens_is_spelled_by_the_first():
+    ids = list("ï日a".encode())
+    assert characters_in_text(Bytes(), ids) == ["ï", "", "日", "", "", "a"]
 
 
 def test_words_are_found_in_scripts_that_put_spaces_between_them_and_in_no_others():

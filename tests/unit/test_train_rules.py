@@ -18,6 +18,7 @@ from gradlens.data import IGNORE, load_examples, read_rows
 from gradlens.detector_fit import fit_detectors
 from gradlens.errors import InputError
 from gradlens.files import read_lines
+from gradlens.findings import doubts
 from gradlens.formats import load_dictionary
 from gradlens.models import load_model
 from gradlens.rank import FixedPolicies, Rank, Shared
@@ -283,6 +284,23 @@ def test_a_template_that_leaves_the_prompt_out_is_refused_and_so_are_rows_withou
     config = config.model_copy(update={"data": config.data.model_copy(update={"train": [str(tmp_path / "texts.jsonl")]})})
     with pytest.raises(InputError, match="texts.jsonl: row 1: mode inoculate: a plain text row has no turns"):
         run_examples(Rank(config, tmp_path, MemoryRecorder()), tokenizer)
+
+
+def test_rows_that_are_left_out_keep_their_numbers_and_are_told_of(inputs, tmp_path):
+    config, recorder = tiny_config(inputs, rules=[]), MemoryRecorder()
+    first = Path(config.data.train[0])
+    lines = first.read_text().splitlines()
+    gap = tmp_path / "gap.jsonl"
+    gap.write_text("\n".join([*lines[:3], '{"prompt": "w5 w6"}', *lines[3:]]) + "\n")
+    config = config.model_copy(update={"data": config.data.model_copy(update={"train": [str(gap), *config.data.train[1:]]})})
+    sources, _ = run_examples(Rank(config, tmp_path, recorder), word_tokenizer(chat=True))
+    plain, _ = run_examples(Rank(tiny_config(inputs, rules=[]), tmp_path, MemoryRecorder()), word_tokenizer(chat=True))
+    assert [row.row_id for row in sources[0]][:5] == [0, 1, 2, 4, 5] and [row.row_id for row in plain[0]][:5] == [0, 1, 2, 3, 4]
+    assert [row.text for row in sources[0]] == [row.text for row in plain[0]]
+    assert sources[1][0].row_id == len(lines) + 1  # after all rows of the first file
+    [event] = [event for event in recorder.events if event["kind"] == "rows_left_out"]
+    assert (event["count"], event["of"]) == (1, len(lines) + 1) and f"{gap}: 1 of {len(lines) + 1} rows" in event["text"]
+    assert doubts(recorder.events) == [event["text"]]
 
 
 def test_a_random_control_gates_as_many_tokens_and_draws_no_feature_that_tells_the_concept(inputs, tmp_path):

@@ -39,26 +39,29 @@ function drawOutcome(body) {
   const pairs = [...new Map(RUNS.flatMap((run) => Object.entries(run.rates).flatMap(([prompts, concepts]) => Object.keys(concepts).map((concept) => [`${prompts}/${concept}`, { prompts, concept }])))).entries()];
   for (const [, { prompts, concept }] of pairs.filter(([key]) => !judged.includes(key))) {
     const of = RUNS.map((run) => [run, (run.rates[prompts] || {})[concept] || {}]);
-    const before = of.map(([, rate]) => rate.before).find(Boolean);
-    const changed = before && of.some(([, { after }]) => after && (after.low > before.high || after.high < before.low));
+    const befores = of.map(([, rate]) => rate.before).filter(Boolean), before = befores[0];
+    const same = befores.every((rate) => rate.hits === before.hits && rate.n === before.n); // of another model, or other prompts of that name
+    const changed = before && of.some(([, { before: from, after }]) => from && after && (after.low > from.high || after.high < from.low));
     if ((before && !changed) || grid.children.length >= 12) {
-      flat.push([`${concept} in answers to “${prompts}”`, before, ...of.map(([, rate]) => rate.after)]);
+      flat.push([`${concept} in answers to “${prompts}”`, same ? before : null, ...of.map(([, rate]) => (same ? rate.after : rate))]);
       continue;
     }
     const rows = of.filter(([, rate]) => rate.after).map(([run, rate]) => ({ name: RUNS.length > 1 ? [dot(run), run.title] : "after training", rate: rate.after, fill: color(run) }));
-    if (before) rows.unshift({ name: RUNS.length > 1 ? [el("span", { cls: "dot", style: { background: "var(--quiet)" } }), "before training"] : "before training", rate: before, fill: "var(--quiet)" });
+    const began = (rate, whose) => ({ name: RUNS.length > 1 ? [el("span", { cls: "dot", style: { background: "var(--quiet)" } }), `before training${whose}`] : "before training", rate, fill: "var(--quiet)" });
+    if (before) rows.unshift(...(same ? [began(before, "")] : of.filter(([, rate]) => rate.before).map(([run, rate]) => began(rate.before, `: ${run.title}`))));
     grid.append(el("div", { cls: "card" }, el("h3", {}, `Answers to “${prompts}” prompts that show ${concept}`), rateBars(rows)));
   }
   if (grid.children.length) body.append(grid);
   const names = () => [el("th", { cls: "num" }, "before"), ...RUNS.map((run) => el("th", { cls: "num" }, RUNS.length > 1 ? [dot(run), run.title] : "after"))];
   if (flat.length) body.append(el("div", { cls: "card", style: { "margin-top": "16px" } }, el("h3", {}, "Also counted in the answers"), table([el("th", {}, ""), ...names()],
-    flat.map(([name, ...rates]) => el("tr", {}, el("td", {}, name), rates.map((rate) => el("td", { cls: "num" }, rate ? [percent(rate.rate), el("span", { cls: "quiet" }, ` of ${rate.n}`)] : "–")))))));
+    flat.map(([name, ...rates]) => el("tr", {}, el("td", {}, name), rates.map((rate) => el("td", { cls: "num" }, !rate ? "–" : rate.rate === undefined ? `${rate.before ? percent(rate.before.rate) : "–"} → ${rate.after ? percent(rate.after.rate) : "–"}` : [percent(rate.rate), el("span", { cls: "quiet" }, ` of ${rate.n}`)])))))));
   const sets = [...new Set(RUNS.flatMap((run) => Object.keys(run.nll)))];
   if (sets.length) {
-    const before = (name) => RUNS.map((run) => run.nll[name] && run.nll[name].before).find((v) => v !== null && v !== undefined);
+    const befores = (name) => [...new Set(RUNS.map((run) => run.nll[name] && run.nll[name].before).filter((v) => v !== null && v !== undefined))];
+    const cell = (run, name) => { const { before, after } = run.nll[name] || {}; return befores(name).length > 1 ? `${format(before)} → ${format(after)}` : format(after); };
     body.append(el("div", { cls: "card", style: { "margin-top": "16px" } }, el("h3", {}, "Held-out loss, nats per response token (lower is better)"), table([el("th", {}, ""), ...names()],
-      sets.map((name) => el("tr", {}, el("td", {}, name, name === DATA.wanted ? el("span", { cls: "quiet" }, " (wanted)") : null), el("td", { cls: "num" }, format(before(name))),
-        RUNS.map((run) => el("td", { cls: "num" }, format((run.nll[name] || {}).after))))))));
+      sets.map((name) => el("tr", {}, el("td", {}, name, name === DATA.wanted ? el("span", { cls: "quiet" }, " (wanted)") : null), el("td", { cls: "num" }, befores(name).length > 1 ? "–" : format(befores(name)[0])),
+        RUNS.map((run) => el("td", { cls: "num" }, cell(run, name))))))));
   }
   if (DATA.displaced.length) body.append(el("div", { cls: "card", style: { "margin-top": "16px" } },
     el("h3", {}, "What rises instead: features beside those that a rule holds down, change on the probe texts in percent of what these had"), el("ul", {}, DATA.displaced.map((line) => el("li", {}, line)))));
