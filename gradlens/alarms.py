@@ -116,7 +116,7 @@ def texts_that_show(learning: Learning, hookpoint: str, ids: Tensor) -> Tensor:
     row_T = learning.known.row_T.long()
     acts_T = torch.from_numpy(learning.activations(hookpoint, ids.tolist())).mean(0)
     tokens_R = torch.bincount(row_T)
-    acts_R = torch.zeros(len(tokens_R)).index_add_(0, row_T, acts_T) / tokens_R.clamp_min(1)
+    acts_R = torch.zeros(len(tokens_R), dtype=acts_T.dtype).index_add_(0, row_T, acts_T) / tokens_R.clamp_min(1)
     return acts_R > SHOWS * learning.reference[hookpoint][ids].mean()
 
 

@@ -34,6 +34,13 @@ class Balance:
             self.clear()
         self._sums += torch.stack([((gains_BS != 0) & loss_BS).sum(), loss_BS.sum()]).to(self._sums)
 
+    def rewritten(self, before: Tensor, after: Tensor, gated: bool) -> None:
+        """Counted tokens of a micro-batch before and after it was rewritten, where the loop divides by those before. `gated`: the rewritten
+        tokens come to `add` as well."""
+        if self._done:
+            self.clear()
+        self._sums += torch.stack([after * 0, before - after] if gated else [after, before]).to(self._sums)
+
     def __call__(self, parameters: Iterable[Tensor], world: World, clipped: float | None = None) -> float:
         """Scale the gradients in place, once a step, on all ranks alike; returns the factor. Waits for an accelerator where a rule acts.
 

@@ -37,7 +37,7 @@ def counted_tokens(input_ids: Tensor, attention_mask: Tensor | None, labels: Ten
 def token_loss(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:
     """`-log p` of every target, `[B, S]` float32; 0 where the target is -100. Some positions at a time: no second [B, S, V]."""
     if logits_BSV.device.type == "cpu":  # elsewhere the host would have to wait for the number of targets
-        found_BS, size = torch.zeros(targets_BS.shape), max(1, SOME // logits_BSV.shape[-1])
+        found_BS, size = torch.zeros(targets_BS.shape, dtype=torch.float32), max(1, SOME // logits_BSV.shape[-1])
         counted = (targets_BS != IGNORE).nonzero(as_tuple=True)
         for at in zip(*(index.split(size) for index in counted), strict=True):
             log_p = logits_BSV[at].log_softmax(-1, dtype=torch.float32)
@@ -93,7 +93,7 @@ class MicroBatch:
         targets_BC = self.targets_BS if self.columns is None else self.targets_BS[:, self.columns]
         if logits_BCV.shape[:2] != targets_BC.shape:
             return  # a model that makes logits for other positions than it says
-        loss_BS = torch.zeros(len(targets_BC), self.targets_BS.shape[1] + 1, device=logits_BCV.device)
+        loss_BS = torch.zeros(len(targets_BC), self.targets_BS.shape[1] + 1, dtype=torch.float32, device=logits_BCV.device)
         columns = torch.arange(targets_BC.shape[1], device=logits_BCV.device) if self.columns is None else self.columns
         if log_probs_BCV is None:
             loss_BC = token_loss(logits_BCV, targets_BC)
@@ -162,6 +162,10 @@ class Stop(Exception):
 def inference(model: nn.Module) -> Iterator[None]:
     """eval mode and no gradients, with every module's own mode restored."""
     modes = [(module, module.training) for module in model.modules()]
+    # bitsandbytes' 4-bit layers pack their weights for good in a CPU's first evaluation, and are trained on otherwise from then on
+    packing = [module for module, _ in modes if getattr(module, "support_avx512bf16_for_cpu", False)]
+    for module in packing:
+        module.support_avx512bf16_for_cpu = False
     model.eval()
     try:
         with torch.no_grad():
@@ -169,6 +173,8 @@ def inference(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+        for module in packing:
+            module.support_avx512bf16_for_cpu = True
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:

@@ -76,6 +76,13 @@ class Control:
         found = [(active, self.gain(active)) for active in self.rules if active.rule.mode in modes and (dry or not active.rule.dry_run)]
         return [(active, gain) for active, gain in found if gain != 1 and (hookpoint is None or hookpoint in active.features)]
 
+    def leaves_tokens_out(self) -> bool:
+        return bool(self.in_force("route") or self.in_force("rewrite"))
+
+    def acts(self) -> bool:
+        """Whether any rule acts at this step, or counts what it would touch."""
+        return any(self.gain(active) != 1 for active in self.rules)
+
     def routed_hookpoints(self) -> set[str]:
         """Hookpoints whose active features decide which tokens teach at this step."""
         rules = [active for active, _ in self.in_force("route", dry=True)]

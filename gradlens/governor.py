@@ -63,6 +63,10 @@ class Governor:
         self._spent = {label: found for label, found in self._spent.items() if label in self._rules}
         self._short &= self._rules.keys()
 
+    def since_the_beginning(self) -> None:
+        """The rules have been in force from step 0 on: those of a run that is taken up."""
+        self._since = dict.fromkeys(self._since, 0)
+
     # -- gains ----------------------------------------------------------------------------------------------------------------
 
     def gain(self, rule: Rule, step: int) -> float:

@@ -20,9 +20,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from gradlens.capture import MicroBatch, without_autocast
 from gradlens.config import ObserveSettings
 from gradlens.control import Control
+from gradlens.data import IGNORE
 from gradlens.dictionary import Dictionary
 from gradlens.encoding import ROOM, encode_active
-from gradlens.errors import RunError
+from gradlens.errors import ConfigError, RunError
 from gradlens.hookpoints import find_hookpoint, unwrap
 from gradlens.precision import needless, to_encode
 from gradlens.projection import Projector
@@ -75,6 +76,7 @@ class Hooks:
         self._prepares = False  # the loop has its batches rewritten itself
         self._positions = WeakTensorKeyDictionary()  # `input_ids` of a prepared batch -> where its tokens stood before
         self._within = False  # a forward pass of the model is in progress
+        self.must_have_labels = False  # a trainer takes the labels away from the model only where its loss needs them elsewhere
         self.end_step()
 
     def end_step(self) -> None:
@@ -156,8 +158,11 @@ class Hooks:
         rewrites = bool(self.control.in_force("rewrite", dry=True))
         positions_BS = self._positions.get(ids) if rewrites and isinstance(ids, Tensor) else None  # None: copied on the way, so not known
         if rewrites and not self._prepares:
-            kwargs, positions_BS = self._rewritten(kwargs)
+            before, (kwargs, positions_BS) = kwargs, self._rewritten(kwargs)
             changed = ((), kwargs)
+            if kwargs.get("num_items_in_batch") is not None or kwargs.get("fused_lm_head"):  # a trainer has counted the tokens before this
+                counts = [(batch["labels"][:, 1:] != IGNORE).sum() for batch in (before, kwargs)]
+                self.control.balance.rewritten(*counts, gated=bool(self.control.in_force("route")))
         with self.closed():
             reference = self.control.references(kwargs)
         batch, self.rows = MicroBatch.of(kwargs, self.observe.tokens, self.rows), None
@@ -166,6 +171,11 @@ class Hooks:
             if slow and self._tell_once("precision", "precision", reason=slow):
                 log.warning("%s", slow)
             unlabelled = self.observe.tokens == "response" and kwargs.get("labels") is None
+            if unlabelled and self.must_have_labels and self.control.acts():
+                raise ConfigError(
+                    "the trainer calls the model without labels (compute_loss_func?), and rules would act on the questions as well: leave "
+                    "compute_loss_func away, or train without rules, or say observe.tokens: all where every token is learned"
+                )
             if unlabelled and self._tell_once("no_labels", "no_labels", reason=NO_LABELS):
                 log.warning("%s", NO_LABELS)
             if batch.row_ids is not None and len(batch.row_ids) != len(batch.keep_BS):
@@ -221,8 +231,16 @@ class Hooks:
 
         The gradient that comes to the model's loss, times loss / sum of the tokens' losses.
         """
-        loss = getattr(output, "loss", None)
+        loss, log_probs = getattr(output, "loss", None), getattr(output, "log_probs", None)
         self._note_losses(batch, output)
+        S = batch.keep_BS.shape[1]
+        if isinstance(log_probs, Tensor) and log_probs.requires_grad and log_probs.shape == (len(batch.keep_BS), S - 1):
+
+            def at_tokens(g: Tensor) -> None:  # TRL's trainers make their loss of these, not of the model's
+                batch.token_weight = nn.functional.pad(-g.detach(), (0, 1))
+
+            log_probs.register_hook(at_tokens)
+            return
         if not isinstance(loss, Tensor) or batch.token_loss_BS is None:
             raise RunError(
                 "penalty adds to the loss of each token, and this model gives no loss with logits or log_probs; "

@@ -317,7 +317,7 @@ class Learning:
         row_F = torch.full((self.dictionaries[hookpoint].d_sae,), -1, dtype=torch.long)
         row_F[torch.tensor(features)] = torch.arange(len(features))
         mine = row_F[pairs.feature_P.long()]
-        acts_NT = torch.zeros(len(features), len(self.known.row_T))
+        acts_NT = torch.zeros(len(features), len(self.known.row_T), dtype=torch.float32)
         kept = mine >= 0
         acts_NT[mine[kept], pairs.token_P[kept].long()] = pairs.value_P[kept]
         return acts_NT.numpy()
@@ -439,7 +439,7 @@ class Learning:
         """How much of some features every token of the model's own answers has; nothing where tokens are not kept."""
         if reading.known is None:
             return np.zeros(0)
-        total_T = torch.zeros(len(reading.known.ids_T))
+        total_T = torch.zeros(len(reading.known.ids_T), dtype=torch.float32)
         for mover, weight in weights.items():
             pairs = reading.known.pairs[mover.hookpoint]
             mine = pairs.feature_P.long() == mover.feature

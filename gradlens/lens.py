@@ -219,7 +219,7 @@ class Lens:
 
         Call it between the last backward pass and clipping, or with the norm it was `clipped` to. Readings are of the loss without it.
         """
-        return self.control.balance(self.model.parameters(), self.world, clipped) if self.control.in_force("route") else 1.0
+        return self.control.balance(self.model.parameters(), self.world, clipped) if self.control.leaves_tokens_out() else 1.0
 
     def read_generated(self, batch: dict[str, Tensor] | list[dict[str, Tensor]]) -> None:
         """Read texts that the model itself wrote during training: rollouts of a reinforcement learning loop, reasoning traces.

@@ -10,7 +10,9 @@ from torch.utils.data import DataLoader
 
 from gradlens.config import WandbSettings
 from gradlens.errors import ConfigError
-from gradlens.watching import Top, Watch, watch
+from gradlens.rules import load_rules
+from gradlens.taken_up import taken_up
+from gradlens.watching import Top, Watch, as_list, watch
 
 try:
     if "pytorch_lightning" in sys.modules and "lightning" not in sys.modules:  # the older name of the same package, as the program uses it
@@ -42,10 +44,14 @@ class GradLensLightning(Callback):
         options = {"scaler": getattr(trainer.precision_plugin, "scaler", None), "rows": rows, **self.options}
         if "wandb" not in options and any(type(logger).__name__ == "WandbLogger" for logger in trainer.loggers):
             options["wandb"] = WandbSettings(mode="online", step_key="trainer/global_step")
-        self.lens = watch(_language_model(pl_module, self.model), trainer.optimizers[0], self.dictionaries, **options)
-        self.lens.step = self.lens.control.step = self._step = trainer.global_step
-        self.lens.steps = trainer.max_steps if trainer.max_steps > 0 else None
-        self.lens.__enter__()
+        model, self._step = _language_model(pl_module, self.model), trainer.global_step
+
+        def make() -> Watch:
+            lens = watch(model, trainer.optimizers[0], self.dictionaries, **options)
+            lens.steps = trainer.max_steps if trainer.max_steps > 0 else None
+            return lens
+
+        self.lens = taken_up(model, trainer.global_step, load_rules(as_list(options.get("rules", ()))), make)
         self._open = True
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:

@@ -110,7 +110,7 @@ def _read(dictionary: Dictionary, h_TD: Tensor, y_TO: Tensor, lengths: list[int]
     """From what is encoded and what it should decode to: for all but transcoders the same."""
     T, F = len(h_TD), dictionary.d_sae
     row_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(h_TD.device)
-    rows_RF = torch.zeros(len(lengths), F, device=h_TD.device)
+    rows_RF = torch.zeros(len(lengths), F, dtype=torch.float32, device=h_TD.device)
     acts_F, fires_F = torch.zeros(2, F, dtype=torch.float64, device=h_TD.device)
     residual = torch.zeros((), dtype=torch.float64, device=h_TD.device)
     pairs: list[Pairs] = []

@@ -37,7 +37,7 @@ def mean_by(rows_RF: Tensor, group_R: list[int]) -> Tensor:
     """Mean row of each group: answers to one prompt are not independent, and chance is judged over what is."""
     group = torch.tensor(group_R)
     count = torch.bincount(group).float()
-    return torch.zeros(len(count), rows_RF.shape[1]).index_add_(0, group, rows_RF) / count[:, None]
+    return torch.zeros(len(count), rows_RF.shape[1], dtype=rows_RF.dtype).index_add_(0, group, rows_RF) / count[:, None]
 
 
 class Rollouts:

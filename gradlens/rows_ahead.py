@@ -48,6 +48,16 @@ def rows_ahead(rows: Any, tokenizer: Any, max_length: int = 256) -> list[list[Ex
     return [[found[i] for i in evenly(len(found), AHEAD)]] if found else []
 
 
+def packs(rows: Any) -> bool:
+    """Whether the batches of a `DataLoader` hold several texts in a row, told apart by their positions (TRL's packing and padding_free)."""
+    if not isinstance(rows, DataLoader) or not (hasattr(rows.dataset, "__len__") and hasattr(rows.dataset, "__getitem__")):
+        return False
+    with torch.random.fork_rng(devices=[]):
+        batch = rows.collate_fn([rows.dataset[i] for i in range(min(2, len(rows.dataset)))])
+    found = batch.get("position_ids") if isinstance(batch, Mapping) else None
+    return isinstance(found, torch.Tensor) and found.dim() == 2 and bool((found[:, 1:] == 0).any()) and batch.get("attention_mask") is None
+
+
 def _tokenised(row: Any) -> list[Example]:
     """The rows of a batch, or the one row, that holds token ids; none where it holds texts."""
     if not isinstance(row, Mapping):
@@ -56,6 +66,8 @@ def _tokenised(row: Any) -> list[Example]:
         return []
     given = {key: torch.as_tensor(row[key]) for key in ("input_ids", "attention_mask", "labels") if row.get(key) is not None}
     ids, mask, labels = (torch.atleast_2d(given[key]) if key in given else None for key in ("input_ids", "attention_mask", "labels"))
+    if labels is None and row.get("completion_mask") is not None:  # TRL's preference trainers say so what is an answer
+        labels = ids.masked_fill(torch.atleast_2d(torch.as_tensor(row["completion_mask"])) == 0, IGNORE)
     examples = []
     for tokens, counted in rows_of(ids, mask, counted_tokens(ids, mask, labels)):
         if any(counted):

@@ -58,7 +58,7 @@ def likeliest(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     total = torch.zeros(len(ids), dtype=torch.float64).index_add_(0, place_RK.flatten(), share_RK.double().flatten())
     best = total.topk(min(KEPT, len(ids))).indices.sort().values
     slot = torch.full((len(ids),), len(best)).index_copy_(0, best, torch.arange(len(best)))
-    share_RC = torch.zeros(len(ids_RK), len(best) + 1).scatter_add_(1, slot[place_RK], share_RK)
+    share_RC = torch.zeros(len(ids_RK), len(best) + 1, dtype=torch.float32).scatter_add_(1, slot[place_RK], share_RK)
     return ids[best], share_RC[:, :-1].contiguous()
 
 
@@ -70,7 +70,8 @@ def fallen(before_RC: Tensor, now_RC: Tensor, words: Sequence[str]) -> list[tupl
     """
     names = list(dict.fromkeys(word.strip().casefold() for word in words))
     place_C = torch.tensor([names.index(word.strip().casefold()) for word in words], dtype=torch.long)
-    before_RN, now_RN = (torch.zeros(len(x), len(names)).index_add_(1, place_C, x.float()) for x in (before_RC, now_RC))
+    zeros_RN = torch.zeros(len(before_RC), len(names), dtype=torch.float32)
+    before_RN, now_RN = (zeros_RN.index_add(1, place_C, x_RC.float()) for x_RC in (before_RC, now_RC))
     if len(before_RC) < MIN_TEXTS or not (before_RN.isfinite().all() and now_RN.isfinite().all()):
         return []
     before_N, now_N = before_RN.mean(0), now_RN.mean(0)

@@ -5,19 +5,15 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 from transformers import TrainerCallback
 
 from gradlens.config import ObserveSettings
 from gradlens.errors import ConfigError
-from gradlens.hookpoints import unwrap
-from gradlens.own import before_training
 from gradlens.rollouts import Rollouts
-from gradlens.rules import Rule, load_rules
-from gradlens.start import remember
+from gradlens.rules import FORWARD, load_rules
+from gradlens.taken_up import taken_up
 from gradlens.watching import Top, Watch, as_list, observed, watch
 
 _SCALARS = {"loss": "train/loss", "learning_rate": "train/lr", "grad_norm": "train/grad_norm", "eval_loss": "eval/loss"}
@@ -58,30 +54,26 @@ class GradLensCallback(TrainerCallback):
             raise ConfigError(
                 f"rules of mode rewrite (or auto) change rows, which the loss of {kind.removesuffix('Config')} weighs; use route"
             )
-        weighs_otherwise = otherwise and "taught" in observe.estimators
+        if kind in _WRITES and _scores_before(args, kind) and any(rule.mode in FORWARD for rule in rules):
+            raise ConfigError(
+                f"rules of mode {', '.join(FORWARD)} change activations while training, and {kind.removesuffix('Config')} compares with "
+                "log-probabilities that it has taken without: use route, or under GRPO leave num_iterations and steps_per_generation at "
+                "their defaults"
+            )
+        # dynamic fine-tuning weighs tokens by their probability: a mean over tokens, but not of -log p
+        weighs_otherwise = (otherwise or getattr(args, "loss_type", None) == "dft") and "taught" in observe.estimators
         if weighs_otherwise:
             options["observe"] = observe.model_copy(update={"estimators": [name for name in observe.estimators if name != "taught"]})
-        resumed = state.global_step > 0
-        remember(model, resumed)
-        with before_training(unwrap(model)) if resumed else nullcontext(True) as at_hand:
-            if not at_hand:
-                _check_resumed(rules)
-            self.lens = watch(model, optimizer, self.dictionaries, **options)  # concepts are fitted as at step 0
-        if resumed:
-            remember(model, resumed)  # not what it begins with here
-        self.lens.of_trainer, self.lens.resumed = True, resumed
-        self.lens.step = self.lens.control.step = state.global_step
-        self.lens.steps = state.max_steps if state.max_steps > 0 else None
-        self.lens.__enter__()
+        steps = state.max_steps if state.max_steps > 0 else None
+
+        def make() -> Watch:
+            lens = watch(model, optimizer, self.dictionaries, **options)
+            lens.steps, lens.hooks.must_have_labels = steps, bool(rules)
+            return lens
+
+        self.lens = taken_up(model, state.global_step, rules, make, training=state)
         self._open, self._mean_over_tokens = True, not otherwise
         atexit.register(self._at_exit)
-        if resumed and state.is_world_process_zero:
-            since = "the model without its adapter" if at_hand else f"step {state.global_step}, not with the model before training"
-            reason = (
-                f"the trainer's checkpoint holds nothing of gradlens: drift, uptake and own are compared with {since}; sums and what rules "
-                f"have come to know begin at step {state.global_step}"
-            )
-            self.lens.recorder.event("not_read", step=state.global_step, reading="earlier steps", reason=reason)
         if weighs_otherwise and state.is_world_process_zero:
             reason = f"the loss of {kind.removesuffix('Config')} is not the tokens' -log p: some are to become less likely"
             self.lens.recorder.event("not_read", step=state.global_step, estimator="taught", reason=reason)
@@ -141,16 +133,10 @@ class GradLensCallback(TrainerCallback):
             self.lens.__exit__(kind, None, None)
 
 
-def _check_resumed(rules: Sequence[Rule]) -> None:
-    """Raise `ConfigError` for a rule that measures against the model before training, where only the weights of a checkpoint are known."""
-    for rule in rules:
-        if rule.target is not None or rule.mode == "constrain":
-            what = f"mode {rule.mode}" if rule.target is None else "a target"
-            raise ConfigError(
-                f"rule {rule.label}: {what} measures against the model before training, and of a trainer that resumes only the weights of "
-                "the checkpoint are there: train an adapter (LoRA), or from step 0 without a break, or leave the rule out; "
-                "`gradlens run --resume` goes on with it"
-            )
+def _scores_before(args: Any, kind: str) -> bool:
+    """Whether the trainer takes its old log-probabilities of a forward pass of their own, which is not of training."""
+    every = getattr(args, "steps_per_generation", 1) * args.num_iterations
+    return kind == "RLOOConfig" or args.gradient_accumulation_steps % every != 0 or getattr(args, "use_vllm", False)
 
 
 def _trl_kind(args: Any) -> str | None:

@@ -82,7 +82,8 @@ def taught_by_row(idx_TK: Tensor, val_TK: Tensor, loss_T: Tensor, row_T: Tensor,
         count = min(step, rows - first)
         mine_T = (row_T >= first) & (row_T < first + count)
         at_TK = (row_T - first).clamp(0, count - 1)[:, None] * F + idx_TK
-        sums = torch.zeros(count * F, device=val_TK.device).index_add_(0, at_TK.flatten(), (weight_TK * mine_T[:, None]).flatten())
+        sums = torch.zeros(count * F, dtype=torch.float32, device=val_TK.device)
+        sums.index_add_(0, at_TK.flatten(), (weight_TK * mine_T[:, None]).flatten())
         value, index = sums.view(count, F).topk(top)
         ids.append(index)
         values.append(value)

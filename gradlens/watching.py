@@ -31,7 +31,7 @@ from gradlens.lens import Lens
 from gradlens.own import before_training
 from gradlens.reading import pad_id_of
 from gradlens.recorder import MemoryRecorder, ThreadRecorder
-from gradlens.rows_ahead import rows_ahead
+from gradlens.rows_ahead import packs, rows_ahead
 from gradlens.rules import Policy, Rule, load_rules
 from gradlens.sinks import make_sinks
 from gradlens.start import remember
@@ -56,7 +56,7 @@ class Watch(Lens):
 
     labels: dict[str, dict[int, str]]
     run_dir: Path | None = None
-    of_trainer = False  # entered by a trainer's callback
+    of_trainer: object = None  # entered by a trainer's callback: what stands for this training (a TrainerState is of one alone)
     resumed = False  # at weights that are no longer those before training
     _begun = False
 
@@ -66,9 +66,12 @@ class Watch(Lens):
         self._begun = True
         try:
             if (other := _WATCHED.get(unwrap(self.model))) is not None:
-                if not (self.of_trainer and other.of_trainer):  # each would take the other's start-up test and probe for training
+                both = bool(self.of_trainer and other.of_trainer)
+                if not both or self.of_trainer is other.of_trainer:  # each would take the other's start-up test and probe for training
                     how = "leave its `with` block"
-                    if other.of_trainer:
+                    if both:
+                        how = "give the trainer one GradLensCallback"
+                    elif other.of_trainer:
                         how = "where its training has ended in an exception, call the GradLensCallback's close()"
                     raise ConfigError(
                         "this model is being watched already: give all dictionaries to one watch (layers.15, layers.15#NAME), or close the "
@@ -180,6 +183,12 @@ def watch(
     if any(rule.mode == "inoculate" for rule in load_rules(rules)):
         raise ConfigError("inoculate acts on data, which watch does not see: put the words before your rows (gradlens.data.with_system)")
     settings = WandbSettings(mode=wandb) if isinstance(wandb, str) else wandb
+    whole = [rule for rule in load_rules(rules) if rule.mode in ("auto", "rewrite", "reweight") or rule.rows is not None]
+    if whole and packs(rows):
+        raise ConfigError(
+            f"rule {whole[0].label}: {whole[0].mode} acts in whole rows, and these batches hold several texts in a row (packing or "
+            "padding_free); train without, or use mode route"
+        )
     remember(model)
     settled, known, said = _settled(load_rules(rules), concepts, model, tokenizer, loaded, rows)
     config = {

@@ -91,16 +91,23 @@ def history(run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, json_outp
     from gradlens.files import read_lines
     from gradlens.policies import history as versions
     from gradlens.rules import Rule
+    from gradlens.rules_in_force import rule_text, rules_of
     from gradlens.runs import find_run
 
     folder = find_run(runs_dir, run)
     told: dict[int, Any] = {}  # version -> what became of it
-    for event in read_lines(folder / "events.jsonl"):
+    events = list(read_lines(folder / "events.jsonl"))
+    for event in events:
         if event.get("kind") == "policy":
             told.setdefault(event.get("version"), event.get("step"))
         elif event.get("kind") == "policy_refused":
             told[event.get("version")] = f"refused: {event.get('error')}"
     entries = [{**entry, "in_force": told.get(entry["version"])} for entry in versions(folder)]
+    if not entries:  # of a program's own loop, which keeps no versions
+        policies = [event for event in events if event.get("kind") == "policy" and event.get("rules")]
+        entries = [
+            {key: e.get(key) for key in ("time", "version", "rules")} | {"by": "program", "in_force": e.get("step")} for e in policies
+        ]
     if json_output:
         print_json({"run_id": folder.name, "policies": entries})
         return
@@ -112,7 +119,10 @@ def history(run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, json_outp
         if entry["by"] == "refused":
             state = "these stay in force"
         by = f"{entry['by']} (version {entry['restores']})" if "restores" in entry else entry["by"]
-        shown = "; ".join(Rule.model_validate(rule).words for rule in entry["rules"]) or "no rules"
+        if entry["by"] == "program":
+            shown = "; ".join(map(rule_text, rules_of({}, [entry | {"kind": "policy"}], {})))
+        else:
+            shown = "; ".join(Rule.model_validate(rule).words for rule in entry["rules"]) or "no rules"
         out.print(f"{entry['version']:>3}  {when}  {by}, {state}: {shown}", markup=False, highlight=False, soft_wrap=True)
 
 

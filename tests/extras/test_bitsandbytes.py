@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny_batch, tiny_dictionary, tiny_model
+from conftest import read_positions, tiny_batch, tiny_dictionary, tiny_model
 from needs import needs
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
@@ -44,7 +44,7 @@ def train(model, watched=None, rules=()):
 
     def steps():
         for step in range(STEPS):
-            batch, keep = tiny_batch(step), tiny_batch(step)["labels"] != -100
+            batch, keep = tiny_batch(step), read_positions(tiny_batch(step))
             kept = {}
             hook = lambda m, a, output, kept=kept: kept.update(h=output) or output.retain_grad()  # noqa: E731
             handle = None if watched else find_module(model, HOOK).register_forward_hook(hook)
