@@ -75,7 +75,8 @@ class GradLensCallback(TrainerCallback):
         self._open, self._mean_over_tokens = True, not otherwise
         atexit.register(self._at_exit)
         if weighs_otherwise and state.is_world_process_zero:
-            reason = f"the loss of {kind.removesuffix('Config')} is not the tokens' -log p: some are to become less likely"
+            why = "some are to become less likely" if otherwise else "each is weighed by its probability"
+            reason = f"the loss of {kind.removesuffix('Config')} is not the tokens' -log p: {why}"
             self.lens.recorder.event("not_read", step=state.global_step, estimator="taught", reason=reason)
         self._rollouts = Rollouts(model) if kind in _WRITES else None
 
