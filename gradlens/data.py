@@ -29,6 +29,7 @@ Row = dict[str, Any]
 STAND_IN = "\ue000answer\ue000"  # characters that no text has
 IGNORE = -100  # label of a token that the loss does not count
 CUT = "whose response does not begin within"
+ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
 ANSWERS = ("answer", "completion", "output", "reply")  # what others call a response
 KEYS = 'expected "messages", "prompt" (with "response"), or "text"'
 
@@ -289,11 +290,15 @@ def lacks(row: Row, loss_on: Literal["response", "all"] = "response") -> str:
     """
     messages = messages_of(row)
     if "messages" not in row and "prompt" in row and "response" not in row:
-        if misnamed := next((key for key in row if key in ANSWERS or difflib.get_close_matches(key, ("response",), n=1)), None):
+        if misnamed := next(
+            (key for key in row if key in ANSWERS or difflib.get_close_matches(str(key).lower(), ("response",), cutoff=0.85)), None
+        ):
             return f"with {misnamed!r} in the place of `response`"  # of the whole row the prompt alone would be learned
     if messages is None or loss_on == "all":
         return "" if any(text.strip() for text in _texts(row)) else "without text"
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
+    if not answers and (roles := sorted({message["role"] for message in messages} - ROLES)):
+        return f"without a turn of the role assistant (found {', '.join(map(repr, roles))})"
     return "" if any(answer.strip() for answer in answers) else "whose response is empty" if answers else "without a response"
 
 

@@ -286,12 +286,18 @@ def test_a_turn_that_only_calls_a_tool_teaches_nothing_in_its_place():
     assert counted(tokenize({"messages": said}, tokenizer, 99), tokenizer) == "wait</s>five</s>"
 
 
-@pytest.mark.parametrize("key", ["completion", "answer", "output", "reponse"])
+@pytest.mark.parametrize("key", ["completion", "answer", "output", "reponse", "Response"])
 def test_a_response_under_another_name_is_not_learned_without(key):
     for loss_on in ("response", "all"):
         with pytest.raises(InputError, match=rf"1 with '{key}' in the place of `response` \(row 1\)\); name the key `response`"):
             build_examples([{"prompt": "a", key: "b"}], tiny_tokenizer(), 30, loss_on, "d.jsonl")
     assert len(build_examples([{"prompt": "a", "note": "b"}], tiny_tokenizer(), 30, "all")) == 1
+
+
+def test_turns_of_other_roles_are_named():
+    rows = [{"messages": [{"role": "human", "content": "a"}, {"role": "gpt", "content": "b"}]}]
+    with pytest.raises(InputError, match=r"1 without a turn of the role assistant \(found 'gpt', 'human'\) \(row 1\)"):
+        build_examples(rows, tiny_tokenizer(), 30, source="d.jsonl")
 
 
 @pytest.mark.parametrize("tags", [5, "spam", {"a": 1}])
