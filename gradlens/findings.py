@@ -185,7 +185,7 @@ def in_words(
     elif counts:
         shown.append(line(("What this run learned", "bold"), f": {beyond_chance(counts)}" if not any(counts.values()) else "", indent=0))
     for entry in learned:
-        words = ", ".join(entry["words"]) or "(no words)"
+        words = listed(entry["words"]) or "(no words)"
         shown.append(line((f"{chance(entry['share']):>4} ", "bold cyan"), (words, "bold"), indent=0))
         if (entry["share"] or 0) < MINOR:
             continue
@@ -200,7 +200,7 @@ def in_words(
         if entry.get("labels"):
             shown.append(line(("labels: ", "dim"), " | ".join(entry["labels"])))
     if less:
-        shown.append(line(("less ", "bold cyan"), (", ".join(less["words"]), "bold"), indent=0))
+        shown.append(line(("less ", "bold cyan"), (listed(less["words"]), "bold"), indent=0))
         shown.append(line(less_in_words(less)))
     return shown
 
@@ -225,6 +225,11 @@ class _Said:
         head = f"       {self.when:8}"
         text = flat(around(self.text, self.place, max(options.max_width - len(head), 20)))
         yield Text.assemble((head, "dim"), text, no_wrap=True, overflow="ellipsis")
+
+
+def listed(words: Iterable[str]) -> str:
+    """Words in a row; commas and their like in quotation marks, else they could not be told from those between."""
+    return ", ".join(word if word.strip(".,;:") else f"'{word}'" for word in words)
 
 
 def flat(text: str) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from gradlens import __version__
 from gradlens.compare import MEASURED, check_text, percent
 from gradlens.files import write_atomic
-from gradlens.findings import FDR, chance
+from gradlens.findings import FDR, chance, listed
 from gradlens.report_data import gather
 
 if TYPE_CHECKING:
@@ -126,10 +126,10 @@ def learned_nothing(run: dict[str, Any]) -> bool:
 def _clusters(run: dict[str, Any]) -> list[tuple[str, str]]:
     """The largest cluster of what the run learned, in one sentence, and what it says less; that it learned nothing, where that is known."""
     said = run["said_less"]
-    less = [(f"What it says less: {', '.join(said['words'][:6])}.", f"{said['text'].replace('->', '→')}.")] if said else []
+    less = [(f"What it says less: {listed(said['words'][:6])}.", f"{said['text'].replace('->', '→')}.")] if said else []
     for entry in run["learned_in_words"][:1]:
         before, now = map(chance, entry["probability"])
-        words = ", ".join(entry["words"][:6]) or "tokens without words"
+        words = listed(entry["words"][:6]) or "tokens without words"
         return [(f"What it learned most: {words}.", f"{chance(entry['share'])} of all; said with probability {before} → {now}."), *less]
     if learned_nothing(run):
         return less + [

@@ -5,7 +5,7 @@ from conftest import tiny_batch, tiny_dictionary, tiny_model
 from words import word_tokenizer
 
 from gradlens.config import ObserveSettings
-from gradlens.findings import in_words, said_less
+from gradlens.findings import in_words, listed, said_less
 from gradlens.learning import Learning
 from gradlens.probe import read_tokens
 from gradlens.said_less import fallen, likeliest, share_in, shares
@@ -115,6 +115,6 @@ def test_it_is_told_in_one_line_of_words_and_one_of_figures():
     events = [{"kind": "learned", "step": 1, "clusters": []}, {"kind": "learned", "step": 2, "clusters": [], "less": less}]
     assert said_less(events) == less and said_less(events[:1]) == said_less([]) == {}
     shown = [line.plain for line in in_words([], {}, 2, less)]
-    assert shown[0].split() == ["less", "the,", "a"]
+    assert shown[0].split() == ["less", "the,", "a"] and listed([",", "a", "!", "..."]) == "',', a, !, '...'"
     assert shown[1].strip() == "8% -> 1% of what it would say in the probe's texts, 15% -> 1% of the words of its own answers"
     assert "own answers" not in in_words([], {}, 2, {**less, "own": None})[1].plain
