@@ -163,8 +163,9 @@ def unnamed() -> str:
         own = row["clusters"][best]["own"] if row["clusters"] else {}
         said = f"{own['before']} -> {own['now']} of {own['of']}" if own else "-"
         learned = ", ".join(f"{count} of {row['live'][hook]}" for hook, count in row["learned"].items())
-        lines.append([row["concept"], told, words, said, learned])
-    return grid(["concept", "cluster (AUC)", "its words", "in own answers", "features learned, by hookpoint"], lines)
+        less = ", ".join(f"`{word}`".replace("|", "\\|") for word in (row.get("less") or {}).get("words", [])[:6]) or "-"
+        lines.append([row["concept"], told, words, said, less, learned])
+    return grid(["concept", "cluster (AUC)", "its words", "in own answers", "says less", "features learned, by hookpoint"], lines)
 
 
 def overhead() -> str:
