@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradlens.capture import token_loss
+from gradlens.capture import inference, token_loss
 from gradlens.concepts import MAX_TEXTS, Concept, split_examples
 from gradlens.data import IGNORE, Example, collate, split
 from gradlens.directions import Directions
@@ -87,15 +87,11 @@ def token_gradients(model: nn.Module, at: str, batch: dict[str, Tensor]) -> Tens
         held.append(h.detach().requires_grad_())
         return held[0]
 
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     handle = find_hookpoint(model, at).watch(cut)
     try:
-        with torch.enable_grad():
+        with inference(model), torch.enable_grad():
             logits_BSV = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
             (g_BSD,) = torch.autograd.grad(token_loss(logits_BSV, targets_BS).sum(), held)
     finally:
         handle.remove()
-        for module, mode in modes:
-            module.training = mode
     return -g_BSD[targets_BS != IGNORE].float().cpu()

@@ -313,7 +313,7 @@ def _read_judging_half(model, dictionaries, tokenizer, half, chosen, thresholds,
             ids = torch.tensor(chosen[hook], device=dictionary.W_enc.device)
             idx_TK, val_TK = encode_active(dictionary, h[hook][counted].to(dictionary.W_enc.device, dictionary.work_dtype))
             acts_TN = torch.where(idx_TK[:, :, None] == ids, val_TK[:, :, None], 0).sum(1).float().cpu()
-            above_N = torch.tensor(thresholds.get(hook, [0.0] * len(ids)))
+            above_N = torch.tensor(thresholds.get(hook, [0.0] * len(ids)), dtype=torch.float32)
             fires_1S, counted_1S = torch.zeros(2, 1, len(examples[i].labels), dtype=torch.bool)
             counted_1S[0, counted] = True
             fires_1S[0, counted] = (acts_TN > above_N).any(-1)

@@ -218,7 +218,7 @@ class Control:
                 strength_BS = self._gate(batch, active_pairs, active, share=True)
                 gate_BS = active.same_share(own_BS, strength_BS, batch.loss_BS, whole=rule.mode == "reweight")
             if rule.budget is not None:
-                wanted_BS, most = gate_BS * batch.loss_BS, rule.budget * batch.loss_BS.sum()
+                wanted_BS, most = gate_BS * batch.loss_BS, rule.budget * batch.loss_BS.sum().float()
                 if rule.gate == "hard":
                     gate_BS = within_budget(wanted_BS > 0, most).float()
                 else:
@@ -228,7 +228,7 @@ class Control:
             active.total += batch.loss_BS.sum()
             if rule.dry_run:
                 continue
-            factor_BS = 1 + gate_BS * (gain - 1) if rule.gate != "hard" else torch.where(gate_BS > 0, gain, 1.0)
+            factor_BS = 1 + gate_BS * (gain - 1) if rule.gate != "hard" else torch.where(gate_BS > 0, gain, torch.ones_like(gate_BS))
             gains_BS = factor_BS if gains_BS is None else gains_BS * factor_BS
         if gains_BS is not None:
             self.balance.add(gains_BS, batch.loss_BS)

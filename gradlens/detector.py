@@ -91,8 +91,8 @@ def fit_detector(
     if not seeds_C.any() and not known_T.any():
         return None
     expressed_T = (((P > 0) & seeds_C).any(1) | known_T).float()
-    X, nothing = torch.cat([P, N]), torch.zeros(len(N))
-    weights_C, bias = torch.zeros(len(features)), torch.zeros(1)
+    X, nothing = torch.cat([P, N]), N.new_zeros(len(N))
+    weights_C, bias = X.new_zeros(len(features)), X.new_zeros(1)
     for _ in range(ROUNDS):
         weights_C, bias = _regress(X, torch.cat([expressed_T, nothing]), weights_C, bias)
         expressed_T = ((P @ weights_C + bias > 0) | known_T).float()

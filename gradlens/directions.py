@@ -156,7 +156,7 @@ def parse(found: Mapping[str, Any], where: str) -> Directions:
     if w_FD.dim() != 2 or 0 in w_FD.shape:
         raise InputError(f"{where}: directions have shape {list(w_FD.shape)}, expected [F, D]")
     F, D = w_FD.shape
-    bias_F = _vector(named, "bias", F, where, torch.zeros(F))
+    bias_F = _vector(named, "bias", F, where, w_FD.new_zeros(F))
     if "scale" in named:
         scale_D = _vector(named, "scale", D, where)
         if bool((scale_D <= 0).any()):

@@ -65,7 +65,7 @@ def expresses(
     if tokens in following:
         return following[tokens]
     if tokens == "row":
-        sums_B = [mask.sum(-1) for mask in (active_BS, counted_BS)]
+        sums_B = [mask.sum(-1).float() for mask in (active_BS, counted_BS)]
         return ((sums_B[1] > 0) & (sums_B[0] >= (quorum - 1e-6) * sums_B[1]))[:, None].expand_as(active_BS)
     sums = [_around(mask.float(), window, texts) for mask in (active_BS, counted_BS)]
     around_BS = (sums[1] > 0) & (sums[0] >= (quorum - 1e-6) * sums[1])

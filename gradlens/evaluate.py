@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from gradlens.capture import inference
 from gradlens.checkers import checker_for, errors_of, judged
 from gradlens.errors import InputError
 from gradlens.reading import pad_id_of
@@ -30,15 +31,9 @@ _ALL_TOKENS = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     """eval mode, no gradients; afterwards every module's mode and the random state are what they were."""
-    modes = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device
-    model.eval()  # also switches activation checkpointing off, which only acts in training mode
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-            yield model
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), inference(model):
+        yield model  # without activation checkpointing as well, which only acts in training mode
 
 
 def generate_answers(

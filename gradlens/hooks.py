@@ -233,11 +233,11 @@ class Hooks:
         """
         loss, log_probs = getattr(output, "loss", None), getattr(output, "log_probs", None)
         self._note_losses(batch, output)
-        S = batch.keep_BS.shape[1]
-        if isinstance(log_probs, Tensor) and log_probs.requires_grad and log_probs.shape == (len(batch.keep_BS), S - 1):
+        B, S = batch.keep_BS.shape
+        if isinstance(log_probs, Tensor) and log_probs.requires_grad and log_probs.shape in ((B, S - 1), (B, S)):
 
             def at_tokens(g: Tensor) -> None:  # TRL's trainers make their loss of these, not of the model's
-                batch.token_weight = nn.functional.pad(-g.detach(), (0, 1))
+                batch.token_weight = nn.functional.pad(-g.detach(), (0, S - g.shape[1]))
 
             log_probs.register_hook(at_tokens)
             return

@@ -202,7 +202,7 @@ class Projection:
             at_N, each = slice(None), 1.0
             if len(idx_TK) > EXPLAINED_TOKENS:
                 at_N = draw_among(tokens.counted_T, EXPLAINED_TOKENS, self._generator(g_TD.device, tokens.step))
-                each = tokens.counted_T.sum() / tokens.counted_T[at_N].sum().clamp_min(1)
+                each = tokens.counted_T.sum().float() / tokens.counted_T[at_N].sum().clamp_min(1)
             h_ND, g_ND, dots_NK = tokens.h_TD[at_N], tokens.g_TD[at_N], None if dots_TK is None else dots_TK[at_N]
             part = estimators.explained_energy(dictionary, h_ND, g_ND, (idx_TK[at_N], val_TK[at_N]), dots_NK)
             sums.scalars[0] += weight * each * part[0]

@@ -259,7 +259,7 @@ class Routers:
             if len(passes) != len(keeps) or any(len(idx) != len(keep) for idx, keep in zip(passes, keeps, strict=True)):
                 continue  # a router that does not see every token
             idx_TK = torch.cat([idx.cpu()[keep] for idx, keep in zip(passes, keeps, strict=True)])
-            reading.load[router.name] = share(assignments(idx_TK, torch.ones(len(idx_TK)), router.experts))
+            reading.load[router.name] = share(assignments(idx_TK, torch.ones(len(idx_TK), dtype=torch.float32), router.experts))
             for concept, mask_T in masks.items():
                 if mask_T.any():
                     reading.concepts[concept][router.name] = share(assignments(idx_TK, mask_T, router.experts))

@@ -79,8 +79,8 @@ def split(scores_R: Sequence[float]) -> float | None:
 def _regress(X_RN: Tensor, positives: int) -> tuple[Tensor, float]:
     """Ridge logistic regression; the first `positives` rows are positive."""
     y_R = (torch.arange(len(X_RN)) < positives).to(X_RN.dtype)
-    weight_R = torch.where(y_R > 0, 0.5 / positives, 0.5 / (len(X_RN) - positives))
-    w, b = torch.zeros(X_RN.shape[1], requires_grad=True), torch.zeros(1, requires_grad=True)
+    weight_R = torch.where(y_R > 0, 0.5 / positives, torch.full_like(y_R, 0.5 / (len(X_RN) - positives)))
+    w, b = (X_RN.new_zeros(size, requires_grad=True) for size in (X_RN.shape[1], 1))
     optimizer = torch.optim.LBFGS([w, b], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:

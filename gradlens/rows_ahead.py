@@ -52,6 +52,8 @@ def packs(rows: Any) -> bool:
     """Whether the batches of a `DataLoader` hold several texts in a row, told apart by their positions (TRL's packing and padding_free)."""
     if not isinstance(rows, DataLoader) or not (hasattr(rows.dataset, "__len__") and hasattr(rows.dataset, "__getitem__")):
         return False
+    if len(rows.dataset) == 0:
+        return False
     with torch.random.fork_rng(devices=[]):
         batch = rows.collate_fn([rows.dataset[i] for i in range(min(2, len(rows.dataset)))])
     found = batch.get("position_ids") if isinstance(batch, Mapping) else None

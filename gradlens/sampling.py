@@ -20,7 +20,7 @@ def draw_among(counted_T: Tensor, count: int, generator: torch.Generator) -> Ten
 
     Nothing waits for an accelerator: how many count is not asked.
     """
-    keys_T = torch.rand(len(counted_T), generator=generator, device=counted_T.device) + counted_T
+    keys_T = torch.rand(len(counted_T), generator=generator, dtype=torch.float32, device=counted_T.device) + counted_T
     return keys_T.topk(min(count, len(counted_T))).indices
 
 

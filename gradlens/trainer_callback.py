@@ -68,15 +68,15 @@ class GradLensCallback(TrainerCallback):
 
         def make() -> Watch:
             lens = watch(model, optimizer, self.dictionaries, **options)
-            lens.steps, lens.hooks.must_have_labels = steps, bool(rules)
+            lens.steps, lens.hooks.must_have_labels = steps, True
             return lens
 
         self.lens = taken_up(model, state.global_step, rules, make, training=state)
         self._open, self._mean_over_tokens = True, not otherwise
         atexit.register(self._at_exit)
         if weighs_otherwise and state.is_world_process_zero:
-            why = "some are to become less likely" if otherwise else "each is weighed by its probability"
-            reason = f"the loss of {kind.removesuffix('Config')} is not the tokens' -log p: {why}"
+            why = "some are to become less likely" if otherwise else "each weighs as much as it is likely (dft)"
+            reason = f"the loss of {kind.removesuffix('Config') if kind else 'this trainer'} is not the tokens' -log p: {why}"
             self.lens.recorder.event("not_read", step=state.global_step, estimator="taught", reason=reason)
         self._rollouts = Rollouts(model) if kind in _WRITES else None
 

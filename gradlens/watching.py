@@ -186,8 +186,8 @@ def watch(
     whole = [rule for rule in load_rules(rules) if rule.mode in ("auto", "rewrite", "reweight") or rule.rows is not None]
     if whole and packs(rows):
         raise ConfigError(
-            f"rule {whole[0].label}: {whole[0].mode} acts in whole rows, and these batches hold several texts in a row (packing or "
-            "padding_free); train without, or use mode route"
+            f"rule {whole[0].label}: {whole[0].mode}{' with rows' if whole[0].mode == 'route' else ''} acts in whole rows, and these "
+            "batches hold several texts in a row (packing or padding_free); train without, or use mode route without rows"
         )
     remember(model)
     settled, known, said = _settled(load_rules(rules), concepts, model, tokenizer, loaded, rows)

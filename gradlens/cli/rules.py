@@ -104,7 +104,7 @@ def history(run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, json_outp
             told[event.get("version")] = f"refused: {event.get('error')}"
     entries = [{**entry, "in_force": told.get(entry["version"])} for entry in versions(folder)]
     if not entries:  # of a program's own loop, which keeps no versions
-        policies = [event for event in events if event.get("kind") == "policy" and event.get("rules")]
+        policies = [event for event in events if event.get("kind") == "policy"]
         entries = [
             {key: e.get(key) for key in ("time", "version", "rules")} | {"by": "program", "in_force": e.get("step")} for e in policies
         ]
@@ -120,10 +120,10 @@ def history(run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, json_outp
             state = "these stay in force"
         by = f"{entry['by']} (version {entry['restores']})" if "restores" in entry else entry["by"]
         if entry["by"] == "program":
-            shown = "; ".join(map(rule_text, rules_of({}, [entry | {"kind": "policy"}], {})))
+            shown = "; ".join(map(rule_text, rules_of({}, [{"kind": "policy", "rules": entry["rules"]}], {})))
         else:
-            shown = "; ".join(Rule.model_validate(rule).words for rule in entry["rules"]) or "no rules"
-        out.print(f"{entry['version']:>3}  {when}  {by}, {state}: {shown}", markup=False, highlight=False, soft_wrap=True)
+            shown = "; ".join(Rule.model_validate(rule).words for rule in entry["rules"])
+        out.print(f"{entry['version']:>3}  {when}  {by}, {state}: {shown or 'no rules'}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _folder(runs_dir: Path, run: str) -> Path:

@@ -58,7 +58,9 @@ def read(place: Place) -> Raw:
     W_LDF = W_LDF * scale_LD[:, :, None]
     b_enc = found["encoder.bias"].float() - torch.einsum("ld,ldf->f", mean_LD, W_LDF)
     normed = bool((scale_LD != 1).any() or mean_LD.any())
-    undo_D = (1 / (scale_LD[chosen] + _EPS) if "activation_global_scale" in found else 1 / scale_LD[chosen]) if normed else torch.ones(D)
+    undo_D = (
+        (1 / (scale_LD[chosen] + _EPS) if "activation_global_scale" in found else 1 / scale_LD[chosen]) if normed else W_LFD.new_ones(D)
+    )
     tensors = {
         "W_enc": W_LDF.reshape(L * D, F), "b_enc": b_enc, "W_dec": W_LFD[chosen] * undo_D,
         "b_dec": found["decoder.bias"][chosen].float() * undo_D + mean_LD[chosen],
@@ -83,7 +85,7 @@ def _norm(found: dict[str, Tensor], L: int, D: int) -> tuple[Tensor, Tensor]:
     """`(scale[L, D], mean[L, D])`: the encoder's input is (x - mean) * scale. NaN stands for no norm."""
     mean, std = found.get("activation_mean"), found.get("activation_std")
     if mean is None or std is None or mean.isnan().any() or std.isnan().any():
-        return torch.ones(L, D), torch.zeros(L, D)
+        return torch.ones(L, D, dtype=torch.float32), torch.zeros(L, D, dtype=torch.float32)
     mean, std = (value.float().expand(L, D) for value in (mean, std))
     whole = found.get("activation_global_scale")
     return (1 / (std + _EPS) if whole is None else whole.float().view(L, 1).expand(L, D)), mean

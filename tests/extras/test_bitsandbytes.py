@@ -84,3 +84,18 @@ def test_route_with_gain_zero_on_every_token_trains_nothing(saved):
     now, unwatched = dict(model.named_parameters()), dict(plain.named_parameters())
     assert all(torch.equal(value, now[name]) for name, value in start.items())
     assert any(not torch.equal(value, unwatched[name]) for name, value in start.items())
+
+
+def test_a_reading_leaves_the_packing_of_weights_alone(saved, monkeypatch):
+    """Where a CPU has bfloat16 instructions these layers pack their weights for good in an evaluation, and are trained on otherwise."""
+    packed, model = [], four_bit(saved)
+    pack = lambda weight, state: packed.append(weight.shape) or (weight, state)  # noqa: E731
+    monkeypatch.setattr(bitsandbytes.nn.modules, "_convert_weight_packed_for_cpu", pack)
+    layers = [module for module in model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = True
+    lens = train(model, watched=True)
+    assert lens.start[HOOK].acts.abs().max() > 0 and not packed and all(layer.support_avx512bf16_for_cpu for layer in layers)
+    with torch.no_grad():
+        model.eval()(**tiny_batch(0))  # an evaluation of the loop's own does as it would
+    assert len(packed) == len(layers)

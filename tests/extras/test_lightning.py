@@ -4,9 +4,11 @@ import pytest
 import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
 from needs import needs
+from peft import LoraConfig, get_peft_model
 
 import gradlens
 from gradlens.config import ObserveSettings
+from gradlens.probe import read_probe
 from gradlens.recorder import MemoryRecorder
 from gradlens.store import RunReader
 
@@ -114,3 +116,56 @@ def test_what_does_not_fit_is_one_clear_line():
     assert isinstance(named.lens.recorder, MemoryRecorder) and named.lens.step == STEPS
     with pytest.raises(gradlens.ConfigError, match="no module of that name"):
         fit(gradlens.GradLensLightning({HOOK: tiny_dictionary()}, model="modle", run=None), Module())
+
+
+class Adapted(Module):
+    def __init__(self, **settings):
+        super().__init__()
+        torch.manual_seed(2)
+        self.model = get_peft_model(self.model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"], **settings)).train()
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW([parameter for parameter in self.parameters() if parameter.requires_grad], lr=1e-2, weight_decay=0.0)
+
+
+def train(folder, make, steps, rules=()):
+    """The callback and the module of a training that goes on from its last checkpoint, where there is one."""
+    given = {"run": None, "probe": [tiny_batch(9)], "observe": ObserveSettings(drift_every=1), "concepts": {"c": {HOOK: [1, 2]}}}
+    watched, module = gradlens.GradLensLightning({HOOK: tiny_dictionary()}, rules=rules, **given), make()
+    save, last = lightning.pytorch.callbacks.ModelCheckpoint(folder, save_last=True, every_n_train_steps=1), folder / "last.ckpt"
+    trainer = lightning.Trainer(
+        max_steps=steps, accelerator="cpu", callbacks=[watched, save], logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    trainer.fit(module, Loader([tiny_batch(number) for number in range(9)]), ckpt_path=last if last.exists() else None)
+    return watched, module
+
+
+def test_a_resumed_training_is_compared_with_the_model_without_its_adapter_and_ramps_go_on(tmp_path):
+    rule = {"mode": "ablate", "features": {HOOK: [3, 4]}, "gain": 0.0, "ramp": 4}
+    train(tmp_path, Adapted, 3, [rule])
+    watched, module = train(tmp_path, Adapted, 6, [rule])
+    before, now = (read_probe(model, {HOOK: tiny_dictionary()}, [tiny_batch(9)])[HOOK].acts for model in (tiny_model(), module.model))
+    torch.testing.assert_close(watched.lens.drift(HOOK)[0], now - before, rtol=1e-4, atol=1e-6)
+    (told,) = [event for event in watched.lens.recorder.events if event["kind"] == "not_read"]
+    assert told["step"] == 3 and "compared with the model without its adapter" in told["reason"]
+    read = [record for record in watched.lens.recorder.records if "features" in record]
+    assert [record["step"] for record in read] == [4, 5, 6]
+    assert [record["scalars"]["rule/ablate:features/gain"] for record in read] == pytest.approx([0.2, 0.0, 0.0])
+
+
+def test_a_resumed_full_fine_tuning_refuses_what_it_cannot_hold(tmp_path):
+    train(tmp_path, Module, 3)
+    for fields, what in (({"target": {"value": 0.1}}, "a target"), ({"mode": "constrain"}, "mode constrain")):
+        with pytest.raises(gradlens.ConfigError, match=f"{what} measures against the model before training"):
+            train(tmp_path, Module, 6, [{"concept": "c", **fields}])
+
+
+@pytest.mark.parametrize("make", [Module, lambda: Adapted(init_lora_weights=False)])
+def test_half_precision_is_read_as_what_it_is(make):
+    """`bf16-true` makes bfloat16 the default dtype of a forward pass, in which the first probe set is read."""
+    watched, module, bare = gradlens.GradLensLightning({HOOK: tiny_dictionary()}, run=None), make(), make()
+    fit(watched, module, precision="bf16-true")
+    fit(lightning.Callback(), bare, precision="bf16-true")
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), bare.parameters(), strict=True))
+    assert next(module.model.parameters()).dtype == torch.bfloat16 and torch.get_default_dtype() == torch.float32
+    assert watched.lens.step == STEPS and watched.lens.totals[HOOK]["push"].abs().max() > 0

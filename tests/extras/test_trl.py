@@ -3,16 +3,22 @@
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import read_positions, tiny_dictionary, tiny_model
 from needs import needs
 from peft import LoraConfig, get_peft_model
+from tiny_job import write_inputs
 from transformers import TrainerCallback, set_seed
 from words import sentences, word_tokenizer
 
 import gradlens
 from gradlens.attribution import attribution_eager, push_eager
 from gradlens.config import ObserveSettings
+from gradlens.data import collate, load_examples
+from gradlens.detector_fit import questions_of
 from gradlens.hookpoints import find_module, unwrap
+from gradlens.models import load_model
+from gradlens.rows_ahead import packs, rows_ahead
 
 trl, datasets = needs("trl", "trl"), needs("datasets", "trl")
 
@@ -76,13 +82,16 @@ def callback(**options):
 
 def sft(model, folder, watched, accumulate=1, **config):
     rows = [{"prompt": prompt, "completion": " " + answer} for prompt, answer in zip(texts(24), texts(24, 1, 7), strict=True)]
-    arguments = trl.SFTConfig(str(folder), per_device_train_batch_size=4, gradient_accumulation_steps=accumulate, **COMMON, **config)
+    arguments = trl.SFTConfig(str(folder), per_device_train_batch_size=4, gradient_accumulation_steps=accumulate, **{**COMMON, **config})
     return trl.SFTTrainer(
         model, args=arguments, train_dataset=datasets.Dataset.from_list(rows), processing_class=word_tokenizer(), callbacks=watched
     )
 
 
-@pytest.mark.parametrize("rules", [[], [{"mode": "route", "features": {HOOK: [1, 2]}, "gain": 0.25}]])
+PENALTY = {"mode": "penalty", "features": {HOOK: list(range(0, 80, 4))}, "gain": 0.0, "strength": 5.0}
+
+
+@pytest.mark.parametrize("rules", [[], [{"mode": "route", "features": {HOOK: [1, 2]}, "gain": 0.25}], [PENALTY]])
 def test_sft_reads_and_rules_as_a_plain_loop_does(tmp_path, rules):
     watched = callback(rules=rules)
     job = sft(lora(tiny_model()), tmp_path, [watched], accumulate=2)
@@ -117,6 +126,59 @@ def test_sft_packed_into_rows_without_padding_counts_the_same_tokens(tmp_path):
     assert counted[0] == counted[1] and len(counted[0]) == STEPS
 
 
+@pytest.mark.parametrize("packed", [{"packing": True, "max_length": 40}, {"padding_free": True, "max_length": None}])
+def test_rules_that_act_in_whole_rows_are_refused_where_rows_are_packed(tmp_path, packed):
+    watched = callback(rules=[{"mode": "reweight", "features": {HOOK: [1, 2]}, "gain": 0.0}])
+    with pytest.raises(gradlens.ConfigError, match="reweight acts in whole rows, and these batches hold several texts"):
+        sft(tiny_model(), tmp_path, [watched], **packed).train()
+    assert watched.lens is None and not packs(sft(tiny_model(), tmp_path, []).get_train_dataloader())
+
+
+def test_rewritten_rows_weigh_as_in_a_plain_loop(tmp_path):
+    """The trainer has counted the tokens by which it divides before some of them go."""
+    inputs, detector = write_inputs(tmp_path), {"features": list(range(0, 80, 2)), "weights": [1.0, -1.0] * 20, "bias": 0.0}
+    concept = {"name": "high", "features": {HOOK: [1, 2]}, "detectors": {HOOK: detector}, "checker": {"pattern": [r"w[5-8]\d"]}}
+    (tmp_path / "high.yaml").write_text(yaml.safe_dump(concept))
+    given = {"concepts": [str(tmp_path / "high.yaml")], "rules": [{"concept": "high", "mode": "rewrite"}], "run": None}
+    examples = [example for path in inputs["data"]["train"] for example in load_examples(path, word_tokenizer(chat=True), 24)[:8]]
+    rows = datasets.Dataset.from_list([{"input_ids": each.input_ids, "labels": each.labels} for each in examples])
+    model, plain, start = (lora(load_model(inputs["model"]["name"])[0]).train() for _ in range(3))
+    config = COMMON | {"max_steps": 1, "learning_rate": 1.0, "optim": "sgd"}
+    job = trl.SFTTrainer(
+        model, args=trl.SFTConfig(str(tmp_path), per_device_train_batch_size=16, **config), train_dataset=rows,
+        processing_class=word_tokenizer(chat=True), callbacks=[gradlens.GradLensCallback(inputs["dictionaries"], **given)],
+    )  # fmt: skip
+    job.train()
+    optimizer = torch.optim.SGD([p for p in plain.parameters() if p.requires_grad], lr=1.0)
+    with gradlens.watch(plain, optimizer, inputs["dictionaries"], tokenizer=word_tokenizer(chat=True), **given) as lens:
+        plain(**collate(examples, 0)).loss.backward()
+        optimizer.step()
+    assert 0.1 < lens.recorder.records[0]["scalars"]["rule/rewrite:high/share"] < 0.5
+    for mine, theirs, first in zip(model.parameters(), plain.parameters(), start.parameters(), strict=True):
+        assert (mine - theirs).norm() <= 1e-4 * (theirs - first).norm()
+
+
+def test_dynamic_fine_tuning_leaves_taught_out(tmp_path):
+    watched = callback()
+    sft(lora(tiny_model()), tmp_path, [watched], loss_type="dft").train()
+    assert "taught" not in watched.lens.totals[HOOK] and watched.lens.totals[HOOK]["push"].abs().max() > 0
+    assert [event["estimator"] for event in watched.lens.recorder.events if event["kind"] == "not_read"] == ["taught"]
+
+
+def test_reentrant_checkpointing_reads_what_is_there_without(tmp_path):
+    watched = [callback(), callback()]
+    sft(lora(tiny_model()), tmp_path, watched[:1]).train()
+    again = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    sft(lora(tiny_model()), tmp_path, watched[1:], **again).train()
+    plain, other = (each.lens.totals[HOOK]["push"] for each in watched)
+    assert plain.abs().max() > 0 and (other - plain).abs().max() <= 1e-5 * plain.abs().max()
+
+
+def test_two_callbacks_in_one_trainer_are_refused(tmp_path):
+    with pytest.raises(gradlens.ConfigError, match="give the trainer one GradLensCallback"):
+        sft(lora(tiny_model()), tmp_path, [callback(), callback()]).train()
+
+
 def test_a_run_folder_with_curves_comes_from_three_lines(tmp_path):
     watched = callback(run="sft", runs_dir=tmp_path / "runs")
     sft(lora(tiny_model()), tmp_path, [watched]).train()
@@ -144,6 +206,17 @@ def test_dpo_reads_the_gradient_of_both_answers_and_leaves_taught_out(tmp_path, 
     assert "taught" not in watched.lens.totals[HOOK]
     told = [event for event in watched.lens.recorder.events if event["kind"] == "not_read"]
     assert [event["estimator"] for event in told] == ["taught"] and "DPO" in told[0]["reason"]
+
+
+def test_rows_of_dpo_are_read_ahead_with_their_questions(tmp_path):
+    rows = [{"prompt": p, "chosen": " " + a, "rejected": " " + b} for p, a, b in zip(texts(12), texts(12, 1), texts(12, 2, 7), strict=True)]
+    job = trl.DPOTrainer(
+        lora(tiny_model()), args=trl.DPOConfig(str(tmp_path), per_device_train_batch_size=4, **COMMON),
+        train_dataset=datasets.Dataset.from_list(rows), processing_class=word_tokenizer(),
+    )  # fmt: skip
+    found = rows_ahead(job.get_train_dataloader(), word_tokenizer())
+    questions = {tuple(word_tokenizer().encode(row["prompt"])) for row in rows}
+    assert len(found[0]) == 24 and {tuple(each) for each in questions_of(found)} <= questions and len(questions_of(found)) >= 12
 
 
 def test_dpo_with_route_gives_gated_tokens_no_gradient(tmp_path):
@@ -187,3 +260,16 @@ def test_grpo_reads_what_the_model_writes(tmp_path):
     assert change is not None and change[0].abs().max() > 0
     assert any(f"concept/c/{HOOK}/generated" in record["scalars"] for record in watched.lens.recorder.records)
     assert isinstance(watched.lens.rising(5), list)
+
+
+@pytest.mark.parametrize("kind", ["GRPO", "RLOO"])
+def test_rules_that_change_activations_are_refused_where_old_log_probabilities_are_taken_without(tmp_path, kind):
+    config, again = getattr(trl, f"{kind}Config"), {"num_iterations": 2} if kind == "GRPO" else {}
+    job = getattr(trl, f"{kind}Trainer")(
+        lora(tiny_model()), reward_funcs=lambda completions, **kwargs: [float(len(text)) for text in completions],
+        args=config(str(tmp_path), per_device_train_batch_size=12, num_generations=2, max_completion_length=5, **again, **COMMON),
+        train_dataset=datasets.Dataset.from_list([{"prompt": prompt} for prompt in texts(60)]), processing_class=word_tokenizer(),
+        callbacks=[callback(rules=[{"mode": "steer", "features": {HOOK: [1]}, "gain": 0.0}])],
+    )  # fmt: skip
+    with pytest.raises(gradlens.ConfigError, match=f"change activations while training, and {kind} compares with"):
+        job.train()

@@ -279,6 +279,16 @@ def test_a_ramp_begins_where_the_rule_comes_into_force():
     assert [governor.gain(late, step) for step in (199, 200, 201)] == [1.0, 0.5, 0.0]
 
 
+def test_a_ramp_of_a_run_that_is_taken_up_is_as_far_as_it_was():
+    rule, governor = Rule(concept="c", ramp=3), Governor()
+    governor.set_rules([(rule, "")], 2)
+    assert governor.gain(rule, 2) == 0.75
+    governor.since_the_beginning()
+    assert [governor.gain(rule, step) for step in (2, 3)] == [0.25, 0.0]
+    governor.set_rules([(rule, ""), (Rule(concept="d", ramp=3), "")], 2)  # drawn again, beside a new one
+    assert [governor.gain(each, 2) for each in (rule, Rule(concept="d", ramp=3))] == [0.25, 0.75]
+
+
 def test_a_budget_of_which_nothing_is_known_yet_is_not_told_of():
     told = Told()
     governor, rule = Governor(told), Rule(concept="c", mode="grad", gain=0.0, budget=0.5)

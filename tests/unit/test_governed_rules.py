@@ -1,5 +1,6 @@
 """Rules with targets, budgets, dry runs, kill switch and rollback, through the training loop on a tiny model."""
 
+import json
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from test_train import Told, curve, trained, weights
 from tiny_job import tiny_config, write_inputs
 from typer.testing import CliRunner
 
+import gradlens
 from gradlens.checkpoint import checkpoints
 from gradlens.cli.app import app
 from gradlens.config import ObserveSettings
@@ -280,6 +282,26 @@ def test_rules_of_a_run_are_set_switched_off_undone_and_told_of(inputs, tmp_path
     assert len(lines) == 4 and "config, from step 0: no rules" not in lines[1]
     assert "route:some, drift at most 0.5, budget 30%" in lines[1] and "off, not in force yet: no rules" in lines[2]
     assert "undo (version 1)" in lines[3]
+
+
+def test_the_rules_of_a_programs_own_loop_are_told_of_from_its_events(tmp_path):
+    model = tiny_model().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    given = {"features": {"layers.2": [1, 2]}, "gain": 0.25}
+    with gradlens.watch(model, optimizer, {"layers.2": tiny_dictionary()}, rules=[given], run="loop", runs_dir=tmp_path) as lens:
+        for step, policy in enumerate((None, Policy(version=2, rules=(Rule(mode="ablate", **given),)), Policy(version=3))):
+            if policy:
+                lens.set_policy(policy)
+            model(**tiny_batch(step)).loss.backward()
+            optimizer.step()
+    history = ["rules", "history", "last", "--runs-dir", str(tmp_path)]
+    lines = CliRunner().invoke(app, history).output.splitlines()
+    assert len(lines) == 3 and lines[0].endswith("program, from step 0: route:features x 0.25")
+    assert lines[1].endswith("program, from step 1: ablate:features x 0.25") and lines[2].endswith("program, from step 2: no rules")
+    told = json.loads(CliRunner().invoke(app, [*history, "--json"]).output)["policies"]
+    assert [(entry["version"], entry["by"], entry["in_force"], len(entry["rules"])) for entry in told] == [
+        (version, "program", version - 1, version < 3) for version in (1, 2, 3)
+    ]
 
 
 def test_rules_are_not_set_where_nobody_would_take_them_over(tmp_path):

@@ -335,6 +335,20 @@ def test_balanced_gradients_are_those_of_the_mean_over_the_tokens_left(rule, gro
     assert lens.control.balance.scale == 1.0  # the next step begins anew
 
 
+def test_tokens_that_were_rewritten_away_after_they_were_counted_are_made_up_for():
+    """With 30 of 40 left; and with 15 of these 30 gated besides."""
+    for gated, factor in ((False, 40 / 30), (True, 40 / 15)):
+        balance, parameter = Balance(), torch.zeros(1, requires_grad=True)
+        parameter.grad = torch.ones(1)
+        for _ in range(2):  # micro-batches
+            balance.rewritten(torch.tensor(20), torch.tensor(15), gated)
+        if gated:
+            balance.add(torch.tensor([[0.0, 1.0] * 15]), torch.ones(1, 30, dtype=torch.bool))
+        assert balance([parameter], Single()) == pytest.approx(factor) and parameter.grad.item() == pytest.approx(factor)
+        balance.rewritten(torch.tensor(20), torch.tensor(20), gated)  # of the next step, in which nothing goes
+        assert balance([parameter], Single()) == 1.0 and parameter.grad.item() == pytest.approx(factor)
+
+
 def test_a_few_tokens_that_slip_through_make_no_step_of_their_own():
     balance, counted = Balance(), torch.ones(1, 100, dtype=torch.bool)
     parameter = torch.zeros(1, requires_grad=True)

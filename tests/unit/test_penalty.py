@@ -1,5 +1,7 @@
 """Mode penalty against the explicit sum of loss and penalty; mode reweight against weighting each row's loss."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
@@ -100,6 +102,39 @@ def test_the_gradient_is_that_of_loss_and_penalty_together(gain, scaled, checkpo
         lens.optimizer.step()
     scalars = lens.recorder.records[0]["scalars"]
     assert 0 < scalars["rule/penalty:features/share"] <= 1
+
+
+def put_out_log_probs(model, wide):
+    """As in TRL's trainers, which make their loss of these, `[B, S - 1]` or `[B, S]`: there are no logits then, and no loss."""
+    inner = model.base_model.model
+
+    def forward(input_ids, attention_mask=None, labels=None, **kwargs):
+        output = original(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        if labels is None:
+            return output
+        log_p = output.logits[:, :-1].log_softmax(-1).gather(-1, labels[:, 1:].clamp_min(0)[..., None])[..., 0]
+        picked = log_p.masked_fill(labels[:, 1:] == -100, 0)
+        return SimpleNamespace(log_probs=torch.nn.functional.pad(picked, (0, 1)) if wide else picked)
+
+    original, inner.forward = inner.forward, forward
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_loss_made_of_log_probabilities_pays_the_same_price(wide):
+    batch, found = tiny_batch(0), []
+    for fused in (False, True):
+        with lens_of(model := lora(), {"mode": "penalty", "features": FEATURES, "strength": 0.7}) as lens:
+            moved(model)
+            if fused:
+                put_out_log_probs(model, wide)
+            output = model(**batch)
+            (-output.log_probs.sum() / (batch["labels"][:, 1:] != -100).sum() if fused else output.loss).backward()
+            lens.optimizer.step()
+        share = lens.recorder.records[0]["scalars"]["rule/penalty:features/share"]
+        found.append((torch.cat([parameter.grad.flatten() for parameter in trainable(model)]), share))
+    (plain, share), (trls, same) = found
+    assert (trls - plain).norm() <= 1e-5 * plain.norm() and 0 < share < 1
+    assert share == pytest.approx(same)
 
 
 def test_a_penalty_is_nothing_before_anything_has_changed_and_on_a_dry_run():

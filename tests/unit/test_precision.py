@@ -4,11 +4,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from conftest import tiny_batch, tiny_dictionary, tiny_model
+from tiny_job import write_inputs
 
+import gradlens
 from gradlens import precision
 from gradlens.config import ObserveSettings
+from gradlens.data import collate, load_examples
 from gradlens.lens import Lens
+from gradlens.models import load_model
 from gradlens.recorder import MemoryRecorder
 
 HOOK = "layers.1"
@@ -60,3 +65,60 @@ def test_a_dictionary_kept_in_half_precision_reads_what_it_read():
         assert 0 < off < (0.1 if key in ("attribution", "taught") else 0.01), (key, off)
     with pytest.raises(ValueError):
         ObserveSettings(precision="int8")
+
+
+@pytest.fixture
+def half_by_default():
+    """As in Lightning's bf16-true: what is made without a dtype is bfloat16."""
+    torch.set_default_dtype(torch.bfloat16)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_a_half_precision_model_is_read_where_half_precision_is_the_default(half_by_default):
+    model, recorder = tiny_model(dtype=torch.bfloat16).train(), MemoryRecorder()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    observe = ObserveSettings(drift_every=1, estimators=["push", "attribution", "taught", "energy", "unexplained"])
+    with Lens(model, optimizer, {HOOK: tiny_dictionary()}, recorder=recorder, observe=observe) as lens:
+        for step in range(2):
+            model(**tiny_batch(step)).loss.backward()
+            optimizer.step()
+            lens.read_generated([tiny_batch(step, B=6)])
+    assert lens.start[HOOK].rows.dtype == torch.float32 and torch.get_default_dtype() == torch.bfloat16
+    assert all(lens.totals[HOOK][key].abs().max() > 0 for key in ("push", "attribution", "taught", "energy"))
+
+
+RULES = (
+    [{"concept": "high", "mode": "rewrite", "gain": 0.0}],
+    [{"concept": "high", "mode": "reweight", "gain": 0.3, "rows": 0}],
+    [{"concept": "high", "mode": "route", "gain": 0.3}],
+    [{"concept": "high", "mode": "route", "gain": 0.0, "gate": "graded", "budget": 0.2}],
+)
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_what_a_default_dtype_is_changes_no_reading_detector_or_rule(rules, tmp_path, request):
+    inputs = write_inputs(tmp_path)
+    low, high = inputs["data"]["train"]
+    told = {"name": "high", "positive": high, "negative": low, "checker": {"pattern": [r"w[5-8]\d"]}}
+    (tmp_path / "high.yaml").write_text(yaml.safe_dump(told))
+    found = []
+    for half in (False, True):
+        model, tokenizer = load_model(inputs["model"]["name"], "float32")
+        batches = [collate(load_examples(path, tokenizer, 24)[:4], 0) for path in (high, low)]
+        if half:
+            request.getfixturevalue("half_by_default")
+        optimizer = torch.optim.SGD(model.train().parameters(), lr=0.1)
+        given = {"concepts": [str(tmp_path / "high.yaml")], "tokenizer": tokenizer, "rules": rules, "run": None}
+        with gradlens.watch(
+            model, optimizer, inputs["dictionaries"], observe=ObserveSettings(drift_every=1, own_prompts=0), **given
+        ) as lens:
+            for batch in batches:
+                model(**batch).loss.backward()
+                lens.balance()
+                optimizer.step()
+                optimizer.zero_grad()
+        found.append([{key: value for key, value in r["scalars"].items() if "seconds" not in key} for r in lens.recorder.records])
+    assert len(found[0]) == len(found[1]) > 1
+    for plain, other in zip(*found, strict=True):
+        assert other == pytest.approx(plain, rel=1e-5, abs=1e-7)

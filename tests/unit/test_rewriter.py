@@ -388,3 +388,24 @@ def test_of_a_clause_of_which_hardly_anything_is_left_a_number_stays(parts):
     assert left(1, 2, 3, 4, 11, 12, 13) == " It is 7, well."  # of "and so they say for years," a comma is left
     assert left(1, 2, 3, 4, 10, 11, 12, 13) == " It is 7, years, well."
     assert left(3) == " 7"
+
+
+@pytest.mark.parametrize("route", [False, True])
+def test_where_the_trainer_has_counted_tokens_before_they_go_a_step_is_the_mean_over_those_left(route):
+    """transformers' Trainer divides by `num_items_in_batch`, which a plain loop leaves to the model."""
+    dictionary, given, found = tiny_dictionary(), [batch(seed=seed) for seed in range(2)], []
+    rules = (Rule(mode="rewrite", concept="c", gain=0.0), Rule(mode="route", features={HOOK: [1, 2]}, gain=0.0, window=1))[: 1 + route]
+    for counted in (None, sum(int((each["labels"][:, 1:] != IGNORE).sum()) for each in given)):
+        model, told = tiny_model().train(), {"c": {HOOK: detector(dictionary)}}
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        with Lens(model, optimizer, {HOOK: dictionary}, policy=Policy(rules=rules), detectors=told, probe=[batch(seed=9)]) as lens:
+            made = given if counted else [lens.prepare(each) for each in given]
+            for each in made:
+                model(
+                    **each, num_items_in_batch=counted or sum(int((each["labels"][:, 1:] != IGNORE).sum()) for each in made)
+                ).loss.backward()
+            factor = lens.balance()
+            found.append([parameter.grad.clone() for parameter in model.parameters()])
+    assert factor > 1.05
+    for plain, trainers in zip(*found, strict=True):
+        assert (plain - trainers).norm() <= 1e-5 * plain.norm()

@@ -11,11 +11,11 @@ from words import word_tokenizer
 import gradlens
 from gradlens.concept_files import load_concepts
 from gradlens.data import IGNORE, collate, load_examples, read_rows
-from gradlens.detector_fit import fit_detectors
+from gradlens.detector_fit import fit_detectors, questions_of
 from gradlens.errors import ConfigError, InputError
 from gradlens.formats import load_dictionary
 from gradlens.models import load_model
-from gradlens.rows_ahead import AHEAD, rows_ahead
+from gradlens.rows_ahead import AHEAD, packs, rows_ahead
 
 AUTO = [{"concept": "high", "mode": "auto", "gain": 0.0}]
 
@@ -82,6 +82,41 @@ def test_few_of_many_rows_are_looked_at_and_no_random_number_is_used_up(examples
     torch.manual_seed(0)
     assert len(rows_ahead(DataLoader(Many(), batch_size=4, shuffle=True, collate_fn=padded), None)[0]) == AHEAD == len(asked)
     assert asked[0] == 0 and asked[-1] == 9999 and torch.equal(torch.rand(1), want)
+
+
+def together(batch):
+    """As TRL's collator puts rows together for packing and padding_free: one row of them all, told apart by their positions."""
+    join = lambda parts: torch.tensor([[each for part in parts for each in part]])  # noqa: E731
+    found = {key: join(item[key] for item in batch) for key in ("input_ids", "labels")}
+    return found | {"position_ids": join(range(len(item["input_ids"])) for item in batch)}
+
+
+def test_batches_that_hold_several_texts_in_a_row_are_known_before_the_first_step(inputs, examples):
+    loader = lambda rows, collate: DataLoader(rows, batch_size=4, collate_fn=collate)  # noqa: E731
+    placed = lambda batch: padded(batch) | {"position_ids": (padded(batch)["attention_mask"].cumsum(1) - 1).clamp_min(0)}  # noqa: E731
+    few, state = items(examples[:4]), torch.random.get_rng_state()
+    assert packs(loader(few, together)) and torch.equal(torch.random.get_rng_state(), state)
+    assert not any(packs(rows) for rows in (loader(few, padded), loader(few, placed), loader([], together), few, None, iter(few)))
+    for rule in ({"mode": "auto"}, {"mode": "rewrite"}, {"mode": "reweight"}, {"mode": "route", "rows": 0}):
+        with pytest.raises(ConfigError, match=f"{rule['mode']}.* acts in whole rows, and these batches hold several texts in a row"):
+            watched(inputs, rows=loader(few, together), rules=[{"concept": "high", **rule}])
+    with watched(inputs, rows=loader(few, together), rules=[{"concept": "high", "mode": "route", "gain": 0.0}])[1] as lens:
+        lens.model(**together(few)).loss.backward()
+        lens.optimizer.step()
+    counted = lens.recorder.records[0]["scalars"]["train/counted_tokens"]
+    assert counted == sum(label != IGNORE for example in examples[:4] for label in example.labels)
+
+
+def test_rows_of_preference_trainers_have_questions(examples):
+    """TRL's say in `completion_mask` what is an answer, and give no labels."""
+    few = [{**item, "completion_mask": [int(label != IGNORE) for label in item["labels"]]} for item in items(examples[:4])]
+    want, unlabelled = [(e.input_ids, e.labels) for e in examples[:4]], [{k: v for k, v in item.items() if k != "labels"} for item in few]
+    width = max(len(item["input_ids"]) for item in unlabelled)
+    batch = {key: torch.tensor([item[key] + [0] * (width - len(item[key])) for item in unlabelled]) for key in unlabelled[0]}
+    for rows in (unlabelled, [batch], few):
+        (found,) = rows_ahead(rows, None)
+        assert [(e.input_ids, e.labels) for e in found] == want
+    assert len(questions_of([found])) == 4
 
 
 def test_streams_are_left_alone_and_other_things_refused(examples):

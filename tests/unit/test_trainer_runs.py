@@ -1,4 +1,4 @@
-"""`GradLensCallback` where a Trainer's run is not one straight run: resumed, stopped early, ended in an exception."""
+"""`GradLensCallback` where a Trainer's run is not one straight run: resumed, stopped early, ended in an exception; or is one of TRL's."""
 
 import os
 import subprocess
@@ -18,7 +18,9 @@ from gradlens import GradLensCallback
 from gradlens.config import ObserveSettings
 from gradlens.errors import ConfigError
 from gradlens.probe import read_probe
+from gradlens.rules import Policy, Rule
 from gradlens.store import RunReader
+from gradlens.watching import _WATCHED
 
 HOOK = "layers.2"
 OBSERVE = ObserveSettings(drift_every=1, own_every=1, own_prompts=2, own_tokens=4)
@@ -35,9 +37,9 @@ def adapted():
     return get_peft_model(tiny_model(), LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
 
 
-def train(model, folder, steps, callbacks=(), resume=None, more=(), options=(), first=True, **given):
+def train(model, folder, steps, callbacks=(), resume=None, more=(), options=(), first=True, kind=TrainingArguments, **given):
     """The callback of a run of so many steps."""
-    arguments = TrainingArguments(
+    arguments = kind(
         str(folder), max_steps=steps, per_device_train_batch_size=3, learning_rate=2e-2, lr_scheduler_type="constant", report_to=[],
         use_cpu=True, seed=1, disable_tqdm=True, remove_unused_columns=False, logging_steps=1000,
         **{"save_strategy": "steps", "save_steps": 4, **dict(options)},
@@ -92,6 +94,48 @@ def test_full_fine_tuning_that_is_resumed_says_since_when_it_is_read_and_refuses
     for rule, what in (({"target": {"value": 0.1}}, "a target"), ({"mode": "constrain"}, "mode constrain")):
         with pytest.raises(ConfigError, match=f"{what} measures against the model before training, .*: train an adapter"):
             train(tiny_model(), tmp_path, 8, resume=resume, rules=[{"concept": "c", **rule}])
+
+
+def test_a_ramp_is_as_far_as_in_an_unbroken_run_when_a_training_is_resumed(tmp_path):
+    rule = {"mode": "ablate", "features": {HOOK: [1, 2, 3, 4]}, "gain": 0.0, "ramp": 6}
+    whole, resume = train(adapted(), tmp_path, 8, rules=[rule]), str(tmp_path / "checkpoint-4")
+    rest = train(adapted(), tmp_path, 8, resume=resume, rules=[rule])
+    first, second = (curve(callback, "rule/ablate:features/gain") for callback in (whole, rest))
+    assert [second[step] for step in range(5, 9)] == [first[step] for step in range(5, 9)] == pytest.approx([2 / 7, 1 / 7, 0.0, 0.0])
+    torch.testing.assert_close(dict(rest.lens.model.named_parameters()), dict(whole.lens.model.named_parameters()), rtol=0, atol=1e-6)
+
+
+def test_two_callbacks_in_one_trainer_are_refused_and_one_in_the_next_is_not(tmp_path):
+    model, first = tiny_model(), GradLensCallback({HOOK: tiny_dictionary()}, run=None)
+    with pytest.raises(ConfigError, match="watched already: .* first: give the trainer one GradLensCallback"):
+        train(model, tmp_path, 2, [first])
+    assert train(model, tmp_path, 2).lens.step == 2  # what had begun by then does not stand in its way
+
+
+def own_loss(outputs, labels, num_items_in_batch=None):
+    logits = outputs.logits[:, :-1].flatten(0, 1)
+    return torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100, reduction="sum") / num_items_in_batch
+
+
+class Rules(TrainerCallback):
+    """Puts a rule in force after the first step."""
+
+    def __init__(self, rule):
+        self.rule = rule
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        _WATCHED[model].set_policy(Policy(version=1, rules=(Rule(**self.rule),)))
+
+
+def test_rules_are_refused_where_the_trainers_own_loss_takes_the_labels_away(tmp_path):
+    """They would act on the questions as well. One that does not act, or where every token is learned, is let be."""
+    rule, more = {"mode": "route", "features": {HOOK: [1]}, "gain": 0.0, "window": 1}, {"compute_loss_func": own_loss}
+    with pytest.raises(ConfigError, match=r"without labels \(compute_loss_func\?\), and rules would act on the questions"):
+        train(tiny_model(), tmp_path, 2, more=more, rules=[rule])
+    for given in ({}, {"rules": [rule | {"start": 5}]}, {"rules": [rule], "observe": ObserveSettings(tokens="all")}):
+        assert train(tiny_model(), tmp_path, 2, more=more, **given).lens.step == 2
+    with pytest.raises(ConfigError, match="without labels"):  # one that comes later as well
+        train(tiny_model(), tmp_path, 2, [Rules(rule)], more=more)
 
 
 class Worse(TrainerCallback):
@@ -161,3 +205,41 @@ def test_what_a_broken_training_left_open_is_named_and_closed(tmp_path):
         model.train()(**tiny_batch()).loss.backward()
         optimizer.step()
     assert lens.step == 1 and RunReader(callback.lens.run_dir).summary["status"] == "failed"
+
+
+UNSAVED = {"save_strategy": "no"}
+
+
+def trls(name, **fields):
+    """A stand-in for the arguments of one of TRL's trainers, which transformers' own trainer takes too; it is not pickled."""
+    return type(name, (TrainingArguments,), {"__module__": "trl.trainer", **fields})
+
+
+@pytest.mark.parametrize(("loss", "read"), [("nll", True), ("dft", False)])
+def test_a_loss_that_weighs_tokens_by_their_probability_is_not_read_as_theirs(tmp_path, loss, read):
+    callback = train(tiny_model(), tmp_path, 2, kind=trls("SFTConfig", loss_type=loss), options=UNSAVED)
+    told = [event["reason"] for event in callback.lens.recorder.events if event["kind"] == "not_read"]
+    assert ("taught" in callback.lens.totals[HOOK]) == read == (not told) and callback.lens.totals[HOOK]["push"].abs().max() > 0
+    assert read or told == ["the loss of SFT is not the tokens' -log p: each weighs as much as it is likely (dft)"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "refused"),
+    [
+        ("GRPOConfig", {}, False),
+        ("GRPOConfig", {"num_iterations": 2}, True),
+        ("GRPOConfig", {"steps_per_generation": 4}, True),
+        ("GRPOConfig", {"use_vllm": True}, True),
+        ("RLOOConfig", {}, True),
+    ],
+)
+def test_rules_that_change_activations_are_refused_where_old_log_probabilities_are_taken_without(tmp_path, name, fields, refused):
+    kind = trls(name, **{"num_iterations": 1, "steps_per_generation": 2, **fields})
+    for mode in ("ablate", "steer", "route"):
+        options = UNSAVED | {"gradient_accumulation_steps": 2}
+        given = {"kind": kind, "options": options, "rules": [{"mode": mode, "features": {HOOK: [1]}, "gain": 0.0}]}
+        if refused and mode != "route":
+            with pytest.raises(ConfigError, match=f"change activations while training, and {name[:4]} compares with log-probabilities"):
+                train(tiny_model(), tmp_path, 1, **given)
+        else:
+            assert train(tiny_model(), tmp_path, 1, **given).lens.step == 1

@@ -1,5 +1,6 @@
 """Ways to train: each gives the readings of the plain loop, or is refused with a reason."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -8,6 +9,7 @@ from conftest import read_positions, tiny_batch, tiny_dictionary, tiny_model
 from peft import IA3Config, LoraConfig, get_peft_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from words import word_tokenizer
 
 from gradlens.attribution import attribution_eager, push_eager
 from gradlens.config import ObserveSettings
@@ -76,6 +78,19 @@ def test_checkpointing_counts_nothing_twice_also_inside_blocks(reentrant, rule):
         if rule:
             key = f"rule/{rule['mode']}:features/share"
             assert mine[key] == pytest.approx(theirs[key], rel=1e-4) and mine[key] > 0
+
+
+def test_reentrant_checkpointing_of_blocks_in_which_adapters_alone_are_trained_is_read_too():
+    """Nothing trainable is in the graph outside the blocks: `autograd.grad` raises nothing there, and passes no hook."""
+    config = LoraConfig(r=2, target_modules=["q_proj", "o_proj", "down_proj"], init_lora_weights=False)
+    model, bare = adapted(tiny_model(), config), adapted(tiny_model(), config)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    model.enable_input_require_grads()
+    assert_same(plain(model), plain(bare))
+    assert_same_weights(model, bare)
+    low = adapted(tiny_model(), LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[3]))
+    with pytest.raises(ConfigError, match="nothing trainable lies below it"):
+        plain(low)
 
 
 def test_several_forward_passes_before_a_backward_pass_are_told_apart_or_refused():
@@ -280,6 +295,38 @@ class FourBit(nn.Linear):
 
     def forward(self, x):
         return nn.functional.linear(x, self.weight)
+
+
+class Packs(FourBit):
+    """In a CPU's first evaluation it packs its weights for good, more coarsely, as bitsandbytes' layer does for bfloat16's instructions."""
+
+    support_avx512bf16_for_cpu = True
+
+    def forward(self, x):
+        if not self.training and self.support_avx512bf16_for_cpu:
+            self.levels = self.levels // 2 * 2
+        return super().forward(x)
+
+
+def test_a_reading_does_not_make_four_bit_layers_pack_their_weights():
+    def train(watched):
+        base = tiny_model()
+        for block in blocks(base):
+            block.mlp.down_proj = Packs.of(block.mlp.down_proj)
+        model = adapted(base, LoraConfig(r=2, target_modules=["q_proj", "o_proj"], init_lora_weights=False)).train()
+        optimizer = torch.optim.SGD(trainable(model), lr=1e-2)
+        observe = ObserveSettings(drift_every=1, own_every=1, own_prompts=2, own_tokens=3)
+        with lens_of(model, optimizer, observe=observe, tokenizer=word_tokenizer(chat=True)) if watched else nullcontext() as lens:
+            for step in range(2):
+                model(**tiny_batch(step)).loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        assert not watched or lens.learning.own_start is not None  # what it writes itself is read too
+        return model
+
+    model, bare = train(True), train(False)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), bare.state_dict().values(), strict=True))
+    assert all(block.mlp.down_proj.support_avx512bf16_for_cpu for block in blocks(model))  # an evaluation of the loop's own may
 
 
 def adapted(model, config):
