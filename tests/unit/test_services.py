@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gradlens_services import controller as control
 from gradlens_services.controller import ControllerService, PolicyClient, first_state
-from gradlens_services.job import Alarms, _new, _resumed, _summaries, trouble_in_words
+from gradlens_services.job import Alarms, _new, _resumed, _summaries
 from gradlens_services.lens import deal
 from gradlens_services.recorder import Lost, RecorderClient, RecorderService
 from gradlens_services.trainer import _failure, read_outcome, written
@@ -18,7 +18,6 @@ from gradlens.files import append_line
 from gradlens.policies import Conflict, check_rules, dump_rules, history, put, read_state, settle, undo
 from gradlens.recorder import MemoryRecorder
 from gradlens.rules import Policy, Rule, load_rules
-from gradlens.runfolder import give_lock, is_running
 from gradlens.runs import find_run, list_runs
 from gradlens.store import RunReader, RunWriter
 
@@ -371,35 +370,6 @@ def test_inoculate_is_no_rule_to_send_to_a_run_that_began_without_it(tmp_path):
     for folder, changed in ((other, rule), (begun, {**rule, "prompt": "Be kind."})):
         with pytest.raises(ConfigError, match=f"inoculate acts on the rows with which a run begins, and {folder.name} began without it"):
             check_rules(folder, [changed])
-
-
-def test_rules_at_a_hookpoint_without_a_dictionary_are_not_sent(tmp_path):
-    folder = tmp_path / "begun"
-    folder.mkdir()
-    first_state(folder, load_rules([]), resume=False)
-    (folder / "config.yaml").write_text("dictionaries: {'2': some}\n")
-    for rule in ({"concept": "c", "hookpoints": ["layers.9"]}, {"features": {"layers.9": [1]}}):
-        with pytest.raises(ConfigError, match="no dictionary at layers.9; this run has layers.2"):
-            check_rules(folder, [rule])
-    assert check_rules(folder, [{"concept": "c", "hookpoints": ["layers.2"]}, {"features": {"2": [1]}}])
-
-
-def test_one_command_at_a_time_carries_a_run_out(tmp_path):
-    run = _new(RunConfig(**CONFIG, runs_dir=str(tmp_path)))
-    assert is_running(run.folder)  # though nothing writes it yet
-    with pytest.raises(ConfigError, match="is still running"):
-        _resumed(run.config, run.folder)
-    give_lock(run.lock)
-    assert not is_running(run.folder)
-
-
-def test_what_is_not_saved_or_not_trained_on_is_told_while_the_run_goes_on(tmp_path):
-    alarms = Alarms([tmp_path])
-    append_line(tmp_path / "events.jsonl", {"kind": "storage_error", "step": 4, "file": "step-4", "error": "No space left on device"})
-    append_line(tmp_path / "events.jsonl", {"kind": "rows_left_out", "step": 0, "text": "d.jsonl: 2 of 9 rows are not trained on"})
-    told = [trouble_in_words(event) for _, event in alarms.new()]
-    assert told[0] == "step 4: step-4 could not be written: No space left on device; training goes on without"
-    assert told[1] == "d.jsonl: 2 of 9 rows are not trained on"
 
 
 class Desk:
