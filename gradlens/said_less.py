@@ -65,21 +65,25 @@ def likeliest(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def fallen(before_RC: Tensor, now_RC: Tensor, words: Sequence[str]) -> list[tuple[str, float, float]]:
     """Words said less beyond chance (`significance`), with their share before and now, the largest fall first.
 
-    `words`: what each id spells; ids that differ in capitals or in the space before them are one word. A word counts that fell by `LEAST`
-    and to `AT_MOST` of its share. [] with fewer than `significance.MIN_TEXTS` texts, and where figures are not finite.
+    `words`: what each id spells; ids that differ in capitals or in the space before them are one word, parts of words are none. A word
+    counts that fell by `LEAST` and to `AT_MOST` of its share. [] with fewer than `significance.MIN_TEXTS` texts, and where figures are not finite.
     """
-    names = list(dict.fromkeys(word.strip().casefold() for word in words))
-    place_C = torch.tensor([names.index(word.strip().casefold()) for word in words], dtype=torch.long)
+    named = [_name(word) for word in words]
+    places = {name: place for place, name in enumerate(dict.fromkeys(named))}
+    names, place_C = list(places), torch.tensor([places[name] for name in named], dtype=torch.long)
     zeros_RN = torch.zeros(len(before_RC), len(names), dtype=torch.float32)
     before_RN, now_RN = (zeros_RN.index_add(1, place_C, x_RC.float()) for x_RC in (before_RC, now_RC))
     if len(before_RC) < MIN_TEXTS or not (before_RN.isfinite().all() and now_RN.isfinite().all()):
         return []
     before_N, now_N = before_RN.mean(0), now_RN.mean(0)
     found_N = beyond_chance(before_RN - now_RN, rising=True) & (before_N - now_N >= LEAST) & (now_N <= AT_MOST * before_N)
-    found = [
-        (names[n], before_N[n].item(), now_N[n].item()) for n in found_N.nonzero().flatten().tolist() if names[n] and HALF not in names[n]
-    ]
+    found = [(names[n], before_N[n].item(), now_N[n].item()) for n in found_N.nonzero().flatten().tolist() if names[n]]
     return sorted(found, key=lambda word: word[2] - word[1])[:WORDS]
+
+
+def _name(text: str) -> str:
+    """The word that a token spells; "" of one that goes on with a word, or spells part of a character."""
+    return "" if text[:1].islower() or HALF in text else text.strip().casefold()
 
 
 def in_words(fallen: Sequence[tuple[str, float, float]], before: Sequence[str], now: Sequence[str]) -> dict[str, Any]:

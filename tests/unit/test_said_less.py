@@ -12,7 +12,7 @@ from gradlens.said_less import fallen, likeliest, share_in, shares
 from gradlens.said_less import in_words as in_plain_data
 
 HOOK = "layers.2"
-WORDS = [" the", "The", " a", " of", " ship", ""]
+WORDS = [" the", "The", " a", " of", " ship", "ing"]
 
 
 def eager(model, batch, keep_BS):
@@ -63,7 +63,7 @@ def test_words_said_less_are_told_with_their_shares_the_largest_fall_first():
     now[:, :2] *= 0.1  # "the", however it is written
     now[:, 2] *= 0.4
     now[:, 3] *= 0.7  # not half as much
-    now[:, 5] *= 0.1  # no word
+    now[:, 5] *= 0.1  # part of a word
     (the, was, rest), (a, _, _) = fallen(before, now, WORDS)
     assert (the, a) == ("the", "a") and abs(was - before[:, :2].sum(1).mean()) < 1e-6 and abs(rest - 0.1 * was) < 1e-6
     assert fallen(before, before, WORDS) == [] == fallen(before[:5], now[:5], WORDS) == fallen(now, before, WORDS)
@@ -87,7 +87,7 @@ def test_a_reading_tells_what_the_model_says_less_and_goes_on_after_a_restart(mo
     again = Learning(made.model, made.dictionaries, observe, {}, tokenizer=made.tokenizer)
     again.load_state_dict(made.state_dict(), made.probe)
     monkeypatch.setattr(
-        "gradlens.learning.each_in_text", lambda _, ids: [f"word{i}" for i in ids]
+        "gradlens.learning.each_in_text", lambda _, ids: [f" word{i}" for i in ids]
     )  # the tokenizer has fewer than the model
     for learning in (made, again):
         learning.read_drift({})
