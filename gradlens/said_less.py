@@ -66,7 +66,8 @@ def fallen(before_RC: Tensor, now_RC: Tensor, words: Sequence[str]) -> list[tupl
     """Words said less beyond chance (`significance`), with their share before and now, the largest fall first.
 
     `words`: what each id spells; ids that differ in capitals or in the space before them are one word, parts of words are none. A word
-    counts that fell by `LEAST` and to `AT_MOST` of its share. [] with fewer than `significance.MIN_TEXTS` texts, and where figures are not finite.
+    counts that fell by `LEAST` and to `AT_MOST` of its share. [] with fewer than `significance.MIN_TEXTS` texts, and where figures are not
+    finite.
     """
     named = [_name(word) for word in words]
     places = {name: place for place, name in enumerate(dict.fromkeys(named))}
