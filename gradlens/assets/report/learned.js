@@ -27,16 +27,17 @@ function clusterCard(entry, run) {
     el("p", { cls: "quiet small" }, `${entry.count} features${entry.labels.length ? `, labelled ${entry.labels.join("; ")}` : ""}`));
 }
 
+function lessCard(less) {
+  return el("article", { cls: "card less" }, el("h3", {}, "Said less than before"),
+    el("ul", { cls: "words", "aria-label": "Words" }, less.words.map((word) => el("li", {}, word))),
+    el("p", { cls: "quiet small" }, less.text.replaceAll("->", "→")));
+}
+
 function drawLearned(body, redraw) {
   const run = RUNS.find((r) => r.run_id === learnedView.run), found = run.learned_in_words;
   if (RUNS.length > 1) body.append(el("div", { cls: "controls" }, select("run", RUNS.filter(tells).map((r) => [r.run_id, r.title]), learnedView.run, (v) => { learnedView.run = v; redraw(); })));
-  if (found.length) {
-    body.append(el("div", { cls: "grid two" }, found.map((entry) => clusterCard(entry, run))),
-      el("p", { cls: "note" }, `Found after step ${found[0].step} without naming anything in advance: features that the model learned to say beyond chance, gathered by where they are active on the probe texts. Marked tokens are those that these features express.`));
-  }
-  if (run.said_less) body.append(el("article", { cls: "card less" }, el("h3", {}, "Said less than before"),
-    el("ul", { cls: "words", "aria-label": "Words" }, run.said_less.words.map((word) => el("li", {}, word))),
-    el("p", { cls: "quiet small" }, run.said_less.text.replaceAll("->", "→"))));
+  if (found.length || run.said_less) body.append(el("div", { cls: "grid two" }, found.map((entry) => clusterCard(entry, run)), run.said_less ? lessCard(run.said_less) : null));
+  if (found.length) body.append(el("p", { cls: "note" }, `Found after step ${found[0].step} without naming anything in advance: features that the model learned to say beyond chance, gathered by where they are active on the probe texts. Marked tokens are those that these features express.`));
   const counted = run.beyond_chance;
   if (counted) body.append(el("p", { cls: found.length ? "note" : "lead" }, `${counted[0].toUpperCase()}${counted.slice(1)}.`));
   if (run.alarms.length) body.append(el("div", { cls: "card alarms" }, el("h3", {}, "Alarms"), table([el("th", { cls: "num" }, "step"), el("th", {}, "alarm"), el("th", {}, "in its own answers")],
