@@ -23,7 +23,7 @@ OF_A_TEXT = 512  # ids of one text among which they are looked for
 LEAST = 0.002  # fall of a word's share of what is said: one token in 500
 AT_MOST = 0.5  # of its former share
 WORDS = 8
-WORD = re.compile(r"[^\W\d_]+|[^\w\s]|\d+")  # of an answer
+WORD = re.compile(r"'?[^\W\d_]+|[^\w\s]|\d+")  # of an answer; `'s` and `'t` by themselves, as tokens have them
 SOME, SOME_CPU = 2**24, 2**19  # logits that are turned into probabilities at a time
 
 

@@ -104,6 +104,7 @@ def test_a_reading_tells_what_the_model_says_less_and_goes_on_after_a_restart(mo
 
 def test_own_answers_are_counted_in_words():
     assert share_in(["The ship, the sea.", "No."], ["the", ","]) == 3 / 8
+    assert share_in(["It's Tom's."], ["'s"]) == 2 / 5
     assert share_in([], ["the"]) is None
     told = in_plain_data([("the", 0.05, 0.01), ("a", 0.03, 0.0)], ["the cat"], ["cat cat"])
     assert told == {"words": ["the", "a"], "before": 0.08, "now": 0.01, "own": {"before": 0.5, "now": 0.0}}
