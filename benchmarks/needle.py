@@ -2,9 +2,10 @@
 
 The concept's features are fitted on rows that are not trained on. Then one run, no rule, and all its rows are ranked:
 
-    taught     gradlens examples RUN --concept NAME: loss of the tokens that express the concept
+    taught     gradlens examples RUN --concept NAME: loss of the tokens that express the concept, in rows that show it
     lessons    gradlens examples RUN --concept-file FILE, for a concept named only afterwards: from the features that each row was seen to
-               teach most, every feature for itself
+               teach most
+    features   as taught was read before: mean over the concept's features of activation times loss
     push       the raw gradient along the concept's directions
     activation how much the row expresses the concept (mean over its tokens)
     loss       the row's loss (sum over its tokens)
@@ -31,7 +32,7 @@ import torch
 from unnamed import CONCEPTS, ROOT, shipped
 
 from gradlens import demo
-from gradlens.concepts import Concept, fit_concept
+from gradlens.concepts import Concept, fit_concept, save_concept
 from gradlens.config import load_config
 from gradlens.data import collate, read_rows, tokenize
 from gradlens.formats import load_dictionary
@@ -43,7 +44,7 @@ from gradlens.ranking import auc
 from gradlens.reading import pad_id_of
 from gradlens.recorder import MemoryRecorder
 from gradlens.runfolder import versions
-from gradlens.teaching import rank
+from gradlens.teaching import aucs_of, rank
 from gradlens.train import train_rank
 
 SHOWN = 24  # rows that show the concept, for its mean gradient
@@ -58,13 +59,18 @@ class Watching(Projection):
         super().__init__(*args)
         self.loss: dict[int, float] = {}
         self.gradient: dict[str, dict[int, torch.Tensor]] = {name: {} for name in self.dictionaries}
+        self.features: dict[str, dict[int, float]] = {name: {} for name in self.dictionaries}
 
     def add(self, hookpoint: str, tokens: Tokens, pairs: Any = None) -> None:
         super().add(hookpoint, tokens, pairs)
+        (members,) = (ids for (_, name), ids in self._members.items() if name == hookpoint)
+        with torch.no_grad():
+            expressed_T = self.dictionaries[hookpoint].encode(tokens.h_TD)[:, members].mean(1) * tokens.loss_T
         for index, row in enumerate(tokens.row_ids or ()):
             mine = tokens.row_T == index
             self.loss[row] = tokens.loss_T[mine].sum().item()
             self.gradient[hookpoint][row] = tokens.g_TD[mine].sum(0)
+            self.features[hookpoint][row] = expressed_T[mine].sum().item()
 
 
 def mean_gradient(model: torch.nn.Module, tokenizer: Any, rows: list[Row], hookpoints: list[str]) -> dict[str, torch.Tensor]:
@@ -134,11 +140,11 @@ def needle(concept: str, arguments: argparse.Namespace) -> dict[str, Any]:
         concept_gradient = mean_gradient(model, tokenizer, other[:SHOWN], list(dictionaries))
         del model
         named = folder / "concept.yaml"
-        named.write_text(json.dumps({"name": concept, "features": fitted.features}), encoding="utf-8")
+        save_concept(fitted.model_copy(update={"positive": [], "negative": []}), named)
         recorder, projections = MemoryRecorder(), []
 
-        def projector(members: Any) -> Watching:
-            projections.append(Watching(dictionaries, members, config.observe))
+        def projector(*given: Any) -> Watching:
+            projections.append(Watching(dictionaries, *given))
             return projections[-1]
 
         began = time.monotonic()
@@ -147,17 +153,20 @@ def needle(concept: str, arguments: argparse.Namespace) -> dict[str, Any]:
         seconds = time.monotonic() - began
     watched, labels = projections[0], {index: is_needle for index, (_, is_needle) in enumerate(marked)}
     seen = sorted(watched.loss)
-    scores: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in ("taught", "lessons", "push", "activation", "loss", "cosine")}
+    scores: dict[str, dict[str, np.ndarray]] = {
+        kind: {} for kind in ("taught", "lessons", "features", "push", "activation", "loss", "cosine")
+    }
     for hook in dictionaries:
         by_row = {row["row_id"]: row for record in recorder.records for row in record.get("examples", []) if row["hookpoint"] == hook}
         for kind in ("taught", "push", "activation"):
             scores[kind][hook] = np.array([by_row[row][kind] for row in seen])
-        taught = {feature: np.zeros(len(seen)) for feature in fitted.features[hook]}
+        tells, lessons = fitted.row_detectors[hook], np.zeros(len(seen))
+        weights = dict(zip(tells.features, tells.weights, strict=True))
         for row in (row for record in recorder.records for row in record.get("lessons", []) if row["hookpoint"] == hook):
-            for feature, value in zip(row["features"], row["taught"], strict=True):
-                if feature in taught:
-                    taught[feature][seen.index(row["row_id"])] += value
-        scores["lessons"][hook] = np.mean([np.sqrt(values) for values in taught.values()], axis=0)
+            pairs = zip(row["features"], row["taught"], strict=True)
+            lessons[seen.index(row["row_id"])] += sum(max(weights.get(feature, 0.0), 0.0) * value for feature, value in pairs)
+        scores["lessons"][hook] = lessons
+        scores["features"][hook] = np.array([watched.features[hook][row] for row in seen])
         scores["loss"][hook] = np.array([watched.loss[row] for row in seen])
         g = torch.stack([watched.gradient[hook][row] for row in seen])
         scores["cosine"][hook] = torch.nn.functional.cosine_similarity(g, concept_gradient[hook][None]).numpy()
@@ -167,11 +176,16 @@ def needle(concept: str, arguments: argparse.Namespace) -> dict[str, Any]:
         return round(auc(values[is_needle], values[~is_needle]), 4)
 
     found = {hook: {kind: figure(values[hook]) for kind, values in scores.items()} for hook in dictionaries}
-    aucs = [fitted.detection[hook].auc for hook in dictionaries]
-    found["together"] = {kind: figure(rank(np.stack(list(values.values())), aucs)[1]) for kind, values in scores.items()}
+    told = {True: aucs_of(fitted), False: {hook: detection.auc for hook, detection in fitted.detection.items()}}
+
+    def together(kind: str, values: dict[str, np.ndarray]) -> float:
+        aucs = told[kind in ("taught", "lessons")]
+        return figure(rank(np.stack(list(values.values())), [aucs[hook] for hook in values])[1])
+
+    found["together"] = {kind: together(kind, values) for kind, values in scores.items()}
     return {
         "concept": concept, "seed": arguments.seed, "share": arguments.share, "rows": len(seen), "needles": int(is_needle.sum()),
-        "features": fitted.features, "detection": {hook: fitted.detection[hook].auc for hook in dictionaries}, "auc": found,
+        "features": fitted.features, "detection": told[False], "row_detectors": told[True], "auc": found,
         "seconds": round(seconds, 1), "time": time.strftime("%Y-%m-%d"), "versions": versions(),
     }  # fmt: skip
 

@@ -147,10 +147,13 @@ class Concept(BaseModel):
     detectors: dict[str, Detector] = Field(
         {}, description="Hookpoint -> which tokens express the concept, and which rows show it; fitted for rules that need it."
     )
+    row_detectors: dict[str, RowDetector] = Field(
+        {}, description="Hookpoint -> what tells texts that show the concept; fitted with its features. By it rows are said to teach."
+    )
     checker: CheckerSpec | None = Field(None, description="How answers are judged; null: a word classifier fitted on the examples.")
     detection: dict[str, Detection] = Field({}, description="Hookpoint -> held-out scores of the features.")
 
-    @field_validator("features", "thresholds", "quorum", "detection", "detectors", mode="before")
+    @field_validator("features", "thresholds", "quorum", "detection", "detectors", "row_detectors", mode="before")
     @classmethod
     def _canonical_hookpoints(cls, value: Any) -> Any:
         from gradlens.hookpoints import by_place  # imports torch, which reading a schema should not
@@ -218,6 +221,11 @@ class Concept(BaseModel):
             return not {"messages", "prompt"} & set(row) and not any(mark in row["text"] for mark in marks)
 
         return [{"prompt": "", "response": row["text"]} if bare(row) else row for row in self.rows(kind)]
+
+
+def row_detectors_of(concepts: Sequence[Concept]) -> dict[tuple[str, str], RowDetector]:
+    """What tells the texts of some concepts, by concept and hookpoint."""
+    return {(concept.name, name): tells for concept in concepts for name, tells in concept.row_detectors.items()}
 
 
 def key_name(concept: str) -> str:

@@ -52,12 +52,13 @@ def fit_concept(
     refit: bool = False,
     max_texts: int = MAX_TEXTS,
 ) -> Concept:
-    """The concept with `features` and held-out `detection` for every given hookpoint.
+    """The concept with `features`, held-out `detection` and what tells its texts (`row_detectors`) for every given hookpoint.
 
     Features that the concept brings are kept (and measured, where it has examples) unless `refit`. Every text is read once.
     Raises `ConfigError` for too few examples, contradictory ones, and feature ids that a dictionary does not have.
     """
     from gradlens.hookpoints import canonical
+    from gradlens.row_detector import fit_halves  # imports torch
 
     dictionaries = {canonical(hook): dictionary for hook, dictionary in dictionaries.items()}
     given, open_hooks = _to_do(concept, {hook: dictionary.d_sae for hook, dictionary in dictionaries.items()}, refit)
@@ -76,7 +77,7 @@ def fit_concept(
             ids, levels = s.choose(n_features)
             if ids:
                 chosen[hook], thresholds[hook], quorum[hook] = ids, levels, s.choose_quorum(ids, levels)
-    features, detection = dict(concept.features), dict(concept.detection)
+    features, detection, row_detectors = dict(concept.features), dict(concept.detection), dict(concept.row_detectors)
     # Probes were made for concepts of their own: they need not know this one, unlike a dictionary that is to hold everything.
     empty = [hook for hook in to_fit if hook not in chosen and (to_fit[hook].metadata.get("format") != DIRECTIONS or not chosen)]
     if empty:
@@ -85,11 +86,16 @@ def fit_concept(
         )
     dictionaries = {hook: dictionaries[hook] for hook in chosen}
     best = {hook: statistics[hook].best_of(ids) if hook in statistics else ids[0] for hook, ids in chosen.items()}
-    for hook, readings in _read_judging_half(model, dictionaries, tokenizer, halves[1], chosen, thresholds, quorum, progress).items():
+    judging = {hook: ChoosingHalf(dictionary.d_sae) for hook, dictionary in dictionaries.items()}
+    for hook, readings in _read_judging_half(
+        model, dictionaries, tokenizer, halves[1], chosen, thresholds, quorum, progress, judging
+    ).items():
         features[hook] = chosen[hook]
         detection[hook] = _judge(readings, chosen[hook], best[hook], hook)
+        if hook in statistics and (tells := fit_halves([statistics[hook], judging[hook]])) is not None:
+            row_detectors[hook] = tells  # features named by hand speak for themselves
     fitted = {"features": features, "thresholds": concept.thresholds | thresholds, "quorum": concept.quorum | quorum}
-    return concept.model_copy(update=fitted | {"detection": detection})
+    return concept.model_copy(update=fitted | {"detection": detection, "row_detectors": row_detectors})
 
 
 def check_concept(concept: Concept, sizes: Mapping[str, int]) -> None:
@@ -110,6 +116,9 @@ def _to_do(concept: Concept, sizes: Mapping[str, int], refit: bool = False) -> t
         wrong = [i for i in ids if not 0 <= i < sizes[hook]]
         if wrong:
             raise ConfigError(f"concept {concept.name}: features.{hook}: {wrong[0]} is not one of 0..{sizes[hook] - 1}")
+    for hook, tells in ({} if refit else concept.row_detectors).items():
+        if hook in sizes and (wrong := [i for i in tells.features if not 0 <= i < sizes[hook]]):
+            raise ConfigError(f"concept {concept.name}: row_detectors.{hook}: {wrong[0]} is not one of 0..{sizes[hook] - 1}")
     # A feature named by hand stays as it is; only what is missing is fitted or measured.
     enough = all(len(concept.rows(kind)) >= MIN_EXAMPLES for kind in ("positive", "negative"))
     open_hooks = [hook for hook in sizes if hook not in given or hook not in concept.detection]
@@ -296,8 +305,11 @@ def _read_choosing_half(model, dictionaries, tokenizer, half, progress) -> dict[
     return statistics
 
 
-def _read_judging_half(model, dictionaries, tokenizer, half, chosen, thresholds, quorum, progress) -> dict[str, list[dict[str, Any]]]:
-    """Per hookpoint and text: mean activation of each chosen feature `[N]`, tokens, fired tokens, gated loss tokens."""
+def _read_judging_half(
+    model, dictionaries, tokenizer, half, chosen, thresholds, quorum, progress, statistics: dict[str, ChoosingHalf]
+) -> dict[str, list[dict[str, Any]]]:
+    """Per hookpoint and text: mean activation of each chosen feature `[N]`, tokens, fired tokens, gated loss tokens. All features go into
+    `statistics`."""
     import torch
 
     from gradlens.edits import expresses
@@ -312,6 +324,7 @@ def _read_judging_half(model, dictionaries, tokenizer, half, chosen, thresholds,
         for hook, dictionary in dictionaries.items():
             ids = torch.tensor(chosen[hook], device=dictionary.W_enc.device)
             idx_TK, val_TK = encode_active(dictionary, h[hook][counted].to(dictionary.W_enc.device, dictionary.work_dtype))
+            statistics[hook].add(half[i][1], idx_TK, val_TK)
             acts_TN = torch.where(idx_TK[:, :, None] == ids, val_TK[:, :, None], 0).sum(1).float().cpu()
             above_N = torch.tensor(thresholds.get(hook, [0.0] * len(ids)), dtype=torch.float32)
             fires_1S, counted_1S = torch.zeros(2, 1, len(examples[i].labels), dtype=torch.bool)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gradlens.concept_files import Concept, Detector, RowDetector
+from gradlens.concept_files import Concept, Detector
 from gradlens.concepts import MAX_TEXTS, MIN_EXAMPLES, ChoosingHalf, counted_tokens, split_examples
 from gradlens.data import IGNORE, Example
 from gradlens.detector import fit_detector, turns_of_phrase, weights_over
@@ -19,7 +19,7 @@ from gradlens.hookpoints import canonical, layer_of
 from gradlens.plain_answers import plain_answers
 from gradlens.probe import evenly
 from gradlens.ranking import auc
-from gradlens.row_detector import fit_rows, judged
+from gradlens.row_detector import fit_halves
 from gradlens.spelling import in_text
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def fit_detectors(
     )
     found = dict(concept.detectors)
     for name, dictionary in missing.items():
-        row = _of_rows([half.at[name] for half in halves], [half.at[name] for half in plain])
+        row = fit_halves([half.at[name] for half in halves], [half.at[name] for half in plain])
         if name in found:  # brought by the concept
             found[name] = found[name].model_copy(update={"row": row})
             continue
@@ -158,19 +158,6 @@ def lacking(concept: Concept, dictionaries: dict[str, Dictionary], rows: bool = 
 
 def _enough(concept: Concept) -> bool:
     return all(len(concept.rows(kind)) >= MIN_EXAMPLES for kind in ("positive", "negative"))
-
-
-def _of_rows(halves: Sequence[ChoosingHalf], plain: Sequence[ChoosingHalf]) -> RowDetector | None:
-    """That of all examples, with the figures of one fitted on half of them, on the other half. `plain`: further negatives, in halves."""
-    live = np.flatnonzero(sum(half.fired[kind] for half in [*halves, *plain] for kind in (True, False)))
-    means = [[torch.from_numpy(half.text_means(kind, live)) for kind in (True, False)] for half in halves]
-    others = [torch.from_numpy(half.text_means(False, live)) for half in plain]
-    choosing = fit_rows(means[0][0], torch.cat([means[0][1], *others[:1]]))
-    final = fit_rows(torch.cat([mean[0] for mean in means]), torch.cat([mean[1] for mean in means] + others))
-    if choosing is None or final is None:
-        return None
-    figures = judged(choosing, *means[1])
-    return final.model_copy(update={"features": live[final.features].tolist(), **figures})
 
 
 def best_rows(detectors: dict[str, Detector]) -> str | None:

@@ -32,7 +32,7 @@ from gradlens.hooks import Hooks
 from gradlens.learning import Learning
 from gradlens.precision import chosen, kept
 from gradlens.probe import ProbeReading, unpacked
-from gradlens.projection import Members, Projection, Projector
+from gradlens.projection import Members, Projection, Projector, RowDetectors
 from gradlens.routers import Routers, event_of
 from gradlens.rules import Policy
 from gradlens.selftest import check_passed, self_test
@@ -61,13 +61,14 @@ class Lens:
         recorder: Any = None,
         probe: list[dict[str, Tensor]] | None = None,
         world: World | None = None,
-        projector: Callable[[Members], Projector] | None = None,
+        projector: Callable[[Members, ObserveSettings, RowDetectors | None], Projector] | None = None,
         tokenizer: Any = None,
         reference: list[dict[str, Tensor]] | None = None,
         checkers: dict[str, Callable[[str], bool]] | None = None,
         steps: int | None = None,
         scaler: Any = None,
         detectors: dict[str, dict[str, Detector]] | None = None,
+        row_detectors: RowDetectors | None = None,
         exemplars: Callable[[str | None], list[dict[str, Tensor]]] = lambda concept: [],
         contrasts: Callable[[str | None], dict[str, Tensor]] = lambda concept: {},
     ) -> None:
@@ -77,10 +78,9 @@ class Lens:
         `projector`: makes who computes the readings (default: this process). `tokenizer`, `reference`, `checkers`: see `Learning`.
         `steps`: how long the run is, where that is known: its last step reads everything. `scaler`: the `torch.amp.GradScaler` that scales
         the loss, if any (accelerate's wrapper of an optimizer brings its own): readings are of the loss without it. `detectors`: concept ->
-        hookpoint -> which tokens express it, which rows show it. `exemplars(concept)`: batches that show it, for `constrain`.
-        `contrasts(concept)`: which features no random control should draw (`Lookup`).
-        Raises `InputError` for a dictionary that does not fit the model, `ConfigError` for a concept or a rule that names what is not
-        there, and for a model or an optimizer that cannot be watched (`trainable.py`).
+        hookpoint -> which tokens express it, which rows show it; `row_detectors`: by what rows are said to teach it. `exemplars(concept)`:
+        batches that show it, for `constrain`. `contrasts(concept)`: which features no random control should draw.
+        Raises `InputError` for a dictionary that does not fit the model, `ConfigError` for what is not there or cannot be watched.
         """
         self.model, self.optimizer = model, optimizer
         observe = observe or ObserveSettings()
@@ -121,7 +121,7 @@ class Lens:
             model, self.dictionaries, self.concepts, self._rates, thresholds or {}, quorums or {}, detectors or {}, tokenizer,
             self._mean, contrasts, constrainers, self._event,
         )  # fmt: skip
-        self.projector: Projector = projector(members) if projector else Projection(self.dictionaries, members, self.observe)
+        self.projector: Projector = (projector or partial(Projection, self.dictionaries))(members, self.observe, row_detectors)
         self.control = Control(lookup)
         self._policy = policy or Policy()
         self.hooks = Hooks(

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from gradlens import attribution as estimators
+from gradlens.concept_files import RowDetector
 from gradlens.config import ObserveSettings
+from gradlens.detector import score, weights_over
 from gradlens.dictionary import Dictionary
 from gradlens.encoding import ROOM, encode_active, full
 from gradlens.groups import group_basis
@@ -22,7 +24,7 @@ from gradlens.outbox import Outbox, each_tensor
 from gradlens.precision import to_encode
 from gradlens.sampling import draw, draw_among, variance_of_sum
 from gradlens.step_readings import Contents, read_examples, read_lessons, read_sums
-from gradlens.uptake import taught, taught_by_row
+from gradlens.uptake import shown, taught, taught_by_row
 from gradlens.world import World, flat_sum_
 
 SUMMED = ("taught", "push", "attribution", "energy", "activation")
@@ -32,6 +34,7 @@ EXPLAINED_TOKENS = 64  # drawn at random, whose `unexplained` is read: off by ab
 TOP_FEATURES = 64  # kept of each row: those that it teaches most
 Record = dict[str, Any]
 Members = dict[tuple[str, str], list[int]]  # (concept, hookpoint) -> feature ids
+RowDetectors = dict[tuple[str, str], RowDetector]  # likewise, what tells the concept's texts, where that is known
 
 
 @dataclass(frozen=True)
@@ -116,12 +119,19 @@ class _Sums:
 class Projection:
     """The projector in this process."""
 
-    def __init__(self, dictionaries: dict[str, Dictionary], members: Members, observe: ObserveSettings) -> None:
+    def __init__(
+        self, dictionaries: dict[str, Dictionary], members: Members, observe: ObserveSettings, row_detectors: RowDetectors | None = None
+    ) -> None:
         self.dictionaries, self.observe = dictionaries, observe
         self._members = {
             key: torch.tensor(ids, device=dictionaries[key[1]].W_dec.device) for key, ids in members.items() if key[1] in dictionaries
         }
         self._ids = {key: torch.tensor(ids) for key, ids in members.items() if key in self._members}  # on the CPU: fetching them would wait
+        self._tells = {
+            key: (weights_over(tells, dictionaries[key[1]].d_sae, dictionaries[key[1]].W_dec.device), tells.bias)
+            for key, tells in (row_detectors or {}).items()
+            if key in self._members
+        }
         self._bases = {key: group_basis(dictionaries[key[1]], ids) for key, ids in self._members.items()}
         self._sums = {name: _Sums(dictionary, len(self._of(name))) for name, dictionary in dictionaries.items()}
         self._examples: list[dict[str, Any]] = []
@@ -218,7 +228,7 @@ class Projection:
     def _add_concepts(
         self, name: str, every: Tokens, drawn: Tokens, weight: float, pairs: tuple[Tensor, Tensor], gated_TK: Tensor | None, by_row: bool
     ) -> None:
-        """Per row and concept, means over its features: loss of tokens that express it, push, activation; and what each token teaches.
+        """Per row and concept: loss of tokens that express it, push and activation (means over its features); what each token teaches.
 
         Where tokens were drawn: how far the concept's sums may be off.
         """
@@ -237,6 +247,9 @@ class Projection:
                 if gated_TK is not None:
                     sums.variances[1, index] += variance_of_sum((gated_TK * mine_TK).sum(-1).double(), len(every.g_TD))
             if by_row:
+                if key in self._tells:
+                    shown_T = shown(score(idx_TK, val_TK, *self._tells[key]), drawn.counted_T, drawn.row_T, rows)
+                    taught_T = shown_T.to(act_T.dtype) * (torch.nan if drawn.loss_T is None else drawn.loss_T.to(act_T.dtype))
                 act_B, taught_B = (act_T.new_zeros(rows).index_add_(0, drawn.row_T, weight * part) for part in (act_T, taught_T))
                 push_B = -(g_BD @ dictionary.unit_directions(members).to(g_BD.dtype).mean(0))
                 entry = {"concept": key[0], "hookpoint": name, "row_ids": every.row_ids, "push": push_B}

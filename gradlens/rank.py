@@ -14,7 +14,7 @@ from gradlens.concepts import Concept
 from gradlens.config import RunConfig
 from gradlens.lens import Lens
 from gradlens.policies import By
-from gradlens.projection import Members, Projector
+from gradlens.projection import Projector
 from gradlens.rules import Policy
 from gradlens.world import Single, World
 
@@ -68,7 +68,7 @@ class Rank:
     device: torch.device = torch.device("cpu")
     shared: Shared = field(default_factory=Shared)
     phase: Callable[..., None] = lambda name, **fields: None  # told what the run is doing; fields: done, total
-    projector: Callable[[Members], Projector] | None = None  # makes who projects the gradients; None: this process
+    projector: Callable[..., Projector] | None = None  # makes who projects the gradients (see `Lens`); None: this process
     initial_policy: Policy | None = None  # the policy to start from; None: the rules of the config
     watching: Callable[[Lens], None] = lambda lens: None  # told of the lens before the first step, its rules looked up
 

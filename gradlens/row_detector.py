@@ -11,6 +11,7 @@ Shape suffixes: R texts or rows, F d_sae, N features of the detector.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from gradlens.concept_files import RowDetector
 from gradlens.ranking import auc
+
+if TYPE_CHECKING:
+    from gradlens.concepts import ChoosingHalf
 
 RIDGE = 1e-2  # on weights of mean activations in units of their maximum
 TEXTS = 3  # texts that a feature fires in at least
@@ -41,6 +45,20 @@ def fit_rows(positive_RF: Tensor, negative_RF: Tensor) -> RowDetector | None:
         ids_N = ids_N[weights_N.abs().topk(SIZE).indices]
     weights = [float(f"{weight:.4g}") for weight in (weights_N / scale_F[ids_N]).tolist()]
     return RowDetector(features=ids_N.tolist(), weights=weights, bias=round(bias, 4))
+
+
+def fit_halves(halves: Sequence[ChoosingHalf], plain: Sequence[ChoosingHalf] = ()) -> RowDetector | None:
+    """That of all examples, with the figures of one fitted on the first half of them, on the second. `plain`: further negatives, in
+    halves."""
+    live = np.flatnonzero(sum(half.fired[kind] for half in [*halves, *plain] for kind in (True, False)))
+    means = [[torch.from_numpy(half.text_means(kind, live)) for kind in (True, False)] for half in halves]
+    others = [torch.from_numpy(half.text_means(False, live)) for half in plain]
+    choosing = fit_rows(means[0][0], torch.cat([means[0][1], *others[:1]]))
+    final = fit_rows(torch.cat([mean[0] for mean in means]), torch.cat([mean[1] for mean in means] + others))
+    if choosing is None or final is None:
+        return None
+    figures = judged(choosing, *means[1])
+    return final.model_copy(update={"features": live[final.features].tolist(), **figures})
 
 
 def judged(detector: RowDetector, positive_RF: Tensor, negative_RF: Tensor) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """Which examples taught: the rows of a run by `taught` (see `uptake`) over all the times they were seen, with the tokens that did it.
 
 For a concept of the run from the table `examples`; for any other features from the table `lessons`, which knows no tokens but every
-feature for itself: there rows are ranked by `lesson`, the mean over the features of sqrt(taught). A plain sum is that of the one or two
-features with the largest activations, which other rows may teach as well.
+feature for itself: there rows are ranked by `lesson`. For a concept whose texts a `RowDetector` tells that is Σ max(weight, 0)·taught, else
+the mean over the features of sqrt(taught): a plain sum is that of the one or two features with the largest activations, which other rows
+may teach as well.
 Shape suffixes: H hookpoints, R rows.
 """
 
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradlens.concept_files import Concept, load_concepts
+from gradlens.concept_files import Concept, RowDetector, load_concepts
 from gradlens.errors import InputError
 from gradlens.files import read_lines
 
@@ -53,8 +54,9 @@ def rank(value_HR: np.ndarray, aucs_H: Sequence[float] | None = None) -> tuple[n
 
 
 def aucs_of(concept: Concept) -> dict[str, float]:
-    """How well its features tell it at each hookpoint, on texts that did not choose them."""
-    return {name: found.auc for name, found in concept.detection.items()}
+    """How well its texts are told at each hookpoint, on texts that did not choose: by its row detectors, else by its features."""
+    told = {name: tells.auc for name, tells in concept.row_detectors.items() if tells.auc is not None}
+    return {name: told.get(name, found.auc) for name, found in concept.detection.items()}
 
 
 def teachers(reader: RunReader, concept: str, hookpoint: str | None = None, limit: int | None = 20) -> Result:
@@ -94,9 +96,14 @@ def teachers_by_concept(reader: RunReader, concepts: Collection[str], limit: int
 
 
 def teachers_of(
-    reader: RunReader, features: Mapping[str, Collection[int]], limit: int | None = 20, aucs: Mapping[str, float] | None = None
+    reader: RunReader,
+    features: Mapping[str, Collection[int]],
+    limit: int | None = 20,
+    aucs: Mapping[str, float] | None = None,
+    row_detectors: Mapping[str, RowDetector] | None = None,
 ) -> Result:
-    """The rows that taught some features most, `{hookpoint: ids}`, whether or not anybody named them before the run.
+    """The rows that taught some features most, `{hookpoint: ids}`, whether or not anybody named them before the run. `row_detectors`: of
+    the concept whose features they are; where there is one, the features that count are those to which it gives weight.
 
     As `teachers`, by `lesson` (above), with `concept` None, `features` what was asked for, no tokens, no `push` nor
     `activation`: of every row the features that it taught most are recorded, and one that is not among them counts 0. Raises
@@ -107,8 +114,13 @@ def teachers_of(
         only = "no lessons of single rows were recorded, so only its concepts can be asked for (--concept)"
         raise InputError(f"{reader.run_id}: {only}{how_to_record(reader)}")
     wanted: dict[str, list[int]] = defaultdict(list)
+    weights: dict[str, dict[int, float]] = {}
     for name, ids in features.items():
-        wanted[_known_hookpoint(name, known, f"{reader.run_id}: no lessons at")] += [int(i) for i in ids]
+        hookpoint = _known_hookpoint(name, known, f"{reader.run_id}: no lessons at")
+        if tells := (row_detectors or {}).get(hookpoint):
+            weights[hookpoint] = {i: weight for i, weight in zip(tells.features, tells.weights, strict=True) if weight > 0}
+            ids = weights[hookpoint]
+        wanted[hookpoint] += [int(i) for i in ids]
     wanted = {name: sorted(set(wanted[name])) for name in known if wanted.get(name)}
     sizes = _sizes(reader)
     for name, ids in wanted.items():
@@ -117,20 +129,23 @@ def teachers_of(
             raise InputError(f"{reader.run_id}: no feature {wrong} at {name}; its dictionary has the features 0 to {sizes[name] - 1}")
     if not wanted:
         raise InputError(f"{reader.run_id}: no features were asked for")
-    asked = " OR ".join(f"(hookpoint = {_quoted(name)} AND feature IN ({', '.join(map(str, ids))}))" for name, ids in wanted.items())
+    counts = ", ".join(
+        f"({_quoted(name)}, {i}, {weights[name][i] if name in weights else 1 / len(ids)}, {1.0 if name in weights else 0.5})"
+        for name, ids in wanted.items()
+        for i in ids
+    )
     table = reader.query(
         f"WITH mine AS (FROM lessons WHERE hookpoint IN ({_list(wanted)})), "
         "seen AS (SELECT hookpoint, row_id, count(*) AS times FROM mine GROUP BY ALL), "
         "pairs AS (SELECT hookpoint, row_id, unnest(features) AS feature, unnest(taught) AS taught FROM mine), "
-        f"asked AS (FROM pairs WHERE ({asked}) AND isfinite(taught) AND taught > 0), "
-        "sums AS (SELECT hookpoint, row_id, feature, sum(taught) AS taught FROM asked GROUP BY ALL), "
-        "rows AS (SELECT hookpoint, row_id, sum(taught) AS taught, sum(sqrt(taught)) AS lesson FROM sums GROUP BY ALL) "
+        f"counts(hookpoint, feature, weight, power) AS (VALUES {counts}), "
+        "asked AS (FROM pairs JOIN counts USING (hookpoint, feature) WHERE isfinite(taught) AND taught > 0), "
+        "sums AS (SELECT hookpoint, row_id, feature, weight, power, sum(taught) AS taught FROM asked GROUP BY ALL), "
+        "rows AS (SELECT hookpoint, row_id, sum(taught) AS taught, sum(weight * pow(taught, power)) AS lesson FROM sums GROUP BY ALL) "
         "SELECT hookpoint, row_id, times, coalesce(taught, 0) AS taught, coalesce(lesson, 0) AS lesson "
         "FROM seen LEFT JOIN rows USING (hookpoint, row_id)"
     )
     seen = _Seen.of(table, list(wanted), ("lesson", "taught", "times"))
-    for index, ids in enumerate(wanted.values()):
-        seen.columns["lesson"][index] /= len(ids)
     seen = seen.weighed(aucs or {})
     return _result(seen, "lesson", limit, _texts(reader), {}) | {"concept": None, "features": wanted}
 

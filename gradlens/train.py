@@ -27,6 +27,7 @@ from gradlens.capture import takes_columns
 from gradlens.checker_doubts import doubts_of, poorly_told
 from gradlens.checkers import checker_for
 from gradlens.checkpoint import last_checkpoint, load_checkpoint, named_if_full, save_checkpoint, trainable
+from gradlens.concept_files import row_detectors_of
 from gradlens.concepts import Concept
 from gradlens.config import RunConfig
 from gradlens.constrainer import exemplars_of
@@ -136,6 +137,7 @@ def _loop(
         thresholds={concept.name: concept.thresholds for concept in concepts},
         quorums={concept.name: concept.quorum for concept in concepts},
         detectors={concept.name: concept.detectors for concept in concepts},
+        row_detectors=row_detectors_of(concepts),
         contrasts=contrasts_of(concepts, tokenizer, config.data.max_length, model, dictionaries),
         exemplars=partial(exemplars_of, concepts, tokenizer, config.data.max_length, model, dictionaries),
         observe=config.observe,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from gradlens.concept_files import direction_sources
+from gradlens.concept_files import direction_sources, row_detectors_of
 from gradlens.concepts import Concept, fit_concept, load_concepts
 from gradlens.config import RUN_NAME, ObserveSettings, WandbSettings, explain
 from gradlens.constrainer import exemplars_of
@@ -281,6 +281,7 @@ def _settled(
         "thresholds": {concept.name: concept.thresholds for concept in ready},
         "quorums": {concept.name: concept.quorum for concept in ready},
         "detectors": {concept.name: concept.detectors for concept in ready},
+        "row_detectors": row_detectors_of(ready),
         "contrasts": contrasts_of(ready, tokenizer, 256, model, {canonical(n): d for n, d in dictionaries.items()}),
         "exemplars": partial(exemplars_of, ready, tokenizer, 256, model, {canonical(n): d for n, d in dictionaries.items()}),
     }

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gradlens.config import ObserveSettings
 from gradlens.errors import RunError
-from gradlens.projection import Members, Projection, Record, Tokens
+from gradlens.projection import Members, Projection, Record, RowDetectors, Tokens
 from gradlens.world import World
 
 STEPS_AHEAD = 8
@@ -39,6 +39,7 @@ class Task:
     members: Members
     observe: ObserveSettings
     ranks: int
+    row_detectors: RowDetectors | None = None
 
 
 class LensService:
@@ -55,7 +56,7 @@ class LensService:
         from gradlens.formats import load_dictionary
 
         dictionaries = {name: load_dictionary(source) for name, source in task.sources.items()}
-        self._projection = Projection(dictionaries, task.members, task.observe)
+        self._projection = Projection(dictionaries, task.members, task.observe, task.row_detectors)
         self._sent: dict[int, dict[int, Batches | None]] = {}  # step -> rank that is through with it -> what it saw
         self._results: dict[int, Record | None] = {}
         self._newest = -1  # last step that is complete
@@ -113,10 +114,12 @@ class RemoteProjection:
 
     def __init__(
         self, actors: list[tuple[Any, list[str]]], sources: dict[str, str], members: Members, observe: ObserveSettings, world: World,
-        event: Callable[..., None],
+        event: Callable[..., None], row_detectors: RowDetectors | None = None,
     ) -> None:  # fmt: skip
         session = world.broadcast(uuid.uuid4().hex)
-        self._tasks = [(actor, Task(session, {n: sources[n] for n in names}, members, observe, world.size)) for actor, names in actors]
+        self._tasks = [
+            (actor, Task(session, {n: sources[n] for n in names}, members, observe, world.size, row_detectors)) for actor, names in actors
+        ]
         self._event = event
         self._step = 0  # observed steps so far: the same on every rank
         self._captured: Batches = []

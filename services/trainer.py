@@ -25,7 +25,7 @@ from gradlens.config import RunConfig
 from gradlens.errors import GradlensError, RunError
 from gradlens.files import write_atomic, write_json
 from gradlens.hookpoints import canonical
-from gradlens.projection import Members
+from gradlens.projection import Members, RowDetectors
 from gradlens.rank import FixedPolicies, Rank, Shared
 from gradlens.recorder import NullRecorder
 from gradlens.rules import Policy, load_rules
@@ -94,7 +94,7 @@ def _run(plan: Plan, run_id: str, run_dir: Path, config: RunConfig, world: World
     rank = Rank(config, run_dir, recorder, policies, world, device, shared, phase, initial_policy=policy)
     remote: list[RemoteProjection] = []
     if config.ray.lens_actors and config.dictionaries:
-        rank.projector = lambda members: remote.append(_projection(plan, config, members, world, recorder)) or remote[-1]
+        rank.projector = lambda members, _, tells: remote.append(_projection(plan, config, members, tells, world, recorder)) or remote[-1]
     try:
         outcome = {"status": train_rank(rank)}
     except BaseException as error:
@@ -170,14 +170,17 @@ def _sender(plan: Plan) -> Any:
     return send
 
 
-def _projection(plan: Plan, config: RunConfig, members: Members, world: World, recorder: Any) -> RemoteProjection:
+def _projection(
+    plan: Plan, config: RunConfig, members: Members, row_detectors: RowDetectors | None, world: World, recorder: Any
+) -> RemoteProjection:
     """The lens actors of the job, with their hookpoints. Raises `RunError` where one is not there."""
     sources = {canonical(hook): source for hook, source in config.dictionaries.items()}
     parts = deal(list(sources), config.ray.lens_actors)
     actors = [_actor(f"lens:{index}:{plan.name}", plan.namespace) for index in range(len(parts))]
     if None in actors:
         raise RunError(f"lens actor {actors.index(None)} is gone for good; go on without: --set ray.lens_actors=0")
-    return RemoteProjection(list(zip(actors, parts, strict=True)), sources, members, config.observe, world, recorder.event)
+    dealt = list(zip(actors, parts, strict=True))
+    return RemoteProjection(dealt, sources, members, config.observe, world, recorder.event, row_detectors)
 
 
 def _asker(plan: Plan, run_id: str) -> Any:

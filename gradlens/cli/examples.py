@@ -16,6 +16,7 @@ from gradlens.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from gradlens.concept_files import RowDetector
     from gradlens.store import RunReader
 
 STYLES = ((0.5, "bold black on bright_yellow"), (0.2, "black on yellow"), (0.0, "yellow"))  # from which strength on
@@ -72,14 +73,14 @@ def examples(
     if concept is not None:
         title, found = concept, teachers(reader, concept, hookpoint, limit)
     else:
-        aucs = None
+        aucs, tells = None, None
         if features:
             title, wanted = "features " + " ".join(features), parse_features(features)
         elif cluster is not None:
             title, wanted = _cluster(reader, cluster)
         else:
-            title, wanted, aucs = _concept_of_file(reader, concept_file)
-        found = teachers_of(reader, _at(wanted, hookpoint, title), limit, aucs)
+            title, wanted, aucs, tells = _concept_of_file(reader, concept_file)
+        found = teachers_of(reader, _at(wanted, hookpoint, title), limit, aucs, tells)
     if _leaves_rows_out(reader):
         err.print(
             "A rule of this run left whole rows out: they taught nothing, and were not read (observe.left_out: true reads them).",
@@ -134,8 +135,9 @@ def _words(cluster: Mapping[str, Any]) -> str:
     return ", ".join(cluster.get("words") or cluster.get("labels") or ["no words"])
 
 
-def _concept_of_file(reader: RunReader, file: str) -> tuple[str, Features, dict[str, float]]:
-    """Name and features of the one concept in a file, at the hookpoints that the run has, and how well it is told at each."""
+def _concept_of_file(reader: RunReader, file: str) -> tuple[str, Features, dict[str, float], dict[str, RowDetector]]:
+    """Name and features of the one concept in a file, at the hookpoints that the run has; how well its texts are told at each, and by
+    what."""
     from gradlens.concept_files import load_concepts
     from gradlens.teaching import aucs_of, recorded_lessons
 
@@ -156,7 +158,7 @@ def _concept_of_file(reader: RunReader, file: str) -> tuple[str, Features, dict[
     features = {name: ids for name, ids in concept.features.items() if name in known}
     if known and not features:
         raise ConfigError(f"{file}: features at {', '.join(concept.features)}, but the run was read at {', '.join(known)}")
-    return concept.name, features or concept.features, aucs_of(concept)
+    return concept.name, features or concept.features, aucs_of(concept), concept.row_detectors
 
 
 def _leaves_rows_out(reader: RunReader) -> bool:

@@ -24,6 +24,7 @@ from gradlens.data import collate
 from gradlens.directions import Directions
 from gradlens.errors import ConfigError, InputError
 from gradlens.ranking import auc
+from gradlens.row_detector import row_scores
 
 HOOK = "layers.2"
 
@@ -93,6 +94,28 @@ def test_fitted_features_tell_held_out_texts_apart():
     assert detection.rate_positive > 2 * detection.rate_negative
     assert detection.texts_positive == detection.texts_negative == 12
     assert not fitted.detection[HOOK].warning
+
+
+def test_what_tells_texts_is_fitted_with_the_features_and_judged_on_texts_that_it_was_not_fitted_on():
+    model, tokenizer, lexicon, concept = tiny_model(), word_tokenizer(chat=True), dictionary(), concept_of()
+    fitted = fit_concept(model, tokenizer, {HOOK: lexicon}, concept, n_features=6)
+    tells = fitted.row_detectors[HOOK]
+    assert set(tells.features) - set(fitted.features[HOOK])  # all features that fire say something, for or against
+    assert tells.auc > 0.9 and tells.accuracy > 0.8
+    sizes = {kind: [] for kind in (True, False)}
+    for half in split_examples(concept, tokenizer, 256):
+        for example, positive in half:
+            acts = lexicon.encode(read_activations(model, [HOOK], collate([example], 0))[HOOK][0])
+            counted = torch.tensor([label != -100 for label in example.labels]) & (torch.arange(len(example.labels)) > 0)
+            sizes[positive].append(row_scores(tells, acts[counted].mean(0)[None]).item())
+    assert np.mean(np.array(sizes[True]) > 0) > 0.9 and np.mean(np.array(sizes[False]) < 0) > 0.9
+    by_hand = fit_concept(model, tokenizer, {HOOK: lexicon}, concept_of(features={HOOK: [3]}))
+    assert not by_hand.row_detectors  # who names a feature asks for that one
+    again = fit_concept(model, tokenizer, {HOOK: lexicon}, fitted)
+    assert again == fitted
+    wrong = fitted.model_copy(update={"row_detectors": {HOOK: tells.model_copy(update={"features": [80], "weights": [1.0]})}})
+    with pytest.raises(ConfigError, match="row_detectors.layers.2: 80 is not one of 0..79"):
+        fit_concept(model, tokenizer, {HOOK: lexicon}, wrong)
 
 
 def test_detection_equals_a_plain_computation_on_the_held_out_half():

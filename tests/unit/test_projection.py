@@ -11,6 +11,7 @@ from conftest import tiny_dictionary
 from gradlens import attribution, outbox
 from gradlens import projection as projection_module
 from gradlens.capture import MicroBatch
+from gradlens.concept_files import RowDetector
 from gradlens.config import ObserveSettings
 from gradlens.outbox import WAITING, Outbox
 from gradlens.projection import Projection, Tokens
@@ -182,6 +183,30 @@ def test_micro_batches_that_waited_for_each_other_are_read_like_those_that_did_n
                     assert rows[row][key] == value
                 else:
                     assert rows[row][key] == pytest.approx(value, rel=1e-4)
+
+
+def test_rows_teach_by_what_tells_the_texts_of_a_concept_where_that_is_known():
+    """P(row) Σ_t max(score, 0) ℓ_t, P(row) from the mean score of its counted tokens; curves stay those of the features."""
+    dictionary, tokens = tiny_dictionary(), some_tokens()
+    tells = RowDetector(features=[3, 5, 20, 21], weights=[1.5, -2.0, 0.7, 3.0], bias=-0.2)
+    members, settings = {("some", HOOK): [3, 5, 9], ("other", HOOK): [1]}, ObserveSettings(estimators=ALL)
+    found = {}
+    for given in (None, {("some", HOOK): tells, ("some", "elsewhere"): tells}):
+        projection = Projection({HOOK: dictionary}, members, settings, given)
+        projection.add(HOOK, tokens)
+        found[given is not None] = projection.take(1)
+    score_T = dictionary.encode(tokens.h_TD)[:, tells.features] @ torch.tensor(tells.weights) + tells.bias
+    for index, row in enumerate(tokens.row_ids):
+        mine = (tokens.row_T == index) & tokens.counted_T
+        lesson_T = torch.sigmoid(score_T[mine].mean()) * score_T[mine].clamp_min(0) * tokens.loss_T[mine]
+        entry = next(e for e in found[True]["examples"] if (e["row_id"], e["concept"]) == (row, "some"))
+        assert entry["taught"] == pytest.approx(lesson_T.sum().item(), rel=1e-4, abs=1e-6)
+        largest = lesson_T.sort(descending=True).values[: len(entry["token_taught"])]
+        assert entry["token_taught"] == pytest.approx(largest.tolist(), rel=1e-4)
+    same = [[e for e in part["examples"] if e["concept"] == "other"] for part in found.values()]
+    assert same[0] == same[1]
+    assert found[True]["scalars"] == found[False]["scalars"]
+    assert any(e["taught"] > 0 for e in found[True]["examples"] if e["concept"] == "some")
 
 
 def test_a_step_that_is_dropped_takes_what_waited_with_it():

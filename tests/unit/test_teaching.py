@@ -5,6 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
+from gradlens.concept_files import RowDetector
 from gradlens.errors import InputError
 from gradlens.files import append_line
 from gradlens.report_texts import MAX_TEXT, marked_tokens, teaching_rows, turns
@@ -161,6 +162,19 @@ def test_rows_that_teach_most_of_the_features_come_before_those_that_teach_the_l
     found = teachers_of(reader, {"layers.2": [1, 2, 3, 4]})
     assert [row["row_id"] for row in found["rows"]] == [0, 1, 2, 3] and found["rows"][2]["taught"] > found["rows"][0]["taught"]
     assert [row["row_id"] for row in teachers_of(reader, {"layers.2": [4]})["rows"]] == [2, 3, 0, 1]
+
+
+def test_a_concept_named_afterwards_is_found_by_what_tells_its_texts(tmp_path):
+    """Features that speak for it count by their weight, whether the concept has them or not; those that speak against it do not."""
+    mine = [lesson(0, f1=10.0, f8=4.0), lesson(0, "layers.10", f7=9.0)]
+    other = [lesson(1, f1=12.0, f9=80.0), lesson(1, "layers.10", f7=4.0)]
+    reader = write_run(tmp_path / "run", lessons=(mine, other))
+    tells = RowDetector(features=[1, 8, 9], weights=[1.0, 5.0, -3.0], bias=0.0)
+    found = teachers_of(reader, {"layers.2": [1, 9], "layers.10": [7]}, row_detectors={"layers.2": tells})
+    assert found["features"] == {"layers.2": [1, 8], "layers.10": [7]}
+    at = {row["row_id"]: row["at"] for row in found["rows"]}
+    assert {row: part["layers.2"]["lesson"] for row, part in at.items()} == {0: 30.0, 1: 12.0}
+    assert {row: part["layers.10"]["lesson"] for row, part in at.items()} == {0: 3.0, 1: 2.0}  # no weights there: the root
 
 
 def test_features_where_there_are_none_are_refused(tmp_path, reader):

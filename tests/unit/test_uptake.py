@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gradlens.capture import MicroBatch, next_tokens, token_loss
 from gradlens.significance import student
-from gradlens.uptake import Pairs, taught, taught_by_row, taught_eager, uptake, uptake_eager
+from gradlens.uptake import Pairs, shown, taught, taught_by_row, taught_eager, uptake, uptake_eager
 
 
 def sparse(T: int, F: int, seed: int, share: float = 0.3) -> torch.Tensor:
@@ -20,6 +20,14 @@ def sparse(T: int, F: int, seed: int, share: float = 0.3) -> torch.Tensor:
 def pairs_of(f_TF: torch.Tensor, first: int = 0) -> Pairs:
     val_TK, idx_TK = f_TF.topk(f_TF.shape[1], dim=-1)
     return Pairs.of(idx_TK, val_TK, first)
+
+
+def test_what_rows_show_of_a_concept_is_zero_where_a_token_speaks_against_it_or_does_not_count():
+    score_T, row_T = torch.tensor([2.0, -1.0, 5.0, 1.0, -3.0]), torch.tensor([0, 0, 0, 1, 1])
+    counted_T = torch.tensor([True, True, False, True, True])
+    found_T = shown(score_T, counted_T, row_T, rows=3)
+    torch.testing.assert_close(found_T, torch.tensor([2 / (1 + np.exp(-0.5)), 0, 0, 1 / (1 + np.exp(1.0)), 0], dtype=torch.float32))
+    assert not shown(score_T, torch.zeros(5, dtype=torch.bool), row_T, rows=3).any()
 
 
 @settings(deadline=None, max_examples=30)
