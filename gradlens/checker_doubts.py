@@ -55,4 +55,7 @@ def poorly_told(concepts: Iterable[Concept]) -> Iterable[dict[str, str]]:
     for concept in concepts:
         for hookpoint, found in concept.detection.items():
             if found.warning and found.auc < GOOD_AUC:
-                yield {"concept": concept.name, "hookpoint": hookpoint, "text": f"{concept.name}: {found.warning}"}
+                tells, rows = concept.row_detectors.get(hookpoint), ""
+                if tells is not None and tells.auc is not None and tells.auc >= GOOD_AUC:
+                    rows = f". Which rows teach it goes by all features, weighed ({tells.auc:.2f})"
+                yield {"concept": concept.name, "hookpoint": hookpoint, "text": f"{concept.name}: {found.warning}{rows}"}

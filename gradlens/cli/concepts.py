@@ -207,16 +207,17 @@ def _print_table(concepts: list[Concept], sources: dict[str, str]) -> None:
     """One line per concept and hookpoint, then the first features with their labels, which `sources` (hookpoint -> dictionary) give."""
     from gradlens.labels import labels_of
 
-    table = Table("concept", "hookpoint", "features", "AUC", "best feature", "fires on + / -", "route gates + / -")
+    table = Table("concept", "hookpoint", "features", "AUC", "best feature", "all, weighed", "fires on + / -", "route gates + / -")
     labels = {hook: labels_of(source, hook) for hook, source in sources.items()}
     named, warnings = [], []
     for concept in concepts:
         for hook, ids in concept.features.items():
-            cells = ["", "", "", ""]
+            cells, tells = [""] * 5, concept.row_detectors.get(hook)
             if detection := concept.detection.get(hook):
                 cells = [
                     f"{detection.auc:.3f}",
                     f"{detection.best_feature}: {detection.best_auc:.3f}",
+                    "" if tells is None or tells.auc is None else f"{tells.auc:.3f}",
                     f"{detection.rate_positive:.0%} / {detection.rate_negative:.0%}",
                     f"{detection.gate_rate_positive:.0%} / {detection.gate_rate_negative:.0%}",
                 ]
@@ -225,7 +226,7 @@ def _print_table(concepts: list[Concept], sources: dict[str, str]) -> None:
             table.add_row(concept.name, hook, str(len(ids)), *cells)
             named += [f"{concept.name}  {hook}/{i}  {labels[hook][i].label}" for i in ids[:3] if i in labels.get(hook, {})]
         if not concept.features:
-            table.add_row(concept.name, "(not fitted)", "0", "", "", "", "")
+            table.add_row(concept.name, "(not fitted)", "0", *[""] * 5)
     console.out.print(table, markup=False)
     for line in named:
         console.out.print(line, markup=False, soft_wrap=True)

@@ -46,12 +46,15 @@ def examples(
 ) -> None:
     """Which training examples taught it, with the tokens that did marked in the text. Alone: what can be asked for.
 
-    A token teaches a concept as much as it expresses it (mean activation of the concept's features at it) times its loss: what the model
-    did not expect there. An example teaches what its tokens do, over all the times it was seen; this is known before each step and is
-    what the steps had to go by, not a proof of what one example alone would change.
+    A token teaches a concept as much as it speaks for it times its loss: what the model did not expect there. What speaks for a concept
+    was learned from its examples (`gradlens concepts fit`, or the start of a run): weights of all features, and how probable they make it
+    that a text shows it; of a concept without examples, the mean activation of its features. An example teaches what its tokens do, over
+    all the times it was seen; this is known before each step and is what the steps had to go by, not a proof of what one example alone
+    would change.
 
-    Rows are numbered from 0, through all files of data.train. `lesson` (of features that nobody had named): the mean over them of the
-    root of what a row taught of each. A share is of all rows together: one of 300 that taught as much as the others has 0.3%.
+    Rows are numbered from 0, through all files of data.train. `lesson`, of what nobody had named: with a concept file with examples the
+    same from the features that each row taught most, else the mean over the features of the root of what a row taught of each. A share
+    is of all rows together: one of 300 that taught as much as the others has 0.3%.
 
     Example: gradlens examples last --concept pirate -n 5; gradlens examples last --cluster 1; gradlens examples last --features 27:41,1290
     """

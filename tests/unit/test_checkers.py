@@ -16,6 +16,7 @@ from gradlens.checker_doubts import doubt, doubt_of_ordinary, doubts_of, poorly_
 from gradlens.checkers import checker_for, errors_of, judged, share_found
 from gradlens.cli.app import app
 from gradlens.command_checker import CommandChecker
+from gradlens.concept_files import RowDetector
 from gradlens.concepts import Concept, load_concepts, save_concept
 from gradlens.errors import ConfigError, InputError
 from gradlens.ordinary import ordinary_answers
@@ -329,3 +330,6 @@ def test_features_that_tell_their_concept_badly_are_named():
     concept = Concept(name="loud", features=dict.fromkeys(detection, [3]), detection=detection)
     expected = {"concept": "loud", "hookpoint": "layers.1", "text": "loud: does not separate the concept"}
     assert list(poorly_told([concept])) == [expected]
+    tells = RowDetector(features=[3], weights=[1.0], bias=0.0, auc=0.991)
+    (told,) = poorly_told([concept.model_copy(update={"row_detectors": {"layers.1": tells}})])
+    assert told["text"] == "loud: does not separate the concept. Which rows teach it goes by all features, weighed (0.99)"
