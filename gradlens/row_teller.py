@@ -7,6 +7,7 @@ drift away from what the detector knows.
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -50,6 +51,16 @@ def key_of(row: Row) -> bytes:
     return array("q", row[0]).tobytes() + bytes(row[1])
 
 
+def digest(key: bytes) -> bytes:
+    """What is kept of a row's key: 16 bytes, however long the row is."""
+    return hashlib.blake2b(key, digest_size=16).digest()
+
+
+def digests(keys: Sequence[str]) -> list[bytes]:
+    """Those of a checkpoint; older ones hold the keys themselves, of nine bytes a token."""
+    return [key if len(key) == 16 else digest(key) for key in map(bytes.fromhex, keys)]
+
+
 def padded(texts: Sequence[Sequence[int]], device: torch.device) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask`, padded on the right."""
     width = max(map(len, texts))
@@ -81,7 +92,7 @@ class RowTeller:
     @torch.no_grad()
     def scores(self, rows: Sequence[Row]) -> list[float]:
         """Of rows, each read once; minus infinity where no token counts."""
-        keys = [key_of(row) for row in rows]
+        keys = [digest(key_of(row)) for row in rows]
         new = {key: row for key, row in zip(keys, rows, strict=True) if self._every_time or key not in self._known}
         if new:
             for key, value in zip(new, self._read(list(new.values())), strict=True):
@@ -97,7 +108,7 @@ class RowTeller:
         return {"keys": [key.hex() for key in known], "scores": list(known.values())} if known else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._known.update(zip(map(bytes.fromhex, state["keys"]), state["scores"], strict=True))
+        self._known.update(zip(digests(state["keys"]), state["scores"], strict=True))
 
     def _read(self, rows: Sequence[Row]) -> list[float]:
         batch = padded([ids for ids, _ in rows], next(self.model.parameters()).device)

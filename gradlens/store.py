@@ -8,6 +8,7 @@ What `record` and `event` returned from is readable after a `kill -9` of the wri
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from pathlib import Path
@@ -26,12 +27,14 @@ from gradlens.runfolder import give_lock, is_running, new_run_id, take_lock, ver
 from gradlens.segments import DENSE, SCHEMAS
 from gradlens.worked import seconds_until_stop
 
+REPORT_SECONDS = 60.0  # between two storage_error events while rows are lost at every step: each takes up room as well
+
 
 class RunWriter:
     """Writes one run folder; only one writer at a time. Use from one thread (see `recorder.ThreadRecorder`).
 
     `record` and `event` never raise for a full or failing disk: training goes on, lost rows are counted in `lost` and reported
-    by a `storage_error` event as soon as one can be written.
+    by a `storage_error` event as soon as one can be written, and while it goes on by one a minute.
     """
 
     def __init__(self, run_dir: str | Path, config: Any = None, *, seal_every: int = 200):
@@ -80,7 +83,8 @@ class RunWriter:
         self._lock = take_lock(self.run_dir)
         self._segments: dict[str, segments.Segment] = {}
         self._since_seal = 0
-        self._unreported: dict[str, Any] | None = None  # a storage_error event that could not be written yet
+        self._unreported: dict[str, Any] | None = None  # a storage_error event that was not written yet
+        self._reported = -math.inf  # when the last one was
         self._odd_names: set[str] = set()
         self._closed = False
 
@@ -94,7 +98,8 @@ class RunWriter:
             self._odd_names.add(name)
             self.event("not_stored", column=name, expected=list(DENSE))
         self._since_seal += 1
-        if self._unreported:
+        recovered = self._unreported is not None and self._unreported["to_step"] < self.step  # nothing of this record failed
+        if recovered or (self._unreported and time.monotonic() - self._reported > REPORT_SECONDS):
             self._report()
         if self._since_seal >= self.seal_every:
             self.seal()
@@ -161,7 +166,7 @@ class RunWriter:
             )
         except OSError:
             return  # still no room: reported with the next record that gets through, and counted in `lost`
-        self._unreported = None
+        self._unreported, self._reported = None, time.monotonic()
 
     def _seal_file(self, path: Path, keep_to: int | None = None) -> None:
         """Arrow segment -> Parquet -> manifest -> remove the Arrow file; a crash in between leaves the rows readable once."""
@@ -237,8 +242,9 @@ class RunReader:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """`summary.json`; None until the run has ended."""
-        return self._json("summary.json")
+        """`summary.json`; None until the run has ended. `run_dir` is where the folder is now: it may have been moved or copied."""
+        found = self._json("summary.json")
+        return {**found, "run_dir": str(self.run_dir.resolve())} if found and "run_dir" in found else found
 
     @property
     def evaluation(self) -> dict[str, Any] | None:

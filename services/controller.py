@@ -7,6 +7,7 @@ question has been answered.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,6 +69,7 @@ def first_state(folder: Path, rules: Sequence[Rule], resume: bool) -> Policy:
 
 
 Answer = Callable[[], dict[str, Any] | None]  # None: not yet; raises `Lost`
+SILENT_SECONDS = 30.0  # a controller that has not answered for so long hangs
 
 
 class Lost(Exception):
@@ -93,6 +95,7 @@ class PolicyClient:
         self._answer: Answer | None = None
         self._step, self._away_from, self._gone = 0, None, False
         self._instance, self._heard = None, 0  # of the last answer: whose, and at which step
+        self._asked = 0.0  # when the question was put that is not answered yet
 
     def poll(self, step: int = 0) -> tuple[Policy | None, bool]:
         """A newer policy, if one has arrived since the last call, and whether to stop."""
@@ -102,9 +105,11 @@ class PolicyClient:
         try:
             answer = self._answer() if self._answer else None
             if self._answer is not None and answer is None:
+                if time.monotonic() - self._asked > SILENT_SECONDS:
+                    self._away()
                 return None, False  # asked, and not answered yet
             newer, stop = self._heed(answer) if answer else (None, False)
-            self._answer = self._ask(self._version)
+            self._answer, self._asked = self._ask(self._version), time.monotonic()
         except Lost as lost:
             self._lost(lost)
             return None, False
@@ -138,6 +143,9 @@ class PolicyClient:
     def _lost(self, lost: Lost) -> None:
         self._answer = None
         self._gone = lost.final
+        self._away()
+
+    def _away(self) -> None:
         if self._away_from is None:
             self._away_from = self._step
             self._recorder.event("service_lost", step=self._step, service="controller", rules="the last policy stays in force")

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,8 @@ from gradlens.summary import build_summary
 # told `{"run", "phase", ...}` about twice a second; an alarm and a warning are phases of their own
 Progress = Callable[[dict[str, Any]], None]
 POLL_SECONDS = 0.4
+ROOM_SECONDS = 20.0  # ranks that have not begun after this are looked after: is there room for them?
+STOP_SECONDS = 10.0  # in which the controller says that it has heard of ctrl-c
 
 
 @dataclass
@@ -173,19 +176,30 @@ def _train(plan: Plan, runs: list[_Run], asked: _Asked, tell: Progress) -> BaseE
                 tell({"run": run_id, "arm": arms[run_id], "phase": "warning", "text": trouble_in_words(event)})
 
     question = recorder.status.remote()
+    started, heard, no_room = time.monotonic(), False, ""
+    stop: Any = None  # what the controller answers to ctrl-c, and since when it is asked
     while ranks.is_alive():
         ranks.join(POLL_SECONDS)
+        if not heard and not no_room and time.monotonic() - started > ROOM_SECONDS and (no_room := lacking_room(runs[0].config)):
+            tell({"run": plan.name, "arm": runs[0].config.arm, "phase": "warning", "text": no_room})
         if asked.count > told:
             told = asked.count
             tell({"run": plan.name, "phase": "stopping"})
-            controller.stop.remote()
-        if asked.count > 1:
+            stop = controller.stop.remote(), time.monotonic()
+        if asked.count > 1 or (asked.count and no_room and not heard):  # no rank is there to end its step
             raise KeyboardInterrupt
+        if stop is not None and ray.wait([stop[0]], timeout=0)[0]:
+            stop = None
+        elif stop is not None and time.monotonic() - stop[1] > STOP_SECONDS:
+            text = "the controller does not answer, so the ranks do not hear of it; ctrl-c again ends the run as its last checkpoint has it"
+            tell({"run": plan.name, "arm": runs[0].config.arm, "phase": "warning", "text": text})
+            stop = None
         ready, _ = ray.wait([question], timeout=0)
         if ready:
             with contextlib.suppress(RayError):  # a recorder that is away costs a reading, nothing else
                 status = ray.get(question)
                 if status:
+                    heard = True
                     run_id = list(status)[-1]
                     tell({"run": run_id, "arm": arms[run_id], **status[run_id]})
             question = recorder.status.remote()
@@ -197,6 +211,27 @@ def _train(plan: Plan, runs: list[_Run], asked: _Asked, tell: Progress) -> BaseE
         ray.kill(actor)
     shutil.rmtree(runs[0].folder / ".ray", ignore_errors=True)  # Ray Train's own storage: nothing is kept in it
     return box[0]
+
+
+def on_gpus(config: RunConfig) -> bool:
+    """Whether a rank takes a GPU of the cluster, and not a CPU."""
+    import ray
+
+    train = config.train
+    return train.device == "cuda" or (train.device == "auto" and ray.cluster_resources().get("GPU", 0) >= train.num_workers)
+
+
+def lacking_room(config: RunConfig) -> str:
+    """Why ranks do not begin: the cluster has too little for them, or others hold it; empty where it has enough."""
+    import ray
+    from ray.util import placement_group_table
+
+    needed, kind = config.train.num_workers, "GPU" if on_gpus(config) else "CPU"
+    there, free = (found.get(kind, 0) for found in (ray.cluster_resources(), ray.available_resources()))
+    head = f"no room for the ranks: train.num_workers is {needed}, one {kind} each, and of this Ray cluster's {there:g} {free:g} are free"
+    if there < needed or any(group["state"] == "PENDING" for group in placement_group_table().values()):
+        return f"{head}; the run waits until there are enough; ctrl-c ends it"
+    return ""
 
 
 TOLD = ("alarm", "storage_error", "rows_left_out")  # on screen while a run goes on
@@ -243,12 +278,11 @@ def _fit(plan: Plan, run: _Run, box: list[BaseException | None]) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     train, settings = run.config.train, run.config.ray
-    gpu = train.device == "cuda" or (train.device == "auto" and ray.cluster_resources().get("GPU", 0) >= train.num_workers)
     trainer = TorchTrainer(
         carry_out,
         train_loop_config={"plan": plan},
         torch_config=OnlyHere() if settings.address is None else TorchConfig(timeout_s=int(WAIT.total_seconds())),
-        scaling_config=ray.train.ScalingConfig(num_workers=train.num_workers, use_gpu=gpu),
+        scaling_config=ray.train.ScalingConfig(num_workers=train.num_workers, use_gpu=on_gpus(run.config)),
         run_config=ray.train.RunConfig(
             name=".ray", storage_path=str(run.folder), failure_config=ray.train.FailureConfig(max_failures=settings.max_failures)
         ),

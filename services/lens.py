@@ -2,7 +2,8 @@
 
 After each observed step a rank sends its counted tokens and goes on. The readings come back to a thread of rank 0, which puts them into
 the step's record, in the order of the steps. At most `STEPS_AHEAD` steps wait for an actor: beyond that a rank sends nothing until the
-actor has caught up. Steps without readings are told of by a `gap` event. An actor that dies comes back with its totals at zero.
+actor has caught up. Steps without readings are told of by a `gap` event. An actor that dies comes back with its totals at zero; one
+that hangs is waited for once, and from then on records go out without it until it answers again.
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ class LensService:
         """
         if self._task is None or self._task.session != session:
             return None
+        for earlier in [other for other in self._results if other < step]:  # whoever asked for them has given up
+            del self._results[earlier]
         if step not in self._results:
             return NOT_READY if step > self._newest else None
         part = self._results.pop(step)
@@ -126,6 +129,7 @@ class RemoteProjection:
         self._unanswered: list[Any] = []
         self._waiting: deque[_Waiting] = deque()
         self._gap: tuple[int, int, int] | None = None  # first step, last step, count
+        self._silent: dict[int, Any] = {}  # actors (by place) that did not answer in time -> a question put to them then
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._deadline: float | None = None  # from when on nobody waits for an actor any more
@@ -180,13 +184,17 @@ class RemoteProjection:
 
     def _ask_totals(self) -> dict[str, dict[str, Tensor]]:
         import ray
-        from ray.exceptions import RayError
+        from ray.exceptions import GetTimeoutError, RayError
 
         found: dict[str, dict[str, Tensor]] = {name: {} for _, task in self._tasks for name in task.sources}
-        for actor, _ in self._tasks:
+        for index, (actor, _) in enumerate(self._tasks):
+            if self._is_silent(index):
+                continue
             try:
                 end = time.monotonic() + ANSWER_SECONDS
                 found |= ray.get(actor.totals.remote(), timeout=max(0.0, min(end, self._deadline or end) - time.monotonic()))
+            except GetTimeoutError:
+                self._falls_silent(index)
             except RayError:
                 continue  # its steps are told of by a gap
         return found
@@ -221,7 +229,7 @@ class RemoteProjection:
                 waiting = self._waiting[0]
             if waiting.step is not None:
                 dense = bool(waiting.record.get("dense"))
-                self._merge(waiting.record, [self._answer(actor, task, waiting.step, dense) for actor, task in self._tasks])
+                self._merge(waiting.record, [self._answer(index, waiting.step, dense) for index in range(len(self._tasks))])
             elif waiting.record.get("dense"):  # the last one of a run
                 _add_totals(waiting.record, self._ask_totals())
             waiting.emit(waiting.record)
@@ -230,15 +238,21 @@ class RemoteProjection:
                 waiting = None  # of an arm's last record: this thread outlives the arm, and holds neither its lens nor its model
                 self._changed.notify_all()
 
-    def _answer(self, actor: Any, task: Task, step: int, dense: bool) -> Record | None:
+    def _answer(self, index: int, step: int, dense: bool) -> Record | None:
         import ray
-        from ray.exceptions import RayError
+        from ray.exceptions import GetTimeoutError, RayError
 
+        actor, task = self._tasks[index]
+        if self._is_silent(index):
+            return None
         end = time.monotonic() + ANSWER_SECONDS
         while (left := min(end, self._deadline or end) - time.monotonic()) > 0:
             try:
                 part = ray.get(actor.result.remote(task.session, step, dense), timeout=left)
-            except RayError:  # it died or hangs
+            except GetTimeoutError:
+                self._falls_silent(index)
+                return None
+            except RayError:  # it died
                 part = None
             if part is None:
                 actor.begin.remote(task)  # where it has come back it must be told what to do
@@ -246,6 +260,22 @@ class RemoteProjection:
                 return part
             time.sleep(POLL_SECONDS)
         return None
+
+    def _falls_silent(self, index: int) -> None:
+        """Nobody waits for this actor any more, or every record would wait as long, and be lost in the end."""
+        actor, task = self._tasks[index]
+        self._silent[index] = actor.begin.remote(task)
+        reason = "no answer: steps have no readings until it answers again"
+        self._event("service_lost", service="lens", hookpoints=list(task.sources), reason=reason)
+
+    def _is_silent(self, index: int) -> bool:
+        import ray
+
+        asked = self._silent.get(index)
+        if asked is not None and ray.wait([asked], timeout=0)[0]:  # it answers again, or has come back
+            self._silent.pop(index, None)
+            return False
+        return asked is not None
 
     def _merge(self, record: Record, parts: list[Record | None]) -> None:
         step = record["step"]

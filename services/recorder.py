@@ -7,6 +7,7 @@ waiting, and what was lost then is told by a `gap` event. Training only ever app
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import uuid
@@ -18,6 +19,7 @@ from typing import Any
 from gradlens import sinks
 from gradlens.config import RunConfig
 from gradlens.errors import ConfigError, RunError
+from gradlens.files import append_line
 from gradlens.recorder import Sink
 from gradlens.store import RunReader, RunWriter
 
@@ -175,7 +177,7 @@ class RecorderClient:
     """A recorder (see `gradlens.recorder.Recorder`) that hands everything to a `RecorderService` elsewhere, from a thread of its own.
 
     `send(run_id, session, messages, status) -> last number` calls the service and raises `Lost` where it is away. When it is gone for
-    good, `close` writes what is left into the run folder itself.
+    good, `close` writes what is left into the run folder itself; also when it hangs, after `end` has ended it (its lock is free then).
     """
 
     def __init__(
@@ -185,9 +187,10 @@ class RecorderClient:
         resume_step: int | None = None,
         capacity: int = 2000,
         retry_seconds: float = 0.5,
+        end: Callable[[], None] | None = None,
     ) -> None:
         self.run_dir, self.capacity = run_dir, capacity
-        self._send, self._retry = send, retry_seconds
+        self._send, self._retry, self._end = send, retry_seconds, end
         self._session = uuid.uuid4().hex
         self._number, self._step = 0, resume_step or 0
         self._waiting: deque[Message] = deque([(0, "open", resume_step)])
@@ -218,12 +221,27 @@ class RecorderClient:
             self._changed.notify()
 
     def close(self, timeout: float = 60.0) -> bool:
-        """Wait until everything is written; True if it is. A recorder that is gone for good is replaced by this process."""
+        """Wait until everything is written; True if it is. A recorder that is gone for good, or that writes nothing for `timeout` seconds,
+        is replaced by this process. What is lost nevertheless is told by a `gap` event."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-            done = self._changed.wait_for(lambda: self._closed or self._gone, timeout)
-        return self._write_here() if self._gone else done
+            first = self._waiting[0][0] if self._waiting else None
+            while not self._changed.wait_for(lambda: self._closed or self._gone, timeout):
+                before, first = first, self._waiting[0][0] if self._waiting else None
+                if first == before:
+                    break  # nothing was written meanwhile; one that is slow is waited for
+            # where only the word of the end is not answered yet, everything is written: views may take long to end
+            hangs = not (self._closed or self._gone) and any(what in ("record", "event") for _, what, _ in self._waiting)
+        if hangs and self._end is not None:
+            self._end()
+            with self._changed:
+                self._changed.wait_for(lambda: self._gone or self._closed, timeout)
+        if not self._gone:
+            if hangs and not self._closed:
+                self._tell_lost()
+            return self._closed
+        return self._write_here(10.0 if hangs else 0.0) or self._tell_lost()
 
     def _put(self, what: str, content: Any) -> None:
         self._number += 1
@@ -285,19 +303,36 @@ class RecorderClient:
             self._put("event", {"kind": "gap", "time": time.time(), "step": self._step, "reason": reason, **gap})
         self._away_from, self._dropped, self._dropped_steps = None, 0, _NONE
 
-    def _write_here(self) -> bool:
-        """Write what waits with a recorder in this process: the actor is dead, so its lock on the folder is free."""
+    def _tell_lost(self) -> bool:
+        """Say in the run folder what of it is lost; False, as `close` then returns."""
+        with self._changed:
+            steps = [content["step"] for _, what, content in self._waiting if what == "record"]
+            gap = {"from_step": min(steps, default=self._step), "to_step": max(steps, default=self._step), "count": len(steps)}
+        reason = "the recorder did not answer at the end of the run; what was waiting is lost"
+        line = {"time": time.time(), "step": self._step, "kind": "gap", "service": "recorder", "reason": reason, **gap}
+        with contextlib.suppress(OSError):
+            append_line(self.run_dir / "events.jsonl", line)
+        return False
+
+    def _write_here(self, patience: float = 0.0) -> bool:
+        """Write what waits with a recorder in this process: the actor is dead, so its lock on the folder is free, or within `patience`
+        seconds will be."""
         with self._changed:
             self._back()
         service = RecorderService({self.run_dir.name: str(self.run_dir)})
         messages = [(what, content) for _, what, content in self._waiting if what != "close"] + [("close", None)]
         numbered = [(number, what, content) for number, (what, content) in enumerate(messages)]
-        try:
-            service.write(self.run_dir.name, self._session, numbered)
-        except RunError:
-            return False  # somebody else writes this folder after all
-        self._waiting.clear()
-        return True
+        until = time.monotonic() + patience
+        while True:
+            try:
+                service.write(self.run_dir.name, self._session, numbered)
+            except RunError:
+                if time.monotonic() > until:
+                    return False  # somebody else writes this folder after all
+                time.sleep(self._retry)
+                continue
+            self._waiting.clear()
+            return True
 
 
 def actor_sender(actor: Any, timeout: float = 30.0) -> Callable[[str, str, list[Message], dict[str, Any]], int]:

@@ -86,7 +86,7 @@ def _run(plan: Plan, run_id: str, run_dir: Path, config: RunConfig, world: World
         state = control.read_state(run_dir)
         policy = Policy(version=state["version"], rules=tuple(load_rules(list(state["rules"]))))
         resume_step = _resume_step(run_dir)
-        recorder = recording.RecorderClient(_sender(plan), run_dir, resume_step)
+        recorder = recording.RecorderClient(_sender(plan), run_dir, resume_step, end=lambda: _end(f"recorder:{plan.name}", plan.namespace))
         if resume_step is None:
             recorder.event("started")
         policies = control.PolicyClient(_asker(plan, run_id), recorder, policy.version, _settler(plan, run_id))
@@ -197,6 +197,15 @@ def _asker(plan: Plan, run_id: str) -> Any:
 def _settler(plan: Plan, run_id: str) -> Any:
     actor = _actor(f"controller:{plan.name}", plan.namespace)
     return lambda version, rules, by: actor and actor.settle.remote(run_id, version, rules, by)
+
+
+def _end(name: str, namespace: str) -> None:
+    """End an actor for good, one that hangs as well."""
+    import ray
+
+    actor = _actor(name, namespace)
+    if actor is not None:
+        ray.kill(actor)
 
 
 def _actor(name: str, namespace: str) -> Any:

@@ -2,7 +2,7 @@
 
 import pytest
 from gradlens_services.controller import first_state
-from gradlens_services.job import Alarms, _new, _resumed, trouble_in_words
+from gradlens_services.job import Alarms, _new, _resumed, lacking_room, trouble_in_words
 
 from gradlens.config import RunConfig
 from gradlens.errors import ConfigError
@@ -41,3 +41,20 @@ def test_rules_at_a_hookpoint_without_a_dictionary_are_not_sent(tmp_path):
         with pytest.raises(ConfigError, match="no dictionary at layers.9; this run has layers.2"):
             check_rules(folder, [rule])
     assert check_rules(folder, [{"concept": "c", "hookpoints": ["layers.2"]}, {"features": {"2": [1]}}])
+
+
+@pytest.mark.parametrize(
+    ("there", "free", "state", "said"),
+    [
+        (1, 1, "PENDING", "of this Ray cluster's 1 1 are free"),
+        (4, 0, "PENDING", "of this Ray cluster's 4 0 are free"),
+        (4, 2, "CREATED", ""),
+    ],
+)
+def test_why_ranks_do_not_begin_is_said(monkeypatch, there, free, state, said):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": there})
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": free})
+    monkeypatch.setattr(ray.util, "placement_group_table", lambda: {"a": {"state": state}})
+    text = lacking_room(RunConfig(**CONFIG, train={"num_workers": 2, "device": "cpu"}))
+    assert said in text and bool(text) == bool(said)

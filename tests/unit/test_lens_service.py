@@ -1,11 +1,14 @@
 """Lens actors without Ray: what an actor makes of what the ranks send it."""
 
 import gc
+import time
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import tiny_dictionary
+from gradlens_services import lens
 from gradlens_services.lens import NOT_READY, LensService, RemoteProjection, Task
 
 from gradlens.config import ObserveSettings
@@ -69,11 +72,66 @@ def test_a_run_that_is_over_is_not_held_by_the_thread_that_recorded_it():
         def emit(self, record):
             self.step = record["step"]
 
-    lens, remote = Lens(), RemoteProjection([], {}, {}, ObserveSettings(), Single(), lambda kind, **fields: None)
-    remote.skip({"step": 1}, lens.emit)
+    mine, remote = Lens(), RemoteProjection([], {}, {}, ObserveSettings(), Single(), lambda kind, **fields: None)
+    remote.skip({"step": 1}, mine.emit)
     remote.close()
-    gone = weakref.ref(lens)
-    assert lens.step == 1
-    del lens
+    gone = weakref.ref(mine)
+    assert mine.step == 1
+    del mine
     gc.collect()
     assert gone() is None
+
+
+class Actor:
+    """A lens actor that hangs until `answers`; a reference to an answer of its is `(actor, method, arguments)`."""
+
+    answers = False
+
+    def __getattr__(self, name):
+        return SimpleNamespace(remote=lambda *arguments: (self, name, arguments))
+
+
+def test_an_actor_that_hangs_is_waited_for_once(monkeypatch):
+    ray = pytest.importorskip("ray")
+    reading = {"scalars": {f"{HOOK}/unexplained": 0.5}, "features": {}, "examples": [], "lessons": []}
+
+    def get(reference, timeout=None):
+        if not reference[0].answers:
+            time.sleep(timeout)
+            raise ray.exceptions.GetTimeoutError
+        return {"result": reading, "totals": {HOOK: {}}}.get(reference[1])
+
+    def wait(references, num_returns=1, timeout=0):
+        ready = [reference for reference in references if reference[0].answers]
+        return ready, [reference for reference in references if not reference[0].answers]
+
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(lens, "ANSWER_SECONDS", 0.3)
+    actor, told, handed_on = Actor(), [], []
+    remote = RemoteProjection(
+        [(actor, [HOOK])], {HOOK: "sae"}, {}, ObserveSettings(), Single(), lambda kind, **fields: told.append((kind, fields))
+    )
+    began = time.monotonic()
+    for step in range(1, 41):
+        remote.finish({"step": step, "scalars": {"train/loss": 1.0}}, Single(), handed_on.append)
+    remote.flush(20)
+    assert remote.totals() == {HOOK: {}}  # a checkpoint does not wait either
+    assert time.monotonic() - began < 3  # 40 x 0.3 seconds where each step waits
+    assert [record["step"] for record in handed_on] == list(range(1, 41))
+    assert [kind for kind, _ in told] == ["service_lost"] and told[0][1]["hookpoints"] == [HOOK]
+    actor.answers = True
+    remote.finish({"step": 41, "scalars": {}}, Single(), handed_on.append)
+    remote.close()
+    assert f"{HOOK}/unexplained" in handed_on[-1]["scalars"]
+    assert [(fields["from_step"], fields["to_step"], fields["count"]) for kind, fields in told if kind == "gap"] == [(1, 40, 40)]
+
+
+def test_readings_that_nobody_waited_for_are_not_kept(task):
+    service = LensService()
+    service.begin(task)
+    for step in range(5):
+        for rank in range(3):
+            service.observe("session", step, rank, [(HOOK, tokens(rank))])
+    assert service.result("session", 4, dense=False)["features"]
+    assert service._results == {}

@@ -1,5 +1,7 @@
 """Rewriting batches on a tiny random model: shapes, what is taken out, memory, the random control, the three ways in."""
 
+from array import array
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from conftest import tiny_dictionary, tiny_model
 from words import Spelled
 
 from gradlens import rewriter as rewriter_module
+from gradlens.capture import counted_tokens
 from gradlens.concept_files import Detector
 from gradlens.data import IGNORE
 from gradlens.detector import fit_detector, score, weights_over
@@ -15,6 +18,7 @@ from gradlens.errors import ConfigError
 from gradlens.lens import Lens
 from gradlens.random_control import RATIO, SameShare, among, barred, contrast, matched_features, matched_weights
 from gradlens.rewriter import Rewriter, Tokens, _closed
+from gradlens.row_teller import key_of, rows_of
 from gradlens.rules import Policy, Rule
 from gradlens.spelling import Spelling
 
@@ -111,6 +115,19 @@ def test_rows_that_come_again_are_remembered(parts):
     again = one.batch(given, 0.0)
     assert all(torch.equal(first.batch[key], again.batch[key]) for key in given) and torch.equal(first.at_BS, again.at_BS)
     assert (first.touched, first.counted, first.silent) == (again.touched, again.counted, again.silent)
+
+
+def test_what_is_remembered_of_a_row_is_small_and_goes_through_a_checkpoint(parts):
+    one, given = rewriter(*parts), batch()
+    first, older = one.batch(given, 0.0), rewriter(*parts)
+    assert {len(key) for key in one.known} == {16}
+    assert all(isinstance(ids, array) and isinstance(counted, bytes) for (ids, counted, _), _ in one.known.values())
+    state, rows = one.state_dict(), rows_of(given["input_ids"], given["attention_mask"], counted_tokens(*given.values()))
+    for keys in (state["keys"], [key_of(row).hex() for row in rows]):  # the latter: of a checkpoint from before
+        older.load_state_dict({**state, "keys": keys})
+        older._rewritten = None  # would fail if it were asked
+        assert torch.equal(older.batch(given, 0.0).batch["input_ids"], first.batch["input_ids"])
+        older.known.clear()
 
 
 def test_rows_are_remembered_together_by_rewriters_that_do_the_same_only(parts):

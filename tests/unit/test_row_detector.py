@@ -1,10 +1,14 @@
 """Texts that show a concept told from others by mean activations, and rows of two kinds, on made-up ones."""
 
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 import torch
 
+from gradlens import row_teller
 from gradlens.row_detector import SIZE, fit_rows, judged, row_scores, split
+from gradlens.row_teller import RowTeller, key_of
 
 
 def texts(n, shows, rng, d_sae=600):
@@ -41,3 +45,19 @@ def test_rows_of_one_kind_are_not_split_nor_those_of_two_kinds_without_the_conce
     assert split(rng.normal(0, 1, 96)) is None and split(rng.random(96) - 0.5) is None
     assert split([-4.0] * 40 + [-1.0] * 40) is None and split([1.0] * 40 + [5.0] * 40) is None
     assert split([1.0, -1.0]) is None and split([]) is None
+
+
+def test_what_is_remembered_of_a_row_does_not_grow_with_its_length(monkeypatch):
+    """Of 100,000 rows of 4096 tokens it would be 3.5 GiB, and twice as much in every checkpoint."""
+    monkeypatch.setattr(row_teller, "adapted", lambda model: False)
+    teller = RowTeller.__new__(RowTeller)
+    teller.model, teller._every_time, teller._known = None, False, OrderedDict()
+    teller._read = lambda rows: [float(len(ids)) for ids, _ in rows]
+    rows = [([*range(4096)], [True] * 4096), ([1, 2], [True, True]), ([1, 2], [False, True])]
+    assert teller.scores(rows) == [4096.0, 2.0, 2.0]
+    state = teller.state_dict()
+    assert len(set(state["keys"])) == 3 and {len(key) for key in state["keys"]} == {32}
+    older = {"keys": [key_of(row).hex() for row in rows], "scores": state["scores"]}  # of a checkpoint from before
+    teller._known, teller._read = OrderedDict(), None  # nothing is read again
+    teller.load_state_dict(older)
+    assert teller.scores(rows) == [4096.0, 2.0, 2.0]

@@ -300,7 +300,15 @@ def test_a_full_disk_costs_rows_but_never_an_exception(tmp_path):
     errors = [event for event in reader.events if event["kind"] == "storage_error"]
     assert sum(event["rows"] for event in errors) == lost
     assert "File too large" in errors[0]["error"]
+    assert len(errors) <= 3  # not one for each of a hundred steps: they take up room, and are told on the screen
     assert all(row["state"] in ("sealed", "whole") for row in reader.verify())
+
+
+def test_a_run_that_was_moved_is_shown_where_it_is(tmp_path):
+    with RunWriter(tmp_path / "run") as writer:
+        writer.write_json("summary.json", {"status": "done", "run_dir": str(tmp_path / "run")})
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert RunReader(tmp_path / "moved").summary == {"status": "done", "run_dir": str(tmp_path / "moved")}
 
 
 def test_one_writer_at_a_time_and_no_run_over_another(tmp_path):
