@@ -11,6 +11,7 @@ feature circuits" (arXiv 2403.19647); `push` and `energy` are the first and seco
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from gradlens.dictionary import Dictionary
 from gradlens.encoding import TILE, TOKENS, encode_active, used_rows
 from gradlens.engine import Impl, choose
+from gradlens.pair_sums import feature_sums
 from gradlens.precision import HALF
 from gradlens.products import linear
 
@@ -31,6 +33,10 @@ def push(dictionary: Dictionary, g_sum_D: Tensor) -> Tensor:
 
     Exact, since the sum over tokens and the projection commute; costs 2DF. Linear: add `g_sum` over micro-batches and ranks first.
     """
+    if choose("auto", g_sum_D) == "triton":  # one pass over the matrix as it is kept; block by block it would take a hundred times as many
+        from gradlens import kernels
+
+        return -kernels.along(g_sum_D, dictionary.W_dec) / dictionary.norms.to(g_sum_D.dtype)
     return -dictionary.along(g_sum_D)
 
 
@@ -69,19 +75,23 @@ def attribution_eager(dictionary: Dictionary, h_TD: Tensor, g_TD: Tensor) -> Ten
     return -(acts_TF * (g_TD @ dictionary.W_dec.T)).sum(0)
 
 
-def pair_dots(dictionary: Dictionary, g_TD: Tensor, idx_TK: Tensor, impl: Impl = "auto") -> Tensor:
-    """`<g_t, d_i>` of active pairs, `[T, K]`; costs 2TKD and no copy of the rows.
+def pair_dots(dictionary: Dictionary, g_TD: Tensor, idx_TK: Tensor, impl: Impl = "auto", val_TK: Tensor | None = None) -> Tensor:
+    """`<g_t, d_i>` of active pairs, `[T, K]`, at least float32; costs 2TKD and no copy of the rows.
 
-    PyTorch has this product as the gradient of a weighted sum of rows (`embedding_bag`) with respect to its weights.
+    PyTorch has this product as the gradient of a weighted sum of rows (`embedding_bag`) with respect to its weights. `val_TK`: where it is
+    0 nobody asks for the product; the kernel then gives 0 there, and reads nothing.
     """
     if choose(impl, g_TD) == "triton":
         from gradlens import kernels
 
-        return kernels.gated(idx_TK, torch.ones_like(idx_TK, dtype=g_TD.dtype), g_TD, dictionary.W_dec)
-    if g_TD.is_cuda and dictionary.W_dec.dtype != g_TD.dtype:  # to pick the rows that are used would make the host wait
-        size_T1 = g_TD.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(g_TD.dtype).tiny)  # a small gradient is 0 in float16
-        return pair_dots(dictionary, (g_TD / size_T1).to(dictionary.W_dec.dtype), idx_TK, "torch").to(g_TD.dtype) * size_T1
+        return kernels.gated(idx_TK, torch.ones_like(idx_TK, dtype=g_TD.dtype) if val_TK is None else val_TK, g_TD, dictionary.W_dec)
+    g_TD = g_TD.to(torch.promote_types(g_TD.dtype, torch.float32))
     parts = []
+    if g_TD.is_cuda and dictionary.W_dec.dtype != g_TD.dtype:  # to pick the rows that are used would make the host wait
+        tokens = max(1, TILE // (idx_TK.shape[1] * dictionary.d_out))
+        for idx, g in zip(idx_TK.split(tokens), g_TD.split(tokens), strict=True):  # float32 on one side: in half the products are rounded
+            parts.append((dictionary.W_dec[idx].to(g.dtype) * g[:, None]).sum(-1))
+        return torch.cat(parts) if parts else g_TD.new_zeros(idx_TK.shape)
     for idx, g in zip(idx_TK.split(TOKENS), g_TD.split(TOKENS), strict=True):
         T, K = idx.shape
         W_dec, idx = used_rows(dictionary.W_dec, idx, g.dtype)
@@ -97,36 +107,35 @@ def pair_dots_eager(dictionary: Dictionary, g_TD: Tensor, idx_TK: Tensor) -> Ten
     return (g_TD @ dictionary.W_dec.T).gather(1, idx_TK)
 
 
-def feature_sums(idx_TK: Tensor, weight_TK: Tensor, F: int) -> Tensor:
-    """Sum of the pairs' weights by feature, `[F]`."""
-    return torch.zeros(F, dtype=weight_TK.dtype, device=weight_TK.device).index_add_(0, idx_TK.flatten(), weight_TK.flatten())
-
-
-def energy(dictionary: Dictionary, g_TD: Tensor, impl: Impl = "auto", precision: str = "float32") -> Tensor:
+def energy(dictionary: Dictionary, g_TD: Tensor, impl: Impl = "auto", precision: str = "float32", bad_T: Tensor | None = None) -> Tensor:
     """`energy[F]` = Σ_t <g_t, d̂_i>²: how much gradient there is along i, whatever its sign.
 
     d̂ᵀ(GᵀG)d̂ (2D²(T + F)) where that is cheaper, else token by token (2TDF), a tile at a time. Additive over tokens. `precision`: a half
-    precision that W_dec is kept in and g has been in: the kernels then multiply in it.
+    precision that W_dec is kept in and g has been in: the kernels then multiply in it. `bad_T`: tokens that are left out.
     """
-    T, D = g_TD.shape
-    which, by_gram = choose(impl, g_TD), T * dictionary.d_sae > D * (T + dictionary.d_sae)
+    (T, D), F = g_TD.shape, dictionary.d_sae
+    which, by_gram = choose(impl, g_TD), T * F > D * (T + F)
     if which == "eager":
-        return energy_eager(dictionary, g_TD)
-    in_half = dictionary.W_dec.dtype == HALF.get(precision) and T * dictionary.d_sae < WHOLE * D * (T + dictionary.d_sae)
-    if which == "triton" and in_half and T:
+        return energy_eager(dictionary, _without(g_TD, bad_T))
+    half = HALF.get(precision)
+    if which == "triton" and T and half == dictionary.W_dec.dtype:
         from gradlens import kernels
 
-        # by a power of two: nothing is rounded that was in half precision once, and a small gradient is not 0 in float16
-        exponent = torch.frexp(g_TD.abs().amax())[1]
-        total_F = kernels.energy_sum(torch.ldexp(g_TD, -exponent).to(dictionary.W_dec.dtype), dictionary.W_dec)
-        return torch.ldexp(torch.ldexp(total_F, exponent), exponent) / dictionary.norms / dictionary.norms
-    wide_TD = g_TD.to(torch.promote_types(g_TD.dtype, torch.float32))  # second moments of half precision could vanish
-    gram_DD = wide_TD.T @ wide_TD if by_gram else None
+        # what the Gram matrix costs in half precision: in bfloat16 the lower half of it in three pieces, in float16 no less than in float32
+        if 2 * T * F < (3 if half == torch.bfloat16 else 2 * WHOLE) * D * F + 2 * D * T:
+            return _energy_in_half(dictionary, _without(g_TD, bad_T))
+        by_gram, g_TD = True, g_TD.to(half) if half == torch.bfloat16 else g_TD
     if which == "triton":
         from gradlens import kernels
 
-        total_F = kernels.quadratic_form(gram_DD, dictionary.W_dec) if by_gram else kernels.energy_sum(g_TD, dictionary.W_dec)
+        total_F = (
+            kernels.quadratic_form(_second_moments(g_TD, bad_T), dictionary.W_dec)
+            if by_gram
+            else kernels.energy_sum(_without(g_TD, bad_T), dictionary.W_dec)
+        )
         return total_F / dictionary.norms / dictionary.norms  # the square of a row of zeros would be 0
+    wide_TD = _without(g_TD.to(torch.promote_types(g_TD.dtype, torch.float32)), bad_T)  # second moments of half precision could vanish
+    gram_DD = wide_TD.T @ wide_TD if by_gram else None
     parts = []
     for rows in dictionary.W_dec.split(max(1, TILE // (D if by_gram else TOKENS))):
         rows = rows.to(wide_TD.dtype)
@@ -136,6 +145,46 @@ def energy(dictionary: Dictionary, g_TD: Tensor, impl: Impl = "auto", precision:
             parts.append(sum(linear(g, rows).square_().sum(0) for g in wide_TD.chunk(max(1, math.ceil(T / TOKENS)))))
     norms_F = dictionary.norms.to(wide_TD.dtype)
     return torch.cat(parts) / norms_F / norms_F
+
+
+def _energy_in_half(dictionary: Dictionary, g_TD: Tensor) -> Tensor:
+    """Token by token, in the half precision of the dictionary."""
+    from gradlens import kernels
+
+    if dictionary.W_dec.dtype == torch.bfloat16:  # which has numbers as small as float32 has
+        return kernels.energy_sum(g_TD.to(torch.bfloat16), dictionary.W_dec) / dictionary.norms / dictionary.norms
+    # by a power of two: nothing is rounded that was in half precision once, and a small gradient is not 0 in float16
+    exponent = torch.frexp(g_TD.float().abs().amax())[1]
+    total_F = kernels.energy_sum(torch.ldexp(g_TD.float(), -exponent).to(dictionary.W_dec.dtype), dictionary.W_dec)
+    return torch.ldexp(torch.ldexp(total_F, exponent), exponent) / dictionary.norms / dictionary.norms
+
+
+def _second_moments(g_TD: Tensor, bad_T: Tensor | None) -> Tensor:
+    """GᵀG in float32, some tokens at a time. bfloat16 is multiplied as it is, and summed in float32."""
+    gram_DD = g_TD.new_zeros(g_TD.shape[1], g_TD.shape[1], dtype=torch.float32)
+    for _, g in token_blocks(g_TD, bad_T):
+        if g.dtype == torch.bfloat16 and _sums_in_float32(g):
+            gram_DD += torch.mm(g.T, g, out_dtype=torch.float32)
+        else:
+            gram_DD += g.float().T @ g.float()
+    return gram_DD
+
+
+def _sums_in_float32(x: Tensor) -> bool:
+    """Whether PyTorch multiplies this half precision as it is, and gives the sums in float32."""
+    return x.is_cuda and x.element_size() == 2 and torch.version.hip is None
+
+
+def token_blocks(x_TD: Tensor, bad_T: Tensor | None, dtype: torch.dtype | None = None) -> Iterator[tuple[slice, Tensor]]:
+    """`(tokens, x[tokens])` in `dtype` (None: its own) without the bad ones, block after block: what is made for them stays small."""
+    step = max(1, 2 * TILE // max(x_TD.shape[1], 1))
+    for first in range(0, len(x_TD), step):
+        at = slice(first, first + step)
+        yield at, _without(x_TD[at], None if bad_T is None else bad_T[at]).to(dtype or x_TD.dtype)
+
+
+def _without(x_TD: Tensor, bad_T: Tensor | None) -> Tensor:
+    return x_TD if bad_T is None else x_TD.masked_fill(bad_T[:, None], 0)
 
 
 def energy_eager(dictionary: Dictionary, g_TD: Tensor) -> Tensor:
@@ -155,29 +204,48 @@ def explained_energy(
     """
     idx_TK, val_TK = encode_active(dictionary, h_TD) if active is None else active
     explained = torch.zeros((), dtype=torch.float64, device=g_TD.device)
-    gram_FF = dictionary.gram if dictionary.d_sae**2 <= GRAM else None
     K = idx_TK.shape[1]
     dots_TK = (pair_dots(dictionary, g_TD, idx_TK) if dots_TK is None else dots_TK).double() / dictionary.norms[idx_TK]
-    tokens = max(1, TILE // (K * (K if gram_FF is not None else dictionary.d_out)))
+    # On an accelerator a factorisation takes as long for many systems as for one: as many at a time as there is room for.
+    waits = idx_TK.device.type == "cpu" and dictionary.d_sae**2 > GRAM
+    tokens = max(1, TILE // (K * (dictionary.d_out if waits else K)))
     for idx, val, dots in zip(idx_TK.split(tokens), val_TK.split(tokens), dots_TK.split(tokens), strict=True):
-        if gram_FF is None:
-            # in float64 on an accelerator: TF32, where a loop allows it, is wrong by 1e-3
-            rows_TKD = dictionary.W_dec[idx].to(dictionary.work_dtype if idx.device.type == "cpu" else torch.float64)
-            norms_TK = dictionary.norms[idx].double()
-            gram_TKK = (rows_TKD @ rows_TKD.mT).double() / norms_TK[:, :, None] / norms_TK[:, None, :]  # a row of zeros: tiny² would be 0
-        else:
-            at_TKK = idx[:, :, None] * dictionary.d_sae + idx[:, None, :]
-            gram_TKK = gram_FF.view(-1).index_select(0, at_TKK.flatten()).view(at_TKK.shape).double()  # four times as fast as gram_FF[...]
-        # Inactive slots get a row of the unit matrix. The ridge keeps dependent rows solvable (more of them than dimensions always are): as
-        # large as what rounding makes of an eigenvalue that is 0, below which the matrix need not be positive, and the solution anything.
-        is_active = (val > 0).double()
-        ridge = (torch.finfo(g_TD.dtype).eps * is_active.sum(-1, keepdim=True)).clamp_min(1e-10)
-        gram_TKK = gram_TKK * (is_active[:, :, None] * is_active[:, None, :]) + torch.diag_embed(1 - is_active + ridge)
-        dots = dots * is_active
-        # with gram = L Lᵀ: dots · gram⁻¹ dots = |L⁻¹ dots|², one triangular solution instead of two
-        half_TK1 = torch.linalg.solve_triangular(torch.linalg.cholesky_ex(gram_TKK)[0], dots[..., None], upper=False)
-        explained += half_TK1.square().sum()
+        explained += _explained(dictionary, idx, val, dots, torch.finfo(g_TD.dtype).eps)
     return explained, torch.einsum("td,td->t", g_TD, g_TD).double().sum()
+
+
+def _explained(dictionary: Dictionary, idx_TK: Tensor, val_TK: Tensor, dots_TK: Tensor, eps: float) -> Tensor:
+    """Σ_t ||P_t g_t||² from `<d̂_i, g_t>` in float64."""
+    gram_TKK = _row_products(dictionary, idx_TK)
+    # Inactive slots get a row of the unit matrix. The ridge keeps dependent rows solvable (more of them than dimensions always are): as
+    # large as what rounding makes of an eigenvalue that is 0, below which the matrix need not be positive, and the solution anything.
+    is_active = (val_TK > 0).double()
+    ridge = (eps * is_active.sum(-1, keepdim=True)).clamp_min(1e-10)
+    gram_TKK = gram_TKK.mul_(is_active[:, :, None]).mul_(is_active[:, None, :])
+    gram_TKK.diagonal(dim1=-2, dim2=-1).add_(1 - is_active + ridge)
+    # with gram = L Lᵀ: dots · gram⁻¹ dots = |L⁻¹ dots|², one triangular solution instead of two
+    L_TKK = torch.linalg.cholesky_ex(gram_TKK)[0]
+    return torch.linalg.solve_triangular(L_TKK, (dots_TK * is_active)[..., None], upper=False).square().sum()
+
+
+def _row_products(dictionary: Dictionary, idx_TK: Tensor) -> Tensor:
+    """`<d̂_i, d̂_j>` of every token's pairs, `[T, K, K]` float64, for the caller to change."""
+    (T, K), F = idx_TK.shape, dictionary.d_sae
+    if F**2 <= GRAM:
+        at_TKK = idx_TK[:, :, None] * F + idx_TK[:, None, :]
+        return dictionary.gram.view(-1).index_select(0, at_TKK.flatten()).view(at_TKK.shape).double()  # four times as fast as gram[...]
+    gram_TKK = torch.empty(T, K, K, dtype=torch.float64, device=idx_TK.device)
+    step = max(1, 2 * TILE // (K * dictionary.d_out))
+    for first in range(0, T, step):
+        at = slice(first, first + step)
+        rows, norms = dictionary.W_dec[idx_TK[at]], dictionary.norms[idx_TK[at]].double()
+        if _sums_in_float32(rows):
+            products = torch.bmm(rows, rows.mT, out_dtype=torch.float32)  # exact products, summed as a CPU sums them
+        else:  # in float64 on an accelerator: TF32, where a loop allows it, is wrong by 1e-3
+            rows = rows.to(dictionary.work_dtype if rows.device.type == "cpu" else torch.float64)
+            products = rows @ rows.mT
+        gram_TKK[at] = products.double() / norms[:, :, None] / norms[:, None, :]  # one by one: of a row of zeros tiny² would be 0
+    return gram_TKK
 
 
 def explained_energy_eager(dictionary: Dictionary, h_TD: Tensor, g_TD: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 ALL_ARMS = ("bare", "control", *ARMS, "naive", "bergson")
 RESAMPLES = 1000
+WARM = 2  # steps on a GPU that are not counted: kernels are compiled and tiles chosen in them, which takes longer than all others together
 
 
 class Meter:
@@ -101,6 +102,7 @@ def bench(job: Job, arms: Sequence[str], steps: int, device: torch.device, progr
     that of one hook at a time, without what it keeps until the step's end."""
     with ExitStack() as stack:
         take: dict[str, Callable[..., float]] = {}
+        warm = WARM if device.type == "cuda" else 0
         meters = {arm: Meter(device) for arm in arms}
         lenses: dict[str, Lens] = {}
         watched: dict[str, Lens | Collecting] = {}  # what is told which rows come
@@ -113,7 +115,7 @@ def bench(job: Job, arms: Sequence[str], steps: int, device: torch.device, progr
                 watching = _naive(mine, job.dictionaries, meters[arm])
             elif arm == "bergson":
                 rows = sum(len(row_ids) for _, row_ids in job.batch(0)[0])
-                watching = watched[arm] = Collecting(mine, optimizer, rows * (steps + 1), meters[arm])
+                watching = watched[arm] = Collecting(mine, optimizer, rows * (warm + steps + 1), meters[arm])
             elif arm not in ("bare", "control"):
                 watching = watched[arm] = lenses[arm] = Lens(
                     mine, optimizer, job.dictionaries, policy=Policy(version=1, rules=tuple(job.rules)) if arm == "rules" else None,
@@ -130,8 +132,8 @@ def bench(job: Job, arms: Sequence[str], steps: int, device: torch.device, progr
         readings: dict[str, list[float]] = {arm: [] for arm in arms}
         losses: dict[str, list[float]] = {arm: [] for arm in arms}
         tokens = 0
-        for step in range(steps + 1):
-            micro, counted = job.batch(step)
+        for step in range(-warm, steps + 1):
+            micro, counted = job.batch(max(step, 0))
             tokens = max(tokens, counted)
             turn = step % len(arms)
             for arm in (*arms[turn:], *arms[:turn]):
@@ -139,11 +141,11 @@ def bench(job: Job, arms: Sequence[str], steps: int, device: torch.device, progr
                 began = time.perf_counter()
                 loss = take[arm](micro, counted)
                 took, reading = time.perf_counter() - began, meters[arm].take()
-                if step < steps:
+                if 0 <= step < steps:
                     seconds[arm].append(took)
                     readings[arm].append(reading)
                     losses[arm].append(loss)
-            progress("measuring", done=min(step + 1, steps), total=steps)
+            progress("measuring", done=min(max(step + 1, 0), steps), total=steps)
         entries = [_entry(arm, seconds, losses, job) for arm in arms]
     dtype = next(job.model.parameters()).dtype
     peaks = measured_peaks(device, dtype)
@@ -187,17 +189,27 @@ def measured_peaks(device: torch.device, dtype: torch.dtype = torch.float32) -> 
     c = torch.empty_like(b)
 
     def best(run: Callable[[], Any]) -> float:
-        times = []
-        for _ in range(5):
-            began = time.perf_counter()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - began)
-        return min(times)
+        return min(_on_its_own_clock(run) if device.type == "cuda" else _by_the_hosts(run) for _ in range(5))
 
     product = min(best(lambda: a @ a), best(lambda: linear(a, a)))
     return {"peak_flops": 2 * size**3 / product, "peak_bandwidth": 2 * b.numel() * 4 / best(lambda: c.copy_(b))}
+
+
+def _by_the_hosts(run: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def _on_its_own_clock(run: Callable[[], Any], times: int = 10) -> float:
+    """Seconds of one of several runs on a GPU: starting one and waiting for it would take an eighth as long as a copy does."""
+    began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    began.record()
+    for _ in range(times):
+        run()
+    ended.record()
+    torch.cuda.synchronize()
+    return began.elapsed_time(ended) / 1000 / times
 
 
 def _step(

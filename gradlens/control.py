@@ -89,6 +89,12 @@ class Control:
         every = rules + [active.instead_of for active in rules if active.instead_of is not None]
         return {hookpoint for active in every for hookpoint in active.reads}
 
+    def routed_features(self, hookpoint: str) -> Tensor:
+        """The features there that decide it, `[N]`; one may come twice."""
+        rules = [active for active, _ in self.in_force("route", dry=True)]
+        every = rules + [active.instead_of for active in rules if active.instead_of is not None]
+        return torch.cat([active.features[hookpoint] for active in every if hookpoint in active.reads])
+
     def weighs_rows(self) -> bool:
         """Whether a rule acts in whole rows."""
         return self.tells_rows() or any(active.rule.mode == "reweight" for active, _ in self.in_force("route", dry=True))

@@ -5,6 +5,7 @@ Shape suffixes: T tokens, D d_model, F d_sae, K active features per token, P act
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -22,31 +23,36 @@ GROUP = 32  # features whose maximum is looked at before they are
 ROOM = 256  # pairs kept of a token in a hook on an accelerator
 
 
-def encode_active(dictionary: Dictionary, x_TD: Tensor, impl: Impl = "auto", room: int | None = None) -> tuple[Tensor, Tensor]:
+def encode_active(
+    dictionary: Dictionary, x_TD: Tensor, impl: Impl = "auto", room: int | None = None, bad_T: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Active pairs `(idx[T, K], val[T, K])`: feature ids (int64) and activations, padded with id 0 and value 0, in no particular order.
 
     Equal to `Dictionary.encode`, scattered to pairs; costs 2TDF. K is k for topk, else the largest number of active features of any token.
     To count them an accelerator makes the host wait; `room`, which the CPU does not need, avoids that: at most so many pairs of a token are
-    kept, by PyTorch the largest, by the kernels any (see `full`). A token that is not finite has NaN as its only value.
+    kept, by PyTorch the largest, by the kernels any (see `full`). A token that is not finite has NaN as its only value. `bad_T`: which are
+    not, where that is known; it costs several passes over x.
     """
     T = x_TD.shape[0]
     which = choose(impl, x_TD)
     if T == 0:
         return x_TD.new_zeros((0, 1), dtype=torch.long), x_TD.new_zeros((0, 1))
-    bad_T1 = ~x_TD.isfinite().all(-1, keepdim=True)
-    x_TD = x_TD.masked_fill(bad_T1, 0)  # else it would take the places of others where a batch chooses together
+    bad_T1 = ~x_TD.isfinite().all(-1, keepdim=True) if bad_T is None else bad_T[:, None]
+    k = dictionary.k if dictionary.activation == "topk" else room if which == "triton" or x_TD.is_cuda else None
+    together = dictionary.activation == "batchtopk" and dictionary.threshold is None
+    # gated, with its two thresholds, and groupmax are left to the blocks
+    by_kernel = which == "triton" and not together and dictionary.activation not in ("gated", "groupmax")
+    if not by_kernel:  # the kernels keep every token by itself; else a bad one takes the places of others where a batch chooses together
+        x_TD = x_TD.masked_fill(bad_T1, 0)
     if which == "eager":
         idx_TK, val_TK = encode_active_eager(dictionary, x_TD)
-    elif dictionary.activation == "batchtopk" and dictionary.threshold is None:
+    elif together:
         idx_TK, val_TK = _batch_topk(dictionary, x_TD)
+    elif by_kernel:
+        idx_TK, val_TK = _by_kernel(dictionary, x_TD, k and min(k, dictionary.d_sae))
     else:
-        k = dictionary.k if dictionary.activation == "topk" else room if which == "triton" or x_TD.is_cuda else None
-        # gated, with its two thresholds, and groupmax are left to the blocks
-        by_kernel = which == "triton" and k is not None and dictionary.activation not in ("gated", "groupmax")
-        by_token = _by_kernel if by_kernel else _group_maxima if dictionary.activation == "groupmax" else _above if k is None else _largest
-        parts = [
-            by_token(dictionary, x, k and min(k, dictionary.d_sae)) for x in ([x_TD] if by_kernel else x_TD.chunk(math.ceil(T / TOKENS)))
-        ]
+        by_token = _group_maxima if dictionary.activation == "groupmax" else _above if k is None else _largest
+        parts = [by_token(dictionary, x, k and min(k, dictionary.d_sae)) for x in x_TD.chunk(math.ceil(T / TOKENS))]
         K = max(val.shape[1] for _, val in parts)
         pad = torch.nn.functional.pad
         idx_TK, val_TK = (torch.cat([pad(part[side], (0, K - part[side].shape[1])) for part in parts]) for side in (0, 1))
@@ -63,6 +69,29 @@ def encode_active_eager(dictionary: Dictionary, x_TD: Tensor) -> tuple[Tensor, T
     acts_TF = dictionary.encode(x_TD)
     val_TK, idx_TK = acts_TF.topk(max(1, int((acts_TF > 0).sum(-1).max())), dim=-1)
     return idx_TK, val_TK
+
+
+def by_feature(dictionary: Dictionary) -> bool:
+    """Whether a feature's activation does not depend on the other features'."""
+    return dictionary.activation in ("relu", "jumprelu", "gated") or (
+        dictionary.activation == "batchtopk" and dictionary.threshold is not None
+    )
+
+
+def encode_some(dictionary: Dictionary, x_TD: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Of `encode_active` the pairs of some features, `(idx[T, N], val[T, N])`, where they are told `by_feature`; costs 2TDN."""
+    parts, step = [], max(1, 2 * TILE // max(x_TD.shape[1], 1))
+    for x in x_TD.split(step):  # what is made in the precision that is computed in stays small
+        pre = dictionary.preactivations(x.to(dictionary.work_dtype), ids_N)
+        if dictionary.activation == "gated":
+            on = pre + dictionary.b_gate[ids_N] > 0
+            val = (pre * dictionary.r_mag[ids_N].exp() + dictionary.b_mag[ids_N]).relu() * on
+        else:
+            val = pre.relu() if dictionary.threshold is None else pre.relu() * (pre > dictionary.threshold[ids_N])
+        parts.append(val if dictionary.act_scale is None else val * dictionary.act_scale[ids_N])
+    val_TN = torch.cat(parts) if parts else x_TD.new_zeros((0, len(ids_N)), dtype=dictionary.work_dtype)
+    val_TN = val_TN.masked_fill_(~val_TN.isfinite(), 0)
+    return ids_N.expand(len(x_TD), -1), val_TN
 
 
 def full(dictionary: Dictionary, val_TK: Tensor) -> Tensor:
@@ -220,7 +249,8 @@ def _by_token(token_P: Tensor, feature_P: Tensor, val_P: Tensor, T: int) -> tupl
     return idx_TK, val_TK
 
 
-def _by_kernel(dictionary: Dictionary, x_TD: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _by_kernel(dictionary: Dictionary, x_TD: Tensor, k: int | None) -> tuple[Tensor, Tensor]:
+    """`k`: how many pairs of a token there is room for; None: for all there are, in order, which the host waits to hear."""
     from gradlens import kernels
 
     b_F = dictionary.b_enc
@@ -230,4 +260,12 @@ def _by_kernel(dictionary: Dictionary, x_TD: Tensor, k: int) -> tuple[Tensor, Te
         x_TD = dictionary.encoder_input(x_TD)
     if dictionary.activation == "topk":
         return kernels.encode_topk(x_TD, dictionary.W_enc, b_F, k)
-    return kernels.encode_threshold(x_TD, dictionary.W_enc, b_F, dictionary.threshold, k)[:2]
+    encode = functools.partial(kernels.encode_threshold, x_TD, dictionary.W_enc, b_F, dictionary.threshold)
+    if k is not None:
+        return encode(k, ordered=False)[:2]
+    k = min(ROOM, dictionary.d_sae)
+    idx_TK, val_TK, count_T = encode(k)
+    most = max(1, int(count_T.max()))
+    if most > k:
+        idx_TK, val_TK, _ = encode(most)
+    return idx_TK[:, :most], val_TK[:, :most]

@@ -22,11 +22,11 @@ from gradlens.config import ObserveSettings
 from gradlens.control import Control
 from gradlens.data import IGNORE
 from gradlens.dictionary import Dictionary
-from gradlens.encoding import ROOM, encode_active
+from gradlens.encoding import ROOM, by_feature, encode_active, encode_some
 from gradlens.errors import ConfigError, RunError
 from gradlens.hookpoints import find_hookpoint, unwrap
 from gradlens.precision import needless, to_encode
-from gradlens.projection import Projector
+from gradlens.projection import NEED_PAIRS, Projector
 from gradlens.reading import side_by_side
 from gradlens.routers import Routers
 from gradlens.row_teller import Row
@@ -38,6 +38,9 @@ NO_LABELS = (
     "the model is called without labels, so every real token counts as one that is learned, questions too: pass labels to the model as "
     "well, or say observe.tokens: all where that is so (Trainer takes them away for label_smoothing_factor and compute_loss_func)"
 )
+# Devices on which a route rule that nobody reads along with has no more than its own features looked at. A CPU finds all of them, in the
+# same way at every step, so that what is observed never moves a token over a rule's threshold, not even by rounding.
+ALONE = ("cuda",)
 Inputs = dict[str, dict[int, Tensor]]  # hookpoint of a transcoder -> number of a place that it reads -> the tensor there
 
 
@@ -297,7 +300,7 @@ class Hooks:
             if name in self.control.routed_hookpoints():
                 self._pairs[name] = self.encode(name, batch.select(self._read(name, h.detach(), self._inputs)))
         if h.requires_grad:
-            self._listen(names, h, batch, dict(self._pairs))
+            self._listen(names, h, batch, {name: pairs for name, pairs in self._pairs.items() if not self._alone(name, h.device)})
         elif not torch.is_grad_enabled():
             self._unread[names[0]].append(batch)
         return self._ablate(names, h, count=True)
@@ -358,10 +361,17 @@ class Hooks:
 
     @torch.no_grad()
     def encode(self, name: str, h_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """The active features that a route rule looks at, before the backward pass."""
+        """The active features that a route rule looks at, before the backward pass; all there are, where others read them too."""
         with without_autocast(h_TD.device):
             dictionary = self.dictionaries[name]
-            return encode_active(dictionary, to_encode(dictionary, h_TD.to(self.dtype), self.observe.precision), room=ROOM)
+            if self._alone(name, h_TD.device):
+                return encode_some(dictionary, h_TD, self.control.routed_features(name))
+            return encode_active(dictionary, to_encode(dictionary, h_TD, self.observe.precision), room=ROOM)
+
+    def _alone(self, name: str, device: torch.device) -> bool:
+        """Whether a route rule's features are looked at and no others."""
+        read = self.observing() and (NEED_PAIRS | {"taught"}) & set(self.observe.estimators)
+        return device.type in ALONE and not read and by_feature(self.dictionaries[name])
 
     # -- the head: which tokens teach -------------------------------------------------------------------------------------------
 

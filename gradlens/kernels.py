@@ -67,11 +67,64 @@ def _segment_sum_kernel(weight_ptr, end_ptr, total_ptr, F, BF: tl.constexpr, BLO
     tl.store(total_ptr + f, tl.sum(acc, axis=1), mask=f < F)
 
 
-@tuned(tiles("BM"), ["D", "F", "MANY"], prune_configs_by={"early_config_prune": worth_trying})
+@triton.jit(do_not_specialize=["first", "rows"])
+def _pair_sum_kernel(
+    idx_ptr, val_ptr, factor_ptr, row_ptr, total_ptr, K, F, first, rows,
+    BY_PAIR: tl.constexpr, BY_ROW: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    t = tl.program_id(0).to(tl.int64)
+    row = tl.load(row_ptr + t) - first if BY_ROW else t * 0
+    for start in range(0, K, BK):
+        k = start + tl.arange(0, BK)
+        at_row = row + k * 0
+        val = tl.load(val_ptr + t * K + k, mask=(k < K) & (at_row >= 0) & (at_row < rows), other=0.0)
+        active = val != 0  # unused slots all have id 0: their additions would wait for each other
+        factor = tl.load(factor_ptr + t * K + k, mask=active, other=0.0) if BY_PAIR else tl.load(factor_ptr + t)
+        idx = tl.load(idx_ptr + t * K + k, mask=active, other=0).to(tl.int64)
+        weight = (val.to(tl.float32) * factor.to(tl.float32)).to(total_ptr.dtype.element_ty)
+        tl.atomic_add(total_ptr + at_row * F + idx, weight, mask=active, sem="relaxed")
+
+
+@triton.jit
+def _along_kernel(W_ptr, v_ptr, out_ptr, D, F, BF: tl.constexpr, BD: tl.constexpr):
+    f, d = tl.program_id(0).to(tl.int64) * BF + tl.arange(0, BF), tl.arange(0, BD)
+    acc = tl.zeros([BF, BD], tl.float32)
+    for first in range(0, D, BD):
+        inside = d < D - first
+        W = tl.load(W_ptr + f[:, None] * D + (first + d)[None, :], mask=(f < F)[:, None] & inside[None, :], other=0.0)
+        acc += W.to(tl.float32) * tl.load(v_ptr + first + d, mask=inside, other=0.0)[None, :]
+    tl.store(out_ptr + f, tl.sum(acc, axis=1), mask=f < F)
+
+
+@triton.jit
+def _split_kernel(gram_ptr, parts_ptr, D, BLOCK: tl.constexpr):
+    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    rest = tl.load(gram_ptr + row * D + column, mask=(column < D) & (column <= row), other=0.0)
+    rest = tl.where(column < row, 2 * rest, rest)
+    for part in tl.static_range(3):
+        # eight of the 24 digits, cut off: what is left is exact, and so is the conversion, however it rounds
+        piece = (rest.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+        tl.store(parts_ptr + (row + part * D) * D + column, piece.to(tl.bfloat16), mask=column < D)
+        rest -= piece
+
+
+@triton.jit
+def _weighted(acc, W_row, first, M):
+    """Σ_m acc · W[m], m from `first` on; 64 of them at a time, or the registers would not suffice."""
+    WIDTH: tl.constexpr = acc.shape[1]
+    if WIDTH > 64:
+        left, right = tl.split(tl.permute(tl.reshape(acc, [acc.shape[0], 2, WIDTH // 2]), (0, 2, 1)))
+        return _weighted(left, W_row, first, M) + _weighted(right, W_row, first + WIDTH // 2, M)
+    else:
+        m = first + tl.arange(0, WIDTH)
+        return tl.sum(acc * tl.load(W_row + m[None, :], mask=(m < M)[None, :], other=0.0).to(tl.float32), axis=1)
+
+
+@tuned(tiles("BM"), ["D", "F", "MANY", "PIECES"], prune_configs_by={"early_config_prune": worth_trying})
 @triton.jit(do_not_specialize=["M", "span"])
 def _squares_kernel(
     rows_ptr, W_ptr, part_ptr, M, D, F, span, parts,
-    QUADRATIC: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr, MANY: tl.constexpr,
+    QUADRATIC: tl.constexpr, PIECES: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr, MANY: tl.constexpr,
     BM: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     # Programs of one block of features follow each other, so that its rows are in the cache.
@@ -82,9 +135,15 @@ def _squares_kernel(
     total = tl.zeros([BF], tl.float32)
     for first_row in range(part * span, tl.minimum(part * span + span, M), BM):
         m = first_row + tl.arange(0, BM)
-        rows_ptrs, W_ptrs = rows_ptr + m.to(tl.int64)[:, None] * D + d[None, :], W_row + d[None, :]
         acc = tl.zeros([BF, BM], tl.float32)
-        for first in range(0, D, BD):
+        # With PIECES the rows are a lower triangle, cut into matrices that add up to it: what lies beyond the diagonal is not multiplied.
+        steps = tl.cdiv(D, BD) if PIECES == 1 else tl.cdiv(tl.minimum(D, first_row + BM), BD)
+        rows_row = rows_ptr + m.to(tl.int64)[:, None] * D
+        for step in range(0, steps * PIECES):
+            first = step * BD if PIECES == 1 else (step % steps) * BD
+            rows_ptrs, W_ptrs = rows_row + (first + d)[None, :], W_row + (first + d)[None, :]
+            if PIECES > 1:
+                rows_ptrs += (step // steps).to(tl.int64) * D * D
             if EVEN:
                 W = tl.load(W_ptrs)
                 rows = tl.load(rows_ptrs, mask=(m < M)[:, None], other=0.0)
@@ -92,13 +151,7 @@ def _squares_kernel(
                 W = tl.load(W_ptrs, mask=d[None, :] < D - first, other=0.0)
                 rows = tl.load(rows_ptrs, mask=(m < M)[:, None] & (d[None, :] < D - first), other=0.0)
             acc = dot(W, tl.trans(rows), acc, PRECISION)
-            rows_ptrs += BD
-            W_ptrs += BD
-        if QUADRATIC:
-            acc *= tl.load(W_row + m[None, :], mask=(m < M)[None, :], other=0.0).to(tl.float32)
-        else:
-            acc *= acc
-        total += tl.sum(acc, axis=1)
+        total += _weighted(acc, W_row, first_row, M) if QUADRATIC else tl.sum(acc * acc, axis=1)
     tl.store(part_ptr + part.to(tl.int64) * F + f, total, mask=f < F)
 
 
@@ -155,6 +208,32 @@ def gated_sum(idx_TK: Tensor, val_TK: Tensor, g_TD: Tensor, W_dec_FD: Tensor, F:
     return total_F
 
 
+def pair_sums(
+    idx_TK: Tensor, val_TK: Tensor, factor: Tensor, F: int, rows: tuple[Tensor, int, int] | None = None, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Σ val · factor by feature over pairs with val != 0, `[F]`; `factor`: of each pair `[T, K]`, or of each token `[T]`.
+
+    `rows`: `(row[T], first, count)`, then of each of these rows, `[count, F]`. Products in float32, sums in `dtype`, by atomic additions.
+    """
+    (T, K), (row_T, first, count) = idx_TK.shape, rows or (None, 0, 1)
+    total = torch.zeros(count * F, dtype=dtype, device=val_TK.device)
+    if T * K:
+        tensors = (idx_TK.contiguous(), val_TK.contiguous(), factor.contiguous(), row_T, total)
+        BK = min(1024, triton.next_power_of_2(K))
+        options = {"BY_PAIR": factor.dim() == 2, "BY_ROW": rows is not None, "BK": BK}
+        launch(_pair_sum_kernel, (T,), *tensors, K, F, first, count, **options)
+    return total if rows is None else total.view(count, F)
+
+
+def along(v_D: Tensor, W_FD: Tensor) -> Tensor:
+    """`<w_i, v>` of every row, `[F]` float32, in one pass over the matrix as it is kept."""
+    precision(v_D, W_FD.T)
+    F, D = W_FD.shape
+    out_F = torch.empty(F, dtype=torch.float32, device=W_FD.device)
+    launch(_along_kernel, (triton.cdiv(F, 16),), W_FD.contiguous(), v_D.float().contiguous(), out_F, D, F, BF=16, BD=256)
+    return out_F
+
+
 def energy_sum(g_TD: Tensor, W_dec_FD: Tensor) -> Tensor:
     """Σ_t <g_t, W_dec_i>² by feature, `[F]` float32; squared and summed in registers. Costs 2TDF; the same bits every time.
 
@@ -166,8 +245,16 @@ def energy_sum(g_TD: Tensor, W_dec_FD: Tensor) -> Tensor:
 def quadratic_form(gram_DD: Tensor, W_dec_FD: Tensor) -> Tensor:
     """w_iᵀ Gram w_i by feature, `[F]` float32, with nothing of size [F, D]. Costs 2FD²; the same bits every time.
 
-    A float32 Gram matrix keeps its precision beside a half-precision W_dec. Raises `ValueError` for a dtype or width that cannot be.
+    A float32 Gram matrix (a symmetric one) keeps its precision beside a half-precision W_dec: beside bfloat16 it is cut into three matrices
+    of that, whose products are exact, and of which half is multiplied: 3FD² on the fast tensor cores in place of 6FD² on those of TF32.
+    Raises `ValueError` for a dtype or width that cannot be.
     """
+    if gram_DD.dtype == torch.float32 and W_dec_FD.dtype == torch.bfloat16:
+        precision(gram_DD, W_dec_FD.T)
+        D = len(gram_DD)
+        pieces = gram_DD.new_empty(3 * D, D, dtype=torch.bfloat16)
+        launch(_split_kernel, (D, triton.cdiv(D, 1024)), gram_DD.contiguous(), pieces, D, BLOCK=1024)
+        return _squares(pieces, W_dec_FD, quadratic=True, pieces=3)
     return _squares(gram_DD, W_dec_FD, quadratic=True)
 
 
@@ -210,10 +297,11 @@ def _launch_gated(idx_TK: Tensor, val_TK: Tensor, g_TD: Tensor, W_dec_FD: Tensor
         launch(_gated_kernel, grid, *tensors, K, W_dec_FD.shape[1], SUM=SUM)
 
 
-def _squares(rows_MD: Tensor, W_dec_FD: Tensor, quadratic: bool) -> Tensor:
-    """Σ_m <r_m, w_i>², or Σ_m <r_m, w_i> w_im; parts of at least 512 rows, 16 parts at most."""
-    (M, D), F = rows_MD.shape, W_dec_FD.shape[0]
-    options = product_options(rows_MD, W_dec_FD.T) | {"QUADRATIC": quadratic}
+def _squares(rows_MD: Tensor, W_dec_FD: Tensor, quadratic: bool, pieces: int = 1) -> Tensor:
+    """Σ_m <r_m, w_i>², or Σ_m <r_m, w_i> w_im; parts of at least 512 rows, 16 parts at most. `pieces`: the rows are so many matrices, one
+    below the other, that add up to a lower triangle."""
+    M, (F, D) = len(rows_MD) // pieces, W_dec_FD.shape
+    options = product_options(rows_MD, W_dec_FD.T) | {"QUADRATIC": quadratic, "PIECES": pieces}
     span = max(512, triton.cdiv(M, 16))
     parts = triton.cdiv(M, span)
     sums = torch.empty(parts, F, dtype=torch.float32, device=W_dec_FD.device)
@@ -254,6 +342,15 @@ def self_check(device: torch.device | str, dtype: torch.dtype) -> str | None:
         "gated_sum (deterministic)": lambda: (gated_sum(idx, val.float(), X, V, F, deterministic=True), (kept * dots_TF).sum(0)),
         "energy_sum": lambda: (energy_sum(X, V), dots_TF.square().sum(0)),
         "quadratic_form": lambda: (quadratic_form(gram.float(), V), dots_TF.square().sum(0)),
+        "pair_sums": lambda: (
+            pair_sums(idx, val.float(), X[:, :K].float(), F),
+            (acts.new_zeros(T, F).scatter_(1, idx, val * x[:, :K])).sum(0),
+        ),
+        "pair_sums (rows)": lambda: (
+            pair_sums(idx, val.float(), X[:, 0].float(), F, (torch.arange(T, device=device) // 4, 1, 2), torch.float32),
+            (kept * x[:, :1])[4:12].unflatten(0, (2, 4)).sum(1),
+        ),
+        "along": lambda: (along(X[0].float(), V), W @ x[0]),
         "scale_along": lambda: (scale_along(X, P, 3.0), (x + 2 * (x @ Q) @ Q.T).to(dtype)),
     }
     if dtype == torch.float32:  # large dictionaries are kept in half precision, beside activations and gradients that are not

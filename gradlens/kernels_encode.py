@@ -106,7 +106,34 @@ def _preactivations(
     return tl.where(is_feature[None, :], acc + b[None, :], -float("inf"))
 
 
-@tuned(tiles("BT", widest=128), ["D", "F", "MANY"], prune_configs_by={"early_config_prune": worth_trying}, reset_to_zero=["count_ptr"])
+@triton.jit
+def _store_active(pre, t, first_f, T, F, threshold_ptr, idx_ptr, val_ptr, count_ptr, bad_ptr, capacity):
+    """The active pairs of a tile into the next free slots of their tokens; 64 features at a time, or the registers would not suffice."""
+    WIDTH: tl.constexpr = pre.shape[1]
+    if WIDTH > 64:
+        left, right = tl.split(tl.permute(tl.reshape(pre, [pre.shape[0], 2, WIDTH // 2]), (0, 2, 1)))
+        _store_active(left, t, first_f, T, F, threshold_ptr, idx_ptr, val_ptr, count_ptr, bad_ptr, capacity)
+        _store_active(right, t, first_f + WIDTH // 2, T, F, threshold_ptr, idx_ptr, val_ptr, count_ptr, bad_ptr, capacity)
+    else:
+        f, is_token = first_f + tl.arange(0, WIDTH), t < T
+        level = tl.zeros([WIDTH], tl.float32)
+        if threshold_ptr is not None:
+            level = tl.maximum(level, tl.load(threshold_ptr + f, mask=f < F, other=0.0).to(tl.float32))
+        tl.store(bad_ptr + t, 1, mask=is_token & (tl.max((pre != pre).to(tl.int32), axis=1) > 0))
+        # Turned round: as it is Triton 3.9 fails to compile the addition. One for each active pair, of which there are few, costs less
+        # than numbering them within the tile, whose running sums took three times the registers.
+        pre_FT, f_F1, t_1T = tl.trans(pre), f[:, None], t[None, :]
+        active = (pre_FT > level[:, None]) & is_token[None, :]
+        slot = tl.atomic_add(count_ptr + t_1T + f_F1 * 0, active.to(tl.int32), mask=active, sem="relaxed")
+        kept, at = active & (slot < capacity), t_1T * capacity + slot
+        tl.store(idx_ptr + at, f_F1, mask=kept)
+        tl.store(val_ptr + at, pre_FT, mask=kept)
+
+
+@tuned(
+    tiles("BT"), ["D", "F", "MANY"], prune_configs_by={"early_config_prune": worth_trying},
+    reset_to_zero=["count_ptr", "idx_ptr", "val_ptr"],
+)  # fmt: skip
 @triton.jit(do_not_specialize=["T"])
 def _threshold_kernel(
     x_ptr, W_ptr, b_ptr, threshold_ptr, idx_ptr, val_ptr, count_ptr, bad_ptr, T, D, F, W_row, W_column, capacity,
@@ -114,19 +141,7 @@ def _threshold_kernel(
 ):  # fmt: skip
     t, f = _tile(T, F, BT, BF)
     pre = _preactivations(x_ptr, W_ptr, b_ptr, t, f, T, D, F, W_row, W_column, PRECISION, EVEN, BT, BF, BD)
-    level = tl.zeros([BF], tl.float32)
-    if threshold_ptr is not None:
-        level = tl.maximum(level, tl.load(threshold_ptr + f, mask=f < F, other=0.0).to(tl.float32))
-    is_token = t < T
-    active = ((pre > level[None, :]) & is_token[:, None]).to(tl.int32)
-    number = tl.sum(active, axis=1)
-    tl.store(bad_ptr + t, 1, mask=is_token & (tl.max((pre != pre).to(tl.int32), axis=1) > 0))
-    first = tl.atomic_add(count_ptr + t, number, mask=number > 0, sem="relaxed")
-    slot = first[:, None] + tl.cumsum(active, axis=1) - 1
-    at = (t * capacity)[:, None] + slot
-    kept = (active > 0) & (slot < capacity)
-    tl.store(idx_ptr + at, f[None, :], mask=kept)
-    tl.store(val_ptr + at, pre, mask=kept)
+    _store_active(pre, t, tl.min(f, axis=0), T, F, threshold_ptr, idx_ptr, val_ptr, count_ptr, bad_ptr, capacity)
 
 
 @tuned(tiles("BT"), ["D", "F", "MANY"], prune_configs_by={"early_config_prune": worth_trying})
@@ -161,21 +176,23 @@ def _group_values_kernel(
 
 
 def encode_threshold(
-    x_TD: Tensor, W_enc_DF: Tensor, b_F: Tensor, threshold_F: Tensor | None, capacity: int
+    x_TD: Tensor, W_enc_DF: Tensor, b_F: Tensor, threshold_F: Tensor | None, capacity: int, ordered: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`(idx[T, capacity] int64, val[T, capacity] float32, count[T] int32)` of f = relu(pre) where pre > threshold, pre = x W_enc + b.
 
-    A token's pairs come first, by feature id; then id 0 and value 0. `threshold` None is 0 (ReLU); `b` holds what there is of an input
-    bias (b_enc - b_dec W_enc). W_enc may be strided. `count` is the true number: where it exceeds the capacity, `capacity` of the pairs
-    are kept, and which ones can differ from run to run; else the result does not. A token with a NaN preactivation has count -1, NaN as
-    its first value and nothing else; other tokens do not notice. Costs 2TDF; the host never waits.
+    A token's pairs come first, by feature id (`ordered`; else in any order, another one in every run); then id 0 and value 0. `threshold`
+    None is 0 (ReLU); `b` holds what there is of an input bias (b_enc - b_dec W_enc). W_enc may be strided. `count` is the true number:
+    where it exceeds the capacity, `capacity` of the pairs are kept, and which ones can differ from run to run; else the result does not.
+    A token with a NaN preactivation has count -1, NaN as its first value and nothing else; other tokens do not notice. Costs 2TDF; the
+    host never waits.
     Raises `ValueError` for a dtype, width or capacity that cannot be.
     """
     (T, D), F = x_TD.shape, W_enc_DF.shape[1]
     if capacity < 1 or T * capacity >= 2**31:
         raise ValueError(f"encode_threshold: capacity {capacity}, expected 1 or more, and less than 2^31 slots for {T} tokens")
     options, new = product_options(x_TD, W_enc_DF), x_TD.new_empty
-    found_TK, raw_TK = new(T, capacity, dtype=torch.int32), new(T, capacity, dtype=torch.float32)
+    make = new if ordered else x_TD.new_zeros  # slots that stay unused are sorted out below, or have to be empty
+    found_TK, raw_TK = make(T, capacity, dtype=torch.int32), make(T, capacity, dtype=torch.float32)
     count_T, bad_T = new(2, T, dtype=torch.int32).zero_()
     if T:
         threshold_F = None if threshold_F is None else threshold_F.contiguous()
@@ -186,6 +203,10 @@ def encode_threshold(
         )  # fmt: skip
     bad_T = bad_T > 0
     count_T = count_T.masked_fill(bad_T, -1)
+    if not ordered:
+        idx_TK, val_TK = found_TK.masked_fill_(bad_T[:, None], 0).long(), raw_TK.masked_fill_(bad_T[:, None], 0)
+        val_TK[:, 0].masked_fill_(bad_T, torch.nan)
+        return idx_TK, val_TK, count_T
     idx_TK, val_TK = new(T, capacity, dtype=torch.int64), torch.empty_like(raw_TK)
     slots = torch.arange(capacity, device=x_TD.device)
     step = max(1, 2**20 // capacity)  # sorting needs some 16 bytes a slot

@@ -19,7 +19,9 @@ def live_features(dictionary: Dictionary, x_TD: Tensor, ids_N: Tensor) -> Tensor
     """
     with torch.no_grad():
         idx_TK, val_TK = encode_active(dictionary, x_TD.detach(), room=ROOM)
-        slot_F = torch.full((dictionary.d_sae,), len(ids_N), device=ids_N.device).scatter(0, ids_N, torch.arange(len(ids_N)).to(ids_N))
+        slot_F = torch.full((dictionary.d_sae,), len(ids_N), device=ids_N.device).scatter(
+            0, ids_N, torch.arange(len(ids_N), device=ids_N.device)
+        )
         active_TN = torch.zeros(len(x_TD), len(ids_N) + 1, device=x_TD.device, dtype=torch.bool)
         active_TN = active_TN.scatter(1, torch.where(val_TK > 0, slot_F[idx_TK], len(ids_N)), True)[:, :-1]
     acts_TN = dictionary.preactivations(x_TD, ids_N)

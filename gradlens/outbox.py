@@ -42,7 +42,10 @@ class Outbox:
             return
         arrived = []
         if devices:
-            content = each_tensor(_copied, content)
+            leaves: dict[int, Tensor] = {}
+            each_tensor(lambda leaf: leaves.setdefault(id(leaf), leaf), content)
+            copies = dict(zip(leaves, _copied(list(leaves.values())), strict=True))
+            content = each_tensor(lambda leaf: copies[id(leaf)], content)
             arrived = [_noted(device) for device in devices]
         else:
             content = each_tensor(lambda leaf: leaf.cpu().clone(), content)
@@ -71,10 +74,25 @@ def each_tensor(change: Callable[[Tensor], Any], content: Any) -> Any:
     return content
 
 
-def _copied(leaf: Tensor) -> Tensor:
-    if leaf.device.type == "cpu":
-        return leaf
-    return torch.empty(leaf.shape, dtype=leaf.dtype, pin_memory=True).copy_(leaf, non_blocking=True)
+def _copied(leaves: list[Tensor]) -> list[Tensor]:
+    """Their values on the CPU, once the device has come to it; one copy of each kind, since a step with rows and concepts has hundreds of
+    small tensors, and the host needs as long for each as for a large one."""
+    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for number, leaf in enumerate(leaves):
+        groups.setdefault((leaf.device, leaf.dtype), []).append(number)
+    copies = list(leaves)
+    for (device, dtype), numbers in groups.items():
+        if device.type == "cpu":
+            continue
+        flat = torch.cat([leaves[number].flatten() for number in numbers])
+        parts = _pinned(len(flat), dtype).copy_(flat, non_blocking=True).split([leaves[number].numel() for number in numbers])
+        for number, part in zip(numbers, parts, strict=True):
+            copies[number] = part.view(leaves[number].shape)
+    return copies
+
+
+def _pinned(size: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(size, dtype=dtype, pin_memory=True)
 
 
 def _noted(device: torch.device) -> Any:

@@ -54,10 +54,11 @@ def kept(dictionary: Dictionary, precision: str, device: torch.device, dtype: to
 
 
 def to_encode(dictionary: Dictionary, x_TD: Tensor, precision: str) -> Tensor:
-    """`x[T, D]` as the encoder should be given it: rounded only where the kernels multiply half precision and sum in float32."""
+    """`x[T, D]` as the encoder should be given it: rounded only where the kernels multiply half precision and sum in float32; else at
+    least in float32."""
     dtype = HALF.get(precision)
     together = dictionary.activation == "batchtopk" and dictionary.threshold is None
     if dtype is None or dictionary.W_enc.dtype != dtype or dictionary.activation not in _BY_KERNEL or together:
-        return x_TD
+        return x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
     rounded = dictionary.input_norm == "none" and choose("auto", x_TD.new_empty(0, dtype=dtype)) == "triton"
-    return x_TD.to(dtype) if rounded else x_TD
+    return x_TD.to(dtype if rounded else torch.promote_types(x_TD.dtype, torch.float32))

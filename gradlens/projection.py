@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gradlens import attribution as estimators
+from gradlens.attribution import token_blocks
 from gradlens.concept_files import RowDetector
 from gradlens.config import ObserveSettings
 from gradlens.detector import score, weights_over
@@ -21,6 +22,7 @@ from gradlens.dictionary import Dictionary
 from gradlens.encoding import ROOM, encode_active, full
 from gradlens.groups import group_basis
 from gradlens.outbox import Outbox, each_tensor
+from gradlens.pair_sums import weighted_sums
 from gradlens.precision import to_encode
 from gradlens.sampling import draw, draw_among, variance_of_sum
 from gradlens.step_readings import Contents, read_examples, read_lessons, read_sums
@@ -175,65 +177,80 @@ class Projection:
             self.dictionaries[hookpoint], self._sums[hookpoint], self.observe.estimators, self._of(hookpoint)
         )  # fmt: skip
         given = tokens
-        tokens, bad_T = _finite(given, dictionary.work_dtype)
-        g_TD = tokens.g_TD
-        sums.g_sum += g_TD.sum(0, dtype=torch.float64)
-        sums.scalars[1] += torch.einsum("td,td->t", g_TD, g_TD).double().sum()
+        tokens, bad_T, emptied = _finite(given, dictionary.work_dtype)
+        left_T = None if emptied else bad_T  # to be left out of each sum over all tokens
         sums.scalars[2] += tokens.counted_T.sum()
         sums.scalars[4] += (bad_T & given.counted_T).sum()  # what padding holds nobody asks
-        for index, key in enumerate(concepts):
-            sums.groups[index] += (g_TD @ self._bases[key].to(g_TD.dtype)).double().square().sum()
-        if "energy" in wanted:
-            sums.energy += estimators.energy(dictionary, g_TD, precision=self.observe.precision)
         learns = "taught" in wanted and tokens.loss_T is not None
+        by_row = tokens.row_ids is not None and (learns or bool(self._members))
+        g_BD = tokens.g_TD.new_zeros(tokens.rows, dictionary.d_out, dtype=dictionary.work_dtype) if by_row and concepts else None
+        self._add_moments(hookpoint, tokens, left_T, g_BD)
+        if "energy" in wanted:
+            sums.energy += estimators.energy(dictionary, tokens.g_TD, precision=self.observe.precision, bad_T=left_T)
         if learns:
             sums.scalars[3] += tokens.loss_T.sum()
         if not (learns or NEED_PAIRS & set(wanted)):
             return  # what rows teach is read with the estimators that look at active features
-        by_row = tokens.row_ids is not None and (learns or bool(self._members))
-        T, weight, every = len(g_TD), 1.0, tokens
+        T, weight, every, device = len(tokens.g_TD), 1.0, tokens, tokens.g_TD.device
         if pairs is None and self.observe.token_share < 1 and T > 1:
-            at_N = draw(T, self.observe.token_share, self._generator(g_TD.device, tokens.step))
-            tokens, weight = tokens.map(lambda values: values[at_N]), T / len(at_N)
+            at_N = draw(T, self.observe.token_share, self._generator(device, tokens.step))
+            tokens, weight, bad_T = tokens.map(lambda values: values[at_N]), T / len(at_N), bad_T[at_N]
         if pairs is None:
-            pairs = encode_active(dictionary, to_encode(dictionary, tokens.h_TD, self.observe.precision), room=ROOM)
-        idx_TK, val_TK = pairs[0], pairs[1].masked_fill(bad_T[:, None], 0) if every is tokens else pairs[1]
+            h_TD = to_encode(dictionary, tokens.h_TD, self.observe.precision)
+            idx_TK, val_TK = encode_active(dictionary, h_TD, room=ROOM, bad_T=None if emptied else bad_T)
+            val_TK.masked_fill_(bad_T[:, None], 0)
+        else:
+            idx_TK, val_TK = pairs[0], pairs[1].masked_fill(bad_T[:, None], 0)
         sums.scalars[5] += (full(dictionary, val_TK) & tokens.counted_T).sum()
         dots_TK, gated_TK = None, None
         if "attribution" in wanted:
-            dots_TK = estimators.pair_dots(dictionary, tokens.g_TD, idx_TK)
-            gated_TK = -val_TK * dots_TK
-            scale_T1 = dictionary.row_scale(tokens.h_TD)
-            gated_TK = gated_TK if scale_T1 is None else gated_TK * scale_T1
-            sums.attribution += weight * estimators.feature_sums(idx_TK, gated_TK.double(), dictionary.d_sae)
+            dots_TK = estimators.pair_dots(dictionary, tokens.g_TD, idx_TK, val_TK=val_TK)
+            scale_T1 = dictionary.row_scale(tokens.h_TD.to(dictionary.work_dtype) if dictionary.input_norm != "none" else tokens.h_TD)
+            factor_TK = dots_TK if scale_T1 is None else torch.where(val_TK != 0, dots_TK * scale_T1, 0)
+            sums.attribution -= weight * weighted_sums(idx_TK, val_TK, factor_TK, dictionary.d_sae)
+            gated_TK = -val_TK * factor_TK if weight != 1 else None  # asked for the variances of what is drawn
+            del factor_TK
         if "activation" in wanted:
-            sums.activation += weight * estimators.feature_sums(idx_TK, (val_TK * tokens.counted_T[:, None]).double(), dictionary.d_sae)
-        if "unexplained" in wanted:
-            at_N, each = slice(None), 1.0
-            if len(idx_TK) > EXPLAINED_TOKENS:
-                at_N = draw_among(tokens.counted_T, EXPLAINED_TOKENS, self._generator(g_TD.device, tokens.step))
-                each = tokens.counted_T.sum().float() / tokens.counted_T[at_N].sum().clamp_min(1)
-            h_ND, g_ND, dots_NK = tokens.h_TD[at_N], tokens.g_TD[at_N], None if dots_TK is None else dots_TK[at_N]
-            part = estimators.explained_energy(dictionary, h_ND, g_ND, (idx_TK[at_N], val_TK[at_N]), dots_NK)
-            sums.scalars[0] += weight * each * part[0]
-            sums.scalars[6] += weight * each * part[1]
+            sums.activation += weight * weighted_sums(idx_TK, val_TK, tokens.counted_T.to(val_TK.dtype), dictionary.d_sae)
         if learns:
             sums.taught += weight * taught(idx_TK, val_TK, tokens.loss_T, dictionary.d_sae)
         if learns and tokens.row_ids is not None:
             ids_BK, best_BK = taught_by_row(idx_TK, val_TK, tokens.loss_T, tokens.row_T, tokens.rows, dictionary.d_sae, TOP_FEATURES)
             self._lessons.append((hookpoint, tokens.row_ids, ids_BK, weight * best_BK))
         if by_row or weight != 1:
-            self._add_concepts(hookpoint, every, tokens, weight, (idx_TK, val_TK), gated_TK, by_row)
+            self._add_concepts(hookpoint, every, tokens, weight, (idx_TK, val_TK), gated_TK, g_BD)
+        if "unexplained" in wanted:
+            at_N, each = slice(None), 1.0
+            if len(idx_TK) > EXPLAINED_TOKENS:
+                at_N = draw_among(tokens.counted_T, EXPLAINED_TOKENS, self._generator(device, tokens.step))
+                each = tokens.counted_T.sum().float() / tokens.counted_T[at_N].sum().clamp_min(1)
+            h_ND, g_ND = (x_TD[at_N].to(dictionary.work_dtype).masked_fill(bad_T[at_N, None], 0) for x_TD in (tokens.h_TD, tokens.g_TD))
+            dots_NK, pairs = None if dots_TK is None else dots_TK[at_N], (idx_TK[at_N], val_TK[at_N])
+            del idx_TK, val_TK, dots_TK, gated_TK  # what follows needs as much memory as these
+            part = estimators.explained_energy(dictionary, h_ND, g_ND, pairs, dots_NK)
+            sums.scalars[0] += weight * each * part[0]
+            sums.scalars[6] += weight * each * part[1]
+
+    def _add_moments(self, name: str, tokens: Tokens, left_T: Tensor | None, g_BD: Tensor | None) -> None:
+        """Sums over all tokens but those `left_T` out: the gradient, its square, what of that lies in each concept's span; of every row."""
+        dictionary, sums, concepts = self.dictionaries[name], self._sums[name], self._of(name)
+        for at, g in token_blocks(tokens.g_TD, left_T, dictionary.work_dtype):
+            if g_BD is not None:
+                g_BD.index_add_(0, tokens.row_T[at], g)
+            sums.g_sum += g.sum(0, dtype=torch.float64)
+            sums.scalars[1] += torch.einsum("td,td->t", g, g).double().sum()
+            for index, key in enumerate(concepts):
+                sums.groups[index] += (g @ self._bases[key].to(g.dtype)).double().square().sum()
 
     def _add_concepts(
-        self, name: str, every: Tokens, drawn: Tokens, weight: float, pairs: tuple[Tensor, Tensor], gated_TK: Tensor | None, by_row: bool
-    ) -> None:
+        self, name: str, every: Tokens, drawn: Tokens, weight: float, pairs: tuple[Tensor, Tensor], gated_TK: Tensor | None,
+        g_BD: Tensor | None,
+    ) -> None:  # fmt: skip
         """Per row and concept: loss of tokens that express it, push and activation (means over its features); what each token teaches.
 
-        Where tokens were drawn: how far the concept's sums may be off.
+        Where tokens were drawn: how far the concept's sums may be off. `g_BD`: each row's gradient; None where rows are not recorded.
         """
         dictionary, sums, (idx_TK, val_TK), rows = self.dictionaries[name], self._sums[name], pairs, every.rows
-        g_BD = every.g_TD.new_zeros(rows, every.g_TD.shape[1]).index_add_(0, every.row_T, every.g_TD)
         tokens_B = val_TK.new_zeros(rows).index_add_(0, every.row_T, every.counted_T.to(val_TK.dtype)).clamp_min(1)
         for index, key in enumerate(self._of(name)):
             members = self._members[key]
@@ -246,7 +263,7 @@ class Projection:
                 sums.variances[0, index] += variance_of_sum(taught_T.double(), len(every.g_TD))
                 if gated_TK is not None:
                     sums.variances[1, index] += variance_of_sum((gated_TK * mine_TK).sum(-1).double(), len(every.g_TD))
-            if by_row:
+            if g_BD is not None:
                 if key in self._tells:
                     shown_T = shown(score(idx_TK, val_TK, *self._tells[key]), drawn.counted_T, drawn.row_T, rows)
                     taught_T = shown_T.to(act_T.dtype) * (torch.nan if drawn.loss_T is None else drawn.loss_T.to(act_T.dtype))
@@ -362,14 +379,18 @@ class Projection:
         return {"features": features, "scalars": scalars, **rows}
 
 
-def _finite(tokens: Tokens, dtype: torch.dtype) -> tuple[Tokens, Tensor]:
-    """The tokens in the precision that is computed in, and which of them are not finite, `bool[T]`: those are emptied, so that they add
-    nothing."""
-    h_TD, g_TD = tokens.h_TD.to(dtype), tokens.g_TD.to(dtype)
-    sum_T = h_TD.sum(-1) + g_TD.sum(-1)  # not finite where one of them is not, and read in one pass
+def _finite(tokens: Tokens, dtype: torch.dtype) -> tuple[Tokens, Tensor, bool]:
+    """The tokens, which of them are not finite, `bool[T]`, and whether activations and gradients of those are emptied, so that they add
+    nothing, and all are in the precision that is computed in. On an accelerator neither is done: nothing else would be as large as such
+    copies of every token."""
+    emptied = tokens.h_TD.device.type == "cpu"
+    h_TD, g_TD = (x_TD.to(dtype) if emptied else x_TD for x_TD in (tokens.h_TD, tokens.g_TD))
+    # not finite where one of them is not, and read in one pass
+    sum_T = h_TD.sum(-1, dtype=dtype) + g_TD.sum(-1, dtype=dtype)
     bad_T = ~(sum_T if tokens.loss_T is None else sum_T + tokens.loss_T).isfinite()
-    if bad_T.device.type == "cpu" and not bad_T.any():  # elsewhere asking would make the host wait
-        return replace(tokens, h_TD=h_TD, g_TD=g_TD), bad_T
-    h_TD, g_TD = (values.masked_fill(bad_T[:, None], 0) for values in (h_TD, g_TD))
+    if emptied and not bad_T.any():  # elsewhere asking would make the host wait
+        return replace(tokens, h_TD=h_TD, g_TD=g_TD), bad_T, emptied
+    if emptied:
+        h_TD, g_TD = (values.masked_fill(bad_T[:, None], 0) for values in (h_TD, g_TD))
     loss_T = None if tokens.loss_T is None else tokens.loss_T.masked_fill(bad_T, 0)
-    return replace(tokens, h_TD=h_TD, g_TD=g_TD, loss_T=loss_T, counted_T=tokens.counted_T & ~bad_T), bad_T
+    return replace(tokens, h_TD=h_TD, g_TD=g_TD, loss_T=loss_T, counted_T=tokens.counted_T & ~bad_T), bad_T, emptied

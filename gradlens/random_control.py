@@ -88,7 +88,9 @@ class SameShare:
         above = self._tally.flip(0).cumsum(0).flip(0) - self._tally  # tokens of larger strength
         share = ((self._own + self._owed - above) / self._tally.clamp_min(1e-9)).clamp(0, 1)  # of a bin's tokens that are gated
         B, S = own_BS.shape
-        drawn_BS = torch.rand((B, 1 if whole else S), generator=self._generator, dtype=torch.float64).to(own_BS.device)
+        pinned = own_BS.is_cuda  # from other memory the copy would wait for all that is queued on the device
+        drawn_BS = torch.rand((B, 1 if whole else S), generator=self._generator, dtype=torch.float64, pin_memory=pinned)
+        drawn_BS = drawn_BS.to(own_BS.device, non_blocking=pinned)
         gate_BS = ((drawn_BS < share[bin_BS]) & counted_BS).float()
         self._owed += own - gate_BS.sum().double()
         return gate_BS

@@ -19,6 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gradlens.pair_sums import row_sums, weighted_sums
+
+MIN_GAIN = 0.01  # of probability: tokens that express what was learned have become likelier by this much at least, weighted by how much
+
 
 @dataclass
 class Pairs:
@@ -64,8 +68,7 @@ def uptake_eager(f_TF: Tensor, gain_T: Tensor, reference_F: Tensor) -> Tensor:
 
 def taught(idx_TK: Tensor, val_TK: Tensor, loss_T: Tensor, F: int) -> Tensor:
     """`taught[F]` = Σ_t f_ti ℓ_t from active pairs; `loss_T` is 0 at tokens that the loss does not count. Costs TK additions."""
-    total_F = torch.zeros(F, dtype=torch.float64, device=val_TK.device)
-    return total_F.index_add_(0, idx_TK.flatten(), (val_TK * loss_T[:, None]).flatten().double())
+    return weighted_sums(idx_TK, val_TK, loss_T, F)
 
 
 def taught_eager(f_TF: Tensor, loss_T: Tensor) -> Tensor:
@@ -81,22 +84,18 @@ def shown(score_T: Tensor, counted_T: Tensor, row_T: Tensor, rows: int) -> Tenso
     they rank rows with an AUC of 0.86 to 1.00, this with 0.99 to 1.00 (docs/attribution.md).
     """
     score_T = score_T.float() * counted_T
-    sums_R2 = torch.zeros(rows, 2, device=score_T.device).index_add_(0, row_T, torch.stack([score_T, counted_T.float()], 1))
+    both_T2 = torch.stack([score_T, counted_T.float()], 1)
+    sums_R2 = both_T2.new_zeros(rows, 2).index_add_(0, row_T, both_T2)
     return torch.sigmoid(sums_R2[:, 0] / sums_R2[:, 1].clamp_min(1))[row_T] * score_T.clamp_min(0)
 
 
 def taught_by_row(idx_TK: Tensor, val_TK: Tensor, loss_T: Tensor, row_T: Tensor, rows: int, F: int, top: int) -> tuple[Tensor, Tensor]:
     """Of each row the `top` features with the largest `taught`: ids and values `[rows, top]`, largest first. At most 16 MB at a time."""
     top, step = min(top, F), max(1, 2**22 // F)
-    weight_TK = (val_TK * loss_T[:, None]).float()
     ids, values = [], []
     for first in range(0, rows, step):
-        count = min(step, rows - first)
-        mine_T = (row_T >= first) & (row_T < first + count)
-        at_TK = (row_T - first).clamp(0, count - 1)[:, None] * F + idx_TK
-        sums = torch.zeros(count * F, dtype=torch.float32, device=val_TK.device)
-        sums.index_add_(0, at_TK.flatten(), (weight_TK * mine_T[:, None]).flatten())
-        value, index = sums.view(count, F).topk(top)
+        sums = row_sums(idx_TK, val_TK, loss_T, row_T, first, min(step, rows - first), F)
+        value, index = sums.topk(top)
         ids.append(index)
         values.append(value)
     return torch.cat(ids), torch.cat(values)

@@ -1,13 +1,18 @@
 """Compiles the Triton kernels for GPUs that need not be there, and says of each how its matrix products are made. Run by test_kernels.
 
-`python compile_kernels.py cuda:90` prints one JSON object a compilation: kernel, tile, dtypes, shared memory, tensor cores.
+`python compile_kernels.py cuda:90` prints one JSON object a compilation: kernel, tile, dtypes, shared memory, bytes of a thread that do not
+fit its registers, tensor cores.
 """
 
 import json
 import re
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import torch
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -29,6 +34,16 @@ class Absent:
         return 0
 
 
+def stack(cubin: bytes) -> int:
+    """Bytes of a thread's memory, as NVIDIA's tool tells them."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        told = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return int(re.search(r"STACK:(\d+)", told)[1])
+
+
 def main(name: str) -> None:
     driver.set_active(Absent(name))
     from gradlens import kernels, kernels_encode
@@ -47,7 +62,8 @@ def main(name: str) -> None:
             ptx = made.asm["ptx"]
             found = {"kernel": function.__name__, "tile": config.kwargs if config else {}, "dtypes": [str(dtype)[6:] for dtype in dtypes]}
             tensor_cores = bool(re.search(r"wgmma\.mma_async|mma\.sync", ptx))
-            print(json.dumps(found | {"shared": made.metadata.shared, "tensor_cores": tensor_cores}), flush=True)
+            found |= {"shared": made.metadata.shared, "stack": stack(made.asm["cubin"]), "tensor_cores": tensor_cores}
+            print(json.dumps(found), flush=True)
 
     kernels.launch = kernels_encode.launch = compile_only
     T, D, F, K = 512, 576, 4096, 32
@@ -59,6 +75,9 @@ def main(name: str) -> None:
         kernels.encode_topk(x, W, b, K)
         kernels.gated_sum(idx, val, x, V, F, deterministic=True)
         kernels.gated_sum(idx, val, x, V, F)
+        kernels.pair_sums(idx, val, val, F)
+        kernels.pair_sums(idx, val, val[:, 0], F, (idx[:, 0], 0, 2), torch.float32)
+        kernels.along(zeros(D), V)
         kernels.energy_sum(x, V)
         kernels.quadratic_form(zeros(D, D), V)
         kernels.scale_along(x, zeros(D, 16, dtype=dtypes[1]), 0.0)

@@ -346,9 +346,11 @@ def test_every_kernel_compiles_for_a_gpu_and_multiplies_on_tensor_cores(tmp_path
     done = subprocess.run([sys.executable, str(script), "cuda:90"], env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     made = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {entry["kernel"] for entry in made} == {*PRODUCTS, "_gated_kernel", "_segment_sum_kernel"}
+    others = {f"_{name}_kernel" for name in ("gated", "segment_sum", "pair_sum", "along", "split")}
+    assert {entry["kernel"] for entry in made} == {*PRODUCTS, *others}
     for entry in made:
         assert entry["shared"] <= 227 * 1024, entry  # what a block of an H100 can have; of an A100 163
+        assert entry["stack"] <= 64, entry  # what does not fit the registers is written to memory, and read again
         assert entry["tensor_cores"] == (entry["kernel"] in PRODUCTS), entry
 
 

@@ -250,7 +250,7 @@ def device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"stream of {device}")
     monkeypatch.setattr(outbox, "ASYNCHRONOUS", ("meta",))
-    monkeypatch.setattr(outbox, "_copied", lambda leaf: torch.ones(2))
+    monkeypatch.setattr(outbox, "_copied", lambda leaves: [torch.ones(2) for _ in leaves])
     return lambda: torch.empty(2, device="meta")
 
 
@@ -277,6 +277,18 @@ def test_steps_beyond_what_may_wait_are_dropped_in_their_turn_and_counted(device
     assert box.dropped == 2 and seen == []
     box.flush()
     assert seen == [(n, n < WAITING) for n in range(WAITING + 2)]
+
+
+def test_tensors_of_one_kind_leave_a_device_together(monkeypatch):
+    class OnDevice(torch.Tensor):
+        device = torch.device("meta")
+
+    made = []
+    monkeypatch.setattr(outbox, "_pinned", lambda size, dtype: made.append(size) or torch.empty(size, dtype=dtype))
+    plain = [torch.arange(6.0).view(2, 3), torch.tensor(4.0), torch.empty(0), torch.tensor([7, 8]), torch.rand(2, 2).T]
+    copies = outbox._copied([*(x.as_subclass(OnDevice) for x in plain), torch.ones(3)])
+    assert all(torch.equal(copy, x) for copy, x in zip(copies, [*plain, torch.ones(3)], strict=True))
+    assert sorted(made) == [2, 11]
 
 
 def test_what_has_arrived_is_read_without_asking_the_device_for_anything(monkeypatch):
