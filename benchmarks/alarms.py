@@ -1,7 +1,8 @@
 """Does an alarm come before the model's answers tell? Readings after every step, beside a check of answers after every step.
 
 Of every shipped pair (or your own pair file): a run on rows of which half show a concept that is watched, and a control on the wanted rows
-alone, in which that concept must not raise an alarm. Written for each run: the step of the alarm, the step at which the answers to
+alone, in which that concept must not raise an alarm. The probe set is the same in both: half of its texts show the concept, so that the
+control has something to be wrong about. Written for each run: the step of the alarm, the step at which the answers to
 `--prompts` held-out prompts first show the concept in a tenth more of them than before training, and when something unannounced was told.
 
     python benchmarks/alarms.py                       all shipped pairs
@@ -47,25 +48,34 @@ class _Answers(FixedPolicies):
         return None, False
 
 
+PROBE = 8  # texts of each kind, which are not trained on
+
+
 def run(pair: Pair, alone: bool, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     """One run: with the rows that show the concept, or `alone`, on the wanted ones."""
     (concept,), recorder = load_concepts([pair.concept]), MemoryRecorder()
-    train = [pair.wanted] if alone else [pair.wanted, pair.unwanted]
-    config = load_config(
-        ROOT / "configs" / "quickstart.yaml",
-        ["rules=[]", "evaluate={}", f"concepts={json.dumps([pair.concept])}", f"data.train={json.dumps(train)}", "data.wanted=null",
-         f"train.seed={seed}", f"train.steps={arguments.steps}", "train.save_model=false", "observe.drift_every=1", "observe.own_every=1",
-         *arguments.changes],
-    )  # fmt: skip
+    unwanted = read_rows(pair.unwanted)
     answers = _Answers(read_rows(pair.prompts)[: arguments.prompts], checker_for(concept), 32)
     with tempfile.TemporaryDirectory() as folder:
+        parts = {"shown": unwanted[:-PROBE], "probe": [*unwanted[-PROBE:], *read_rows(pair.wanted_heldout)[:PROBE]]}
+        files = {name: Path(folder) / f"{name}.jsonl" for name in parts}
+        for name, rows in parts.items():
+            files[name].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        train = [pair.wanted] if alone else [pair.wanted, str(files["shown"])]
+        config = load_config(
+            ROOT / "configs" / "quickstart.yaml",
+            ["rules=[]", "evaluate={}", f"concepts={json.dumps([pair.concept])}", f"data.train={json.dumps(train)}", "data.wanted=null",
+             f"train.seed={seed}", f"train.steps={arguments.steps}", "train.save_model=false", "observe.drift_every=1",
+             "observe.own_every=1", f"probe={files['probe']}", *arguments.changes],
+        )  # fmt: skip
         rank = Rank(config, Path(folder), recorder, policies=answers, watching=lambda lens: setattr(answers, "lens", lens))
         train_rank(rank)
     alarms = [event for event in recorder.events if event["kind"] == "alarm"]
     named = [event["step"] for event in alarms if event["about"] == "concept" and event["name"] == concept.name]
     told = next((step for step, rate in enumerate(answers.rates) if rate >= answers.rates[0] + RISE), None)
     return {
-        "pair": pair.name, "control": alone, "seed": seed, "steps": arguments.steps, "alarm": named[0] if named else None, "answers": told,
+        "pair": pair.name, "control": alone, "seed": seed, "steps": arguments.steps, "probe_shows": PROBE,
+        "alarm": named[0] if named else None, "answers": told,
         "rates": [round(rate, 3) for rate in answers.rates], "of": len(answers.prompts),
         "unannounced": [{"step": event["step"], "words": event["name"]} for event in alarms if event["about"] == "mover"],
         "time": time.strftime("%Y-%m-%d"), "versions": versions(),
@@ -82,7 +92,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "alarms.jsonl")
     arguments = parser.parse_args()
     done = [json.loads(line) for line in arguments.out.read_text(encoding="utf-8").splitlines()] if arguments.out.is_file() else []
-    known = {(row["pair"], row["control"], row["seed"], row["steps"]) for row in done}
+    known = {(row["pair"], row["control"], row["seed"], row["steps"]) for row in done if row.get("probe_shows") == PROBE}
     with tempfile.TemporaryDirectory() as folder:
         for seed in map(int, arguments.seeds.split(",")):
             for name in arguments.pairs.split(","):

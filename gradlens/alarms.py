@@ -1,10 +1,10 @@
 """When to tell that something is being learned: watched concepts, and what nobody has announced. Each is told once.
 
-A watched concept raises an alarm when the uptake of its features is beyond chance on the texts of the probe set that express it, as its
-checker says (Student's t over texts), or when a cluster of learned features is active in the same places as its own. Clusters that neither
-are nor hold features of a watched concept were not announced: one alarm for each thing (`things.py`), however many clusters it has.
-What is learned only where a watched concept is shown is taken for a part of
-it: look at the clusters of what was learned, which name it all the same.
+A watched concept raises an alarm when its uptake (of what tells its texts, `concept_uptake.py`; of its features where nothing does) is
+beyond chance on the texts of the probe set that express it, as its checker says (Student's t over texts), or when a cluster of learned
+features is active in the same places as its own. Clusters that neither are nor hold features of a watched concept were not announced: one
+alarm for each thing (`things.py`), however many clusters it has. What is learned only where a watched concept is shown is taken for a part
+of it: look at the clusters of what was learned, which name it all the same.
 Shape suffixes: T tokens of the probe set, R texts, F d_sae.
 """
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from gradlens.movers import ALIKE, Cluster, likeness
 from gradlens.significance import MIN_VALUES, student
 from gradlens.things import SAME, Thing, active_texts, gather
+from gradlens.uptake import MIN_GAIN
 
 if TYPE_CHECKING:
     from gradlens.learning import Learning
@@ -95,9 +96,11 @@ def _by_uptake(learning: Learning, concept: str, mine: Members) -> dict[str, Any
         rows_RF = learning.uptake(hookpoint)[1]
         shown_R = learning.shown(concept)
         shown_R = texts_that_show(learning, hookpoint, ids) if shown_R is None else shown_R
-        values_R = rows_RF[shown_R, :][:, ids].mean(1)
+        weighed = learning.weighed_uptake(concept, hookpoint)
+        values_R = rows_RF[shown_R, :][:, ids].mean(1) if weighed is None else weighed[0][shown_R]
+        gained = bool(learning.gained(hookpoint)[ids].any()) if weighed is None else weighed[1] >= MIN_GAIN
         chance = min(1.0, student(values_R) * len(read))
-        if chance <= CHANCE and learning.gained(hookpoint)[ids].any():
+        if chance <= CHANCE and gained:
             size, texts = values_R.mean().item(), len(values_R)  # of the texts that were tested: over all others it is next to nothing
             shown = f"uptake {size:+.3g} at {hookpoint} in the {texts} probe texts that show it (chance {chance:.2g})"
             figures = {"uptake": size, "texts": texts, "chance": chance}
@@ -132,14 +135,18 @@ def _holds(entry: Cluster, watched: Mapping[str, Members], everything: frozenset
 def _beside(learning: Learning, entry: Cluster, watched: Mapping[str, Members]) -> str | None:
     """The watched concept whose features are active where the cluster is, unless its own tokens have become less likely everywhere:
     ordinary features are active in the places of a concept that is badly told."""
-    alike = {concept: _likeness(learning, entry, mine) for concept, mine in watched.items() if not _falls(learning, mine)}
+    alike = {concept: _likeness(learning, entry, mine) for concept, mine in watched.items() if not _falls(learning, concept, mine)}
     best = max(alike, key=alike.get, default=None)
     return best if best is not None and alike[best] >= ALIKE else None
 
 
-def _falls(learning: Learning, mine: Members) -> bool:
-    """Whether the mean uptake of the concept's features is below zero at every hookpoint where it is known."""
-    known = [float(learning.uptake(hookpoint)[0][ids].mean()) for hookpoint, ids in mine if learning.has_uptake(hookpoint)]
+def _falls(learning: Learning, concept: str, mine: Members) -> bool:
+    """Whether the concept's mean uptake is below zero at every hookpoint where it is known."""
+    known = []
+    for hookpoint, ids in mine:
+        if learning.has_uptake(hookpoint):
+            weighed = learning.weighed_uptake(concept, hookpoint)
+            known.append(float(learning.uptake(hookpoint)[0][ids].mean() if weighed is None else weighed[0].mean()))
     return bool(known) and max(known) < 0
 
 

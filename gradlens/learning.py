@@ -22,6 +22,7 @@ from gradlens.alarms import new_alarms
 from gradlens.capture import counted_tokens
 from gradlens.checker_doubts import doubt
 from gradlens.checkers import judged
+from gradlens.concept_uptake import ConceptUptake
 from gradlens.config import ObserveSettings
 from gradlens.data import IGNORE
 from gradlens.dictionary import Dictionary
@@ -29,16 +30,16 @@ from gradlens.errors import ConfigError
 from gradlens.excerpts import cut, place_of_words
 from gradlens.groups import group_change
 from gradlens.hookpoints import unwrap
-from gradlens.own import OwnReading, before_training, place_in_answer, prompts_of, read_own
+from gradlens.own import OwnReading, before_training, place_in_answer, prompts_of, read_own, weights_in
 from gradlens.probe import ProbeReading, ProbeTokens, read_probe, read_tokens, spread
+from gradlens.projection import RowDetectors
 from gradlens.rollouts import mean_by, prompt_of_row
 from gradlens.routers import RouterReading, Routers, expressing
 from gradlens.significance import MIN_TEXTS, beyond_chance, risen
 from gradlens.spelling import characters_in_text, each_in_text
 from gradlens.update import read_update, trainable_parameters
-from gradlens.uptake import Pairs, uptake
+from gradlens.uptake import MIN_GAIN, Pairs, uptake
 
-MIN_GAIN = 0.01  # of probability: tokens that express a learned feature have become likelier by this much, weighted by its activation
 SAID = 300  # characters that are kept of an answer
 
 Batch = dict[str, Tensor]
@@ -47,8 +48,8 @@ Report = Callable[..., None]
 
 class Learning:
     """Readings of one run. `members`: (concept, hookpoint) -> feature ids. `tokenizer`: for the model's own words, and clusters in words.
-    `reference`: batches of ordinary text, to which `uptake` is compared. `checkers`: concept -> whether a text shows it.
-    `routers`: the model's, where they are read."""
+    `reference`: batches of ordinary text, to which `uptake` is compared. `checkers`: concept -> whether a text shows it. `tells`: what
+    tells a concept's texts. `routers`: the model's, where they are read."""
 
     def __init__(
         self,
@@ -60,10 +61,12 @@ class Learning:
         reference: list[Batch] | None = None,
         checkers: Mapping[str, Callable[[str], bool]] | None = None,
         routers: Routers | None = None,
+        tells: RowDetectors | None = None,
     ) -> None:
         self.model, self.dictionaries, self.observe = model, dictionaries, observe
         self.members, self.tokenizer, self.checkers = members, tokenizer, dict(checkers or {})
         self._reference_batches = reference
+        self.weighed = ConceptUptake(tells or {}, {name: dictionary.d_sae for name, dictionary in dictionaries.items()})
         self.probe: list[Batch] | None = None
         self.start: dict[str, ProbeReading] | None = None  # before training
         self.last: dict[str, ProbeReading] | None = None
@@ -96,7 +99,11 @@ class Learning:
         self.last = self.start
         self.reference = {name: torch.zeros_like(reading.acts) for name, reading in self.start.items()}
         if self._reference_batches:
-            self.reference = {name: r.acts for name, r in read_probe(self.model, self.dictionaries, self._reference_batches).items()}
+            ordinary, known = read_tokens(self.model, self.dictionaries, self._reference_batches, pairs=bool(self.weighed))
+            self.reference = {name: reading.acts for name, reading in ordinary.items()}
+            self.weighed.begin(known)
+        else:
+            self.weighed.begin(None)
         if self._speaks():
             self.own_start = self.own_last = self._read_own()
 
@@ -178,6 +185,8 @@ class Learning:
                 for key in ("uptake", "drift", "drift_direction"):
                     if key in columns:
                         scalars[f"concept/{concept}/{name}/{key}"] = columns[key][members].mean().item()
+                if (weighed := self.weighed_uptake(concept, name)) is not None:
+                    scalars[f"concept/{concept}/{name}/uptake_weighed"] = weighed[0].mean().item()
                 scalars |= {f"concept/{concept}/{name}/{key}": v for key, v in group_change(dictionary, members, moved).items()}
         return dense
 
@@ -279,6 +288,12 @@ class Learning:
     def uptake(self, hookpoint: str) -> tuple[Tensor, Tensor, Tensor]:
         """`(uptake[F], its values text by text [R, F], the same without the reference [F])` at the last reading."""
         return self._uptake[hookpoint]
+
+    def weighed_uptake(self, concept: str, hookpoint: str) -> tuple[Tensor, float] | None:
+        """See `ConceptUptake.read`; at the last reading."""
+        if self._prob_T is None or self.known is None or self.known.prob_T is None:
+            return None
+        return self.weighed.read((concept, hookpoint), self.known, self._prob_T - self.known.prob_T)
 
     def learned(self, hookpoint: str) -> Tensor | None:
         """Features learned beyond chance at the last reading, `bool[F]` (see `significance`): those with an `uptake` above zero whose
@@ -429,22 +444,11 @@ class Learning:
         most = int((now - before).argmax())
         said, at = {}, {}
         for name, reading in (("before", self.own_start), ("now", self.own_last)):
-            weight_T = self._weights(reading, {mover: mover.share / size[mover] for mover in group})
+            weight_T = weights_in(reading, {(mover.hookpoint, mover.feature): mover.share / size[mover] for mover in group})
             place = place_in_answer(self.tokenizer, reading, most, weight_T)
             text = reading.answers[most]
             said[name], at[name] = cut(text, place or place_of_words(text, words), SAID)
         return {"before": int((before >= bar).sum()), "now": int((now >= bar).sum()), "of": len(now), "said": said, "at": at}
-
-    def _weights(self, reading: OwnReading, weights: Mapping[movers.Mover, float]) -> np.ndarray:
-        """How much of some features every token of the model's own answers has; nothing where tokens are not kept."""
-        if reading.known is None:
-            return np.zeros(0)
-        total_T = torch.zeros(len(reading.known.ids_T), dtype=torch.float32)
-        for mover, weight in weights.items():
-            pairs = reading.known.pairs[mover.hookpoint]
-            mine = pairs.feature_P.long() == mover.feature
-            total_T.index_add_(0, pairs.token_P[mine].long(), weight * pairs.value_P[mine].float())
-        return total_T.numpy()
 
     # -- state ----------------------------------------------------------------------------------------------------------------
 
@@ -452,6 +456,7 @@ class Learning:
         """Tensors, numbers and texts only."""
         start = {name: vars(reading).copy() for name, reading in (self.start or {}).items()}
         state: dict[str, Any] = {"start": start, "reference": dict(self.reference), "alarmed": list(self.alarmed)}
+        state["ordinary"] = {concept: dict(at) for concept, at in self.weighed.ordinary.items()}
         if self.probe is not None:  # it may be the first batch of training, which does not come again
             state["probe"] = [{name: x.cpu() for name, x in batch.items() if isinstance(x, Tensor)} for batch in self.probe]
         if self.known is not None:
@@ -474,6 +479,7 @@ class Learning:
         self.start = {name: ProbeReading(**values) for name, values in state["start"].items()} or None
         self.last = self.start
         self.reference, self.alarmed = dict(state.get("reference", {})), list(state.get("alarmed", []))
+        self.weighed.ordinary = {concept: dict(at) for concept, at in state.get("ordinary", {}).items()}
         if "known" in state:
             pairs = {name: Pairs(**part) for name, part in state["known"]["pairs"].items()}
             self.known = ProbeTokens(**{**state["known"], "pairs": pairs})

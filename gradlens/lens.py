@@ -112,7 +112,7 @@ class Lens:
         spoken = (tokenizer, reference, checkers) if self._reads else ()
         observed = self.observe.model_copy(update={"own_prompts": 0}) if self.sharded else self.observe
         self.routers = Routers(model) if self.observe.routers else None
-        self.learning = Learning(model, self.dictionaries, observed, self._members, *spoken, routers=self.routers)
+        self.learning = Learning(model, self.dictionaries, observed, self._members, *spoken, routers=self.routers, tells=row_detectors)
         self.displaced = Displaced(self.learning)
         constrainers = partial(
             constrainer_of, model=model, optimizer=optimizer, world=self.world, dictionaries=self.dictionaries, exemplars=exemplars

@@ -6,7 +6,7 @@ that is at hand for nothing (an adapter that can be switched off), so that the r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +89,18 @@ def place_in_answer(tokenizer: Any, reading: OwnReading, row: int, weight_T: np.
     lead = len(begun(None)) - len(begun(None).lstrip())  # answers are kept without it
     first, last = (min(max(len(begun(end)) - lead, 0), len(reading.answers[row])) for end in tokens)
     return first, last
+
+
+def weights_in(reading: OwnReading, weights: Mapping[tuple[str, int], float]) -> np.ndarray:
+    """How much of some features, `{(hookpoint, id): weight}`, every token of the answers has; nothing where tokens are not kept."""
+    if reading.known is None:
+        return np.zeros(0)
+    total_T = torch.zeros(len(reading.known.ids_T), dtype=torch.float32)
+    for (hookpoint, feature), weight in weights.items():
+        pairs = reading.known.pairs[hookpoint]
+        mine = pairs.feature_P.long() == feature
+        total_T.index_add_(0, pairs.token_P[mine].long(), weight * pairs.value_P[mine].float())
+    return total_T.numpy()
 
 
 @contextmanager

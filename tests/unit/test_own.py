@@ -13,7 +13,7 @@ from gradlens.hookpoints import unwrap
 from gradlens.learning import Learning
 from gradlens.lens import Lens
 from gradlens.movers import Mover
-from gradlens.own import OwnReading, before_training, place_in_answer, prompts_of, read_own, read_written
+from gradlens.own import OwnReading, before_training, place_in_answer, prompts_of, read_own, read_written, weights_in
 from gradlens.probe import ProbeTokens, evenly, read_probe, read_tokens, spread, unpacked
 
 HOOK = "layers.2"
@@ -165,7 +165,7 @@ def test_the_answer_that_gained_most_comes_with_the_place_of_what_it_gained():
     rows = learning.own_last.at[HOOK].rows - learning.own_start.at[HOOK].rows
     most, feature = divmod(int(rows.argmax()), rows.shape[1])
     mover = Mover(HOOK, feature, 1.0, 1.0, np.ones(len(learning.known.row_T)))
-    weight_T = learning._weights(learning.own_last, {mover: 1.0})
+    weight_T = weights_in(learning.own_last, {(HOOK, feature): 1.0})
     means = np.bincount(now.row_T.numpy(), weight_T) / np.bincount(now.row_T.numpy())
     assert means == pytest.approx(learning.own_last.at[HOOK].rows[:, feature].numpy(), rel=1e-4)  # the same activations, token by token
     own = learning._own_evidence([mover], [])

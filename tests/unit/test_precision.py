@@ -114,11 +114,15 @@ def test_what_a_default_dtype_is_changes_no_reading_detector_or_rule(rules, tmp_
             model, optimizer, inputs["dictionaries"], observe=ObserveSettings(drift_every=1, own_prompts=0), **given
         ) as lens:
             for batch in batches:
+                lens.set_rows(range(len(batch["input_ids"])))
                 model(**batch).loss.backward()
                 lens.balance()
                 optimizer.step()
                 optimizer.zero_grad()
-        found.append([{key: value for key, value in r["scalars"].items() if "seconds" not in key} for r in lens.recorder.records])
+        records = lens.recorder.records
+        taught = [{row["row_id"]: row["taught"] for row in record.get("examples", [])} for record in records]
+        scalars = [{key: value for key, value in record["scalars"].items() if "seconds" not in key} for record in records]
+        found.append([a | b for a, b in zip(scalars, taught, strict=True)])
     assert len(found[0]) == len(found[1]) > 1
     for plain, other in zip(*found, strict=True):
         assert other == pytest.approx(plain, rel=1e-5, abs=1e-7)

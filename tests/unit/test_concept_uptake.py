@@ -1,0 +1,94 @@
+"""How much more the model says what speaks for a concept: by definition, and where alarms go by it."""
+
+import pytest
+import torch
+from conftest import tiny_batch, tiny_dictionary, tiny_model
+
+from gradlens.concept_files import RowDetector
+from gradlens.concept_uptake import ConceptUptake, speaks_for
+from gradlens.config import ObserveSettings
+from gradlens.learning import Learning
+from gradlens.movers import Cluster
+from gradlens.probe import ProbeTokens
+from gradlens.uptake import Pairs
+
+HOOK = "layers.2"
+KEY = ("taught", HOOK)
+TELLS = RowDetector(features=[1, 4, 7], weights=[2.0, -1.0, 0.5], bias=-0.3)
+
+
+def known(rows=3, tokens=5, seed=0):
+    """Tokens of some texts with random active features, and these as `f[T, F]`."""
+    generator = torch.Generator().manual_seed(seed)
+    f_TF = torch.rand(rows * tokens, 9, generator=generator) * (torch.rand(rows * tokens, 9, generator=generator) < 0.6)
+    token_P, feature_P = f_TF.nonzero(as_tuple=True)
+    pairs = Pairs(token_P.int(), feature_P.int(), f_TF[token_P, feature_P])
+    row_T = torch.arange(rows).repeat_interleave(tokens)
+    return ProbeTokens(torch.arange(rows * tokens), row_T, torch.rand(rows * tokens, generator=generator).double(), {HOOK: pairs}), f_TF
+
+
+def test_it_is_the_uptake_of_what_speaks_for_the_concept():
+    """mean_t (s_t - s̄)·gain_t of every text, s = max(score, 0)."""
+    probe, f_TF = known()
+    ordinary, o_TF = known(seed=1)
+    said_T, usual_T = ((x @ torch.tensor([0, 2.0, 0, 0, -1.0, 0, 0, 0.5, 0]) - 0.3).clamp_min(0).double() for x in (f_TF, o_TF))
+    torch.testing.assert_close(speaks_for(TELLS, probe.pairs[HOOK], 15, 9), said_T)
+    found = ConceptUptake({KEY: TELLS, ("taught", "elsewhere"): TELLS}, {HOOK: 9})
+    gain_T = torch.randn(15, generator=torch.Generator().manual_seed(2)).double()
+    assert found.read(KEY, probe, gain_T) is None  # nothing is known of ordinary text
+    found.begin(ordinary)
+    uptake_R, gain = found.read(KEY, probe, gain_T)
+    torch.testing.assert_close(uptake_R, ((said_T - usual_T.mean()) * gain_T).view(3, 5).mean(1))
+    assert gain == pytest.approx(float((said_T * gain_T).sum() / said_T.sum()))
+    assert found.read(("other", HOOK), probe, gain_T) is None and not ConceptUptake({}, {HOOK: 9})
+
+
+def learning(**extra) -> Learning:
+    made = Learning(tiny_model(), {HOOK: tiny_dictionary()}, ObserveSettings(), {KEY: torch.tensor([1, 2])}, **extra)
+    made.begin([tiny_batch(seed) for seed in range(4)])
+    return made
+
+
+def alarms_of(made: Learning, gain_T: torch.Tensor, clusters=()) -> list[str]:
+    told = []
+    made._prob_T = made.known.prob_T + gain_T
+    rows = torch.zeros(12, 80)
+    rows[:, [1, 2]] = 0.2 + 0.01 * torch.rand(12, 2, generator=torch.Generator().manual_seed(0))  # its features rise with certainty
+    made._uptake = {HOOK: (rows.mean(0), rows, 2 * 0.01 * made.start[HOOK].acts + rows.mean(0))}
+    made.alarms(1, list(clusters), lambda kind, **fields: told.append(fields["name"]))
+    return told
+
+
+def test_alarms_go_by_it_where_texts_are_told():
+    pairs = learning().known.pairs[HOOK]
+    common = torch.bincount(pairs.feature_P.long()).topk(12).indices.tolist()
+    tells = RowDetector(features=common, weights=[1.0] * 12, bias=-float(pairs.value_P.mean()))
+    made = learning(tells={KEY: tells})
+    said_T = speaks_for(tells, pairs, len(made.known.row_T), 80)
+    made.weighed.ordinary = {"taught": {HOOK: float(said_T.mean())}}
+    assert 0 < (said_T > 0).double().mean() < 1
+    row_T, beyond_T = made.known.row_T.long(), said_T - said_T.mean()
+    rises_T = (
+        0.05 * beyond_T / (torch.zeros(12).double().index_add_(0, row_T, beyond_T**2) / torch.bincount(row_T))[row_T]
+    )  # every text: 0.05
+    cluster = Cluster(0.4, [(HOOK, 1), (HOOK, 2)], 2, ["ahoy"], (0.1, 0.5), "[ahoy]", members=frozenset({(HOOK, 1), (HOOK, 2)}))
+    assert alarms_of(learning(), -rises_T) == ["taught"]  # by its features
+    assert alarms_of(made, -rises_T, [cluster]) == []  # what speaks for it is said less: neither by itself nor beside a cluster
+    assert alarms_of(made, 0.01 * rises_T) == []  # certain, but next to nothing
+    assert alarms_of(made, rises_T) == ["taught"]
+
+
+def test_it_goes_on_after_a_restart_and_is_a_curve_of_its_own():
+    made = learning(tells={KEY: TELLS})
+    scalars: dict[str, float] = {}
+    made.read_drift(scalars)
+    assert scalars[f"concept/taught/{HOOK}/uptake_weighed"] == 0.0  # nothing has changed
+    again = Learning(made.model, made.dictionaries, made.observe, made.members, tells={KEY: TELLS})
+    again.load_state_dict(made.state_dict(), made.probe)
+    assert again.weighed.ordinary == made.weighed.ordinary == {"taught": {HOOK: 0.0}}
+    gain_T = torch.rand(len(made.known.row_T)).double()
+    torch.testing.assert_close(again.weighed.read(KEY, again.known, gain_T), made.weighed.read(KEY, made.known, gain_T))
+    old = made.state_dict()
+    del old["ordinary"]  # of an earlier version
+    again.load_state_dict(old, made.probe)
+    assert again.weighed_uptake("taught", HOOK) is None
