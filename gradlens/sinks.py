@@ -380,7 +380,17 @@ class KeyBudget:
         return {key: float(value) for key, value in scalars.items() if key in self.taken}
 
 
-CONCEPT_RANK = {"uptake": 1, "own": 1, "drift": 2, "taught": 3, "push": 4, "attribution": 4, "group_share": 5, "group_angle": 5}
+CONCEPT_RANK = {
+    "uptake_weighed": 1,
+    "uptake": 1,
+    "own": 1,
+    "drift": 2,
+    "taught": 3,
+    "push": 4,
+    "attribution": 4,
+    "group_share": 5,
+    "group_angle": 5,
+}
 
 
 def key_rank(key: str) -> tuple[int, str]:
@@ -403,7 +413,7 @@ def keys_to_come(key: str) -> list[str]:
     if head != "concept" or rest.count("/") < 2:
         return []
     concept, hookpoint, _ = rest.rsplit("/", 2)
-    measured = [f"concept/{concept}/{hookpoint}/{name}" for name in ("uptake", "own", "drift")]
+    measured = [f"concept/{concept}/{hookpoint}/{name}" for name in ("uptake_weighed", "uptake", "own", "drift")]
     return [*measured, f"own/{concept}/rate", f"{hookpoint}/learned"]
 
 

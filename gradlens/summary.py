@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 TOP_FEATURES = 20
 ALARMS = 12  # on the screen
 SHOWN = ("uptake", "drift", "push", "attribution")  # of features and concepts, the best measured first
-CURVES = ("uptake", "drift", "drift_direction", "own", "update", "update_direction", "taught", "push", "attribution", "energy")
+WEIGHED = "uptake_weighed"  # of concepts whose examples were told (`concept_uptake.py`); before all others
+CURVES = (WEIGHED, "uptake", "drift", "drift_direction", "own", "update", "update_direction", "taught", "push", "attribution", "energy")
 BARS = "▁▂▃▄▅▆▇█"
 TROUBLE = ("gap", "storage_error", "recorder_error", "segment_damaged", "unreadable", "not_finite", "not_stored")
 
@@ -46,9 +47,9 @@ TROUBLE = ("gap", "storage_error", "recorder_error", "segment_damaged", "unreada
 def build_summary(reader: RunReader, status: Literal["done", "interrupted", "failed", "running", "stopped"]) -> dict[str, Any]:
     """The content of `summary.json`, plain JSON data (docs/architecture.md).
 
-    `push` and `attribution` of features and concepts are sums over the run, `uptake` and `drift` the last reading; `learned_in_words`
-    are the clusters of the last `learned` event, `said_less` is what it then says less; `seconds` is the time that the run has worked
-    (`worked.py`).
+    `push` and `attribution` of features and concepts are sums over the run, `uptake`, `uptake_weighed` (of concepts) and `drift` the last
+    reading; `learned_in_words` are the clusters of the last `learned` event, `said_less` is what it then says less; `seconds` is the time
+    that the run has worked (`worked.py`).
     """
     run, scalars = describe(reader), scalars_by_key(reader)
     version = scalars.get("policy/version")
@@ -160,15 +161,16 @@ def learned_counts(scalars: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[st
 
 
 def _concepts(scalars: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """`{name: {hookpoint: {uptake, drift, push, attribution}}}` from the scalars `concept/NAME/HOOKPOINT/ESTIMATOR`."""
+    """`{name: {hookpoint: {uptake, drift, push, attribution}}}`, with `uptake_weighed` where that was read, from the scalars
+    `concept/NAME/HOOKPOINT/ESTIMATOR`."""
     found: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for key, (_, values) in scalars.items():
         if key.startswith("concept/") and key.count("/") >= 3:
             name, hookpoint, estimator = key.removeprefix("concept/").rsplit("/", 2)
             entry = found[name].setdefault(hookpoint, dict.fromkeys(SHOWN))
             finite = values[np.isfinite(values)]
-            if estimator in entry and len(finite):
-                entry[estimator] = float(finite[-1] if estimator in ("uptake", "drift") else finite.sum())
+            if (estimator in entry or estimator == WEIGHED) and len(finite):
+                entry[estimator] = float(finite.sum() if estimator in ("push", "attribution") else finite[-1])
     return dict(found)
 
 
@@ -239,7 +241,7 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
     def figures(rows: Iterable[dict[str, Any]]) -> list[str]:
         """The columns that some row has a figure in; a summary of an older version has fewer."""
         rows = list(rows)
-        return [name for name in SHOWN if any(row.get(name) is not None for row in rows)]
+        return [name for name in (WEIGHED, *SHOWN) if any(row.get(name) is not None for row in rows)]
 
     learned = summary.get("learned") or {}
     words = in_words(summary.get("learned_in_words") or [], learned, summary["steps"], summary.get("said_less"))

@@ -1,5 +1,6 @@
 // Curves: one plot per concept and hookpoint, a line per run, drawn by uPlot.
-const view = { estimator: "uptake", summed: true, smooth: 0, loss: false, concept: "", hookpoint: "", hidden: new Set() };
+const WEIGHED = RUNS.every((run) => Object.keys(run.curves).some((key) => key.startsWith("concept/") && key.endsWith("/uptake_weighed")));
+const view = { estimator: WEIGHED ? "uptake_weighed" : "uptake", summed: true, smooth: 0, loss: false, concept: "", hookpoint: "", hidden: new Set() };
 let plots = [];
 // What was measured of every concept: uptake, in older runs drift; undefined where neither was.
 const MEASURED = ["uptake", "drift"].find((name) => RUNS.some((run) => Object.keys(run.curves).some((key) => key.startsWith("concept/") && key.endsWith(`/${name}`))));
