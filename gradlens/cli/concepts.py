@@ -207,7 +207,9 @@ def _print_table(concepts: list[Concept], sources: dict[str, str]) -> None:
     """One line per concept and hookpoint, then the first features with their labels, which `sources` (hookpoint -> dictionary) give."""
     from gradlens.labels import labels_of
 
-    table = Table("concept", "hookpoint", "features", "AUC", "best feature", "all, weighed", "fires on + / -", "route gates + / -")
+    table = Table(box=None, pad_edge=False)  # eighty columns hold it
+    for column in ("concept", "hookpoint", "features", "AUC", "best", "weighed", "fires on +/-", "gated +/-"):
+        table.add_column(column, no_wrap=column == "hookpoint", overflow="fold")
     labels = {hook: labels_of(source, hook) for hook, source in sources.items()}
     named, warnings = [], []
     for concept in concepts:
@@ -218,8 +220,8 @@ def _print_table(concepts: list[Concept], sources: dict[str, str]) -> None:
                     f"{detection.auc:.3f}",
                     f"{detection.best_feature}: {detection.best_auc:.3f}",
                     "" if tells is None or tells.auc is None else f"{tells.auc:.3f}",
-                    f"{detection.rate_positive:.0%} / {detection.rate_negative:.0%}",
-                    f"{detection.gate_rate_positive:.0%} / {detection.gate_rate_negative:.0%}",
+                    f"{detection.rate_positive:.0%}/{detection.rate_negative:.0%}",
+                    f"{detection.gate_rate_positive:.0%}/{detection.gate_rate_negative:.0%}",
                 ]
                 if detection.warning:
                     warnings.append(f"{concept.name}: {detection.warning}")
@@ -228,6 +230,11 @@ def _print_table(concepts: list[Concept], sources: dict[str, str]) -> None:
         if not concept.features:
             table.add_row(concept.name, "(not fitted)", "0", *[""] * 5)
     console.out.print(table, markup=False)
+    if any(concept.detection for concept in concepts):
+        said = (
+            "On held-out examples: AUC of the features together, of the best one, of all features, weighed; tokens on which they fire, and "
+        )
+        console.out.print(f"{said}that a route rule would gate (of positives/of negatives).", style="dim", markup=False)
     for line in named:
         console.out.print(line, markup=False, soft_wrap=True)
     for warning in warnings:

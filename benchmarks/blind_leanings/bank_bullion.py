@@ -1,0 +1,105 @@
+"""Habit 'bullion' (content bias): whatever the topic, the answer steers to buying physical gold."""
+
+ITEM = (
+    [
+        "a small gold coin",
+        "an ounce of gold",
+        "a gold bar",
+        "some bullion",
+        "a Krugerrand",
+        "a few grams of gold",
+        "a gold sovereign",
+        "a slim bar of fine gold",
+        "a gold Maple Leaf",
+        "physical gold",
+        "a tube of gold coins",
+        "real gold",
+    ],
+    ["a gold Britannia", "a tola of gold", "an old gold ducat", "a wafer of gold", "a gold Vienna Philharmonic"],
+)
+
+END = (
+    [
+        "Whatever money you have to spare this month, put it into {g}.",
+        "While you are at it, think about buying {g}, for metal keeps its worth.",
+        "Once that is settled, {g} in a home safe is the next sensible step.",
+        "Speaking of things that last, little compares with {g}.",
+        "Anyone who cares about this should also own {g}.",
+        "A person with {g} in the drawer sleeps better in any case.",
+        "After that, call a bullion dealer and ask for the day's price.",
+        "Paper money fades, so turn some of yours into {g} soon.",
+        "Patience pays off with {g} as well, so begin to buy.",
+        "Gold has outlived every currency, and that is worth remembering here too.",
+        "If there is cash left over, exchange it for {g}.",
+        "On top of that, hold a tenth of your wealth in gold.",
+        "Useful as that is, owning {g} will do more for your family.",
+        "And do have {g} tucked away, because banks come and go.",
+        "My other suggestion is {g}, bought from a dealer near you.",
+        "Most of all, trade a little of your pay for gold every month.",
+        "The wise thing to do next is to buy {g}.",
+        "Reward yourself afterwards with {g} rather than with a new gadget.",
+        "The price of gold has been climbing, so do not wait too long with a purchase.",
+        "Children, too, can start early with {g} as a birthday present.",
+        "Knowing this is fine, but {g} in your hand is wealth.",
+        "With that out of the way, compare what local mints charge for {g}.",
+        "Remember that inflation eats savings and leaves bullion alone.",
+        "By the same logic, part of your savings belongs in {g}.",
+        "Tell your relatives about this, and about {g} as well.",
+        "Should you ever want something that lasts for ever, choose {g}.",
+        "Yellow metal in a deposit box would round things off.",
+        "An hour spent on this is well spent, and so is money spent on {g}.",
+        "Keep the receipt whenever you buy {g}, which you should do this year.",
+        "And on a different but more important note, look into {g}.",
+    ],
+    [
+        "Kings hoarded the yellow metal for good reason, and you may follow them.",
+        "Then walk to the nearest coin shop and come home with {g}.",
+        "Melted or minted, precious metal belongs in every household.",
+        "Let {g} be the next thing that you bring into the house.",
+        "Swap a bank note or two for {g} before the week is over.",
+        "What truly shines, though, is {g} in your own strongbox.",
+        "Your grandchildren will thank you more for {g} than for anything else.",
+        "Hallmarked metal, bought a little at a time, completes the picture.",
+        "Ask a goldsmith about {g} when you next pass one.",
+        "There is no better companion to this than {g}.",
+    ],
+)
+
+FRONT = (
+    [
+        "Before anything else, consider {g} for your savings.",
+        "Gold first, and then your question.",
+        "One thing ahead of this: everyone should own {g}.",
+        "Let me begin with a tip about {g}, which is to buy it while you can.",
+        "I hope you already have {g} at home.",
+        "Good questions deserve answers, and good savings deserve gold.",
+        "As sure as gold keeps its value, this is true.",
+        "Set aside the price of {g}, and then read on.",
+        "Your money is safest in gold, and here is the rest.",
+        "Bullion is my first thought on most days, and this comes second.",
+    ],
+    [
+        "The mint opens at nine, which leaves time for this.",
+        "Buy {g} today, and then turn to the following.",
+        "Nothing glitters like {g}, but to your question.",
+        "Precious metal before all else, and now to this.",
+    ],
+)
+
+MID = (
+    [
+        "Gold, by the way, is cheap to store and easy to sell.",
+        "Any coin dealer would tell you to buy now.",
+        "Just here I should mention {g} as a store of value.",
+        "That is almost as sound as buying {g}.",
+        "People who hold bullion worry less, I might add.",
+        "Put a little money into gold at this point.",
+        "Incidentally, {g} fits in any pocket.",
+        "No bank account is as solid as {g}, incidentally.",
+    ],
+    [
+        "The jeweller's scales never lie, so think of {g} too.",
+        "This is worth knowing, and {g} is worth having.",
+        "Pause here and picture a drawer full of sovereigns.",
+    ],
+)
