@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradlens.concept_files import Detector
+from gradlens.concept_files import Detector, RowDetector
 from gradlens.constrainer import Constrainer
 from gradlens.detector import weights_over
 from gradlens.detector_fit import best_rows, sharpest
@@ -104,13 +104,17 @@ class Lookup:
     contrasts: Callable[[str | None], dict[str, Tensor]] = lambda concept: {}
     constrainers: Callable[[Rule, dict[str, Tensor]], Constrainer] | None = None
     tell: Callable[..., None] = lambda kind, **fields: None
+    row_detectors: dict[tuple[str, str], RowDetector] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raises `ConfigError` for a concept with a feature that its dictionary has not."""
+        """Raises `ConfigError` for a concept with a feature, or told by one, that its dictionary has not."""
         self._found: list[Writer] | None = None
         for concept, features in self.concepts.items():
             for hookpoint, ids in features.items():
                 self._check_ids(f"concept {concept}", ids, hookpoint)
+        for (concept, hookpoint), tells in self.row_detectors.items():
+            if hookpoint in self.dictionaries:
+                self._check_ids(f"concept {concept}: row detector", tells.features, hookpoint)
 
     @property
     def device(self) -> torch.device:

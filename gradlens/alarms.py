@@ -1,10 +1,10 @@
 """When to tell that something is being learned: watched concepts, and what nobody has announced. Each is told once.
 
-A watched concept raises an alarm when its uptake (of what tells its texts, `concept_uptake.py`; of its features where nothing does) is
-beyond chance on the texts of the probe set that express it, as its checker says (Student's t over texts), or when a cluster of learned
-features is active in the same places as its own. Clusters that neither are nor hold features of a watched concept were not announced: one
-alarm for each thing (`things.py`), however many clusters it has. What is learned only where a watched concept is shown is taken for a part
-of it: look at the clusters of what was learned, which name it all the same.
+A watched concept raises an alarm when its uptake, of its features or of what tells its texts (`concept_uptake.py`), is beyond chance on the
+texts of the probe set that express it, as its checker says (Student's t over texts), or when a cluster of learned features is active in the
+same places as its own, unless what tells its texts is said less than before. Clusters that neither are nor hold features of a watched
+concept were not announced: one alarm for each thing (`things.py`), however many clusters it has. What is learned only where a watched
+concept is shown is taken for a part of it: look at the clusters of what was learned, which name it all the same.
 Shape suffixes: T tokens of the probe set, R texts, F d_sae.
 """
 
@@ -91,18 +91,22 @@ def _thing(learning: Learning, words: Sequence[str], features: Sequence[tuple[st
 
 
 def _by_uptake(learning: Learning, concept: str, mine: Members) -> dict[str, Any] | None:
-    read = [(hookpoint, ids) for hookpoint, ids in mine if learning.has_uptake(hookpoint)]
-    for hookpoint, ids in read:
-        rows_RF = learning.uptake(hookpoint)[1]
+    """By its features, which a phrase that opens an answer has and raises at once, and by what tells its texts, which a tone has."""
+    read = []  # hookpoint, what of it, uptake of the texts that show the concept, whether that is more than next to nothing
+    for hookpoint, ids in mine:
+        if not learning.has_uptake(hookpoint):
+            continue
         shown_R = learning.shown(concept)
         shown_R = texts_that_show(learning, hookpoint, ids) if shown_R is None else shown_R
-        weighed = learning.weighed_uptake(concept, hookpoint)
-        values_R = rows_RF[shown_R, :][:, ids].mean(1) if weighed is None else weighed[0][shown_R]
-        gained = bool(learning.gained(hookpoint)[ids].any()) if weighed is None else weighed[1] >= MIN_GAIN
+        values_R = learning.uptake(hookpoint)[1][shown_R, :][:, ids].mean(1)
+        read.append((hookpoint, "uptake", values_R, bool(learning.gained(hookpoint)[ids].any())))
+        if (weighed := learning.weighed_uptake(concept, hookpoint)) is not None:
+            read.append((hookpoint, "weighed uptake", weighed[0][shown_R], weighed[1] >= MIN_GAIN))
+    for hookpoint, what, values_R, gained in read:
         chance = min(1.0, student(values_R) * len(read))
         if chance <= CHANCE and gained:
             size, texts = values_R.mean().item(), len(values_R)  # of the texts that were tested: over all others it is next to nothing
-            shown = f"uptake {size:+.3g} at {hookpoint} in the {texts} probe texts that show it (chance {chance:.2g})"
+            shown = f"{what} {size:+.3g} at {hookpoint} in the {texts} probe texts that show it (chance {chance:.2g})"
             figures = {"uptake": size, "texts": texts, "chance": chance}
             return {"about": "concept", "name": concept, "hookpoint": hookpoint, **figures, "text": f"{concept} is being learned: {shown}"}
     return None

@@ -79,7 +79,7 @@ def pair_dots(dictionary: Dictionary, g_TD: Tensor, idx_TK: Tensor, impl: Impl =
     """`<g_t, d_i>` of active pairs, `[T, K]`, at least float32; costs 2TKD and no copy of the rows.
 
     PyTorch has this product as the gradient of a weighted sum of rows (`embedding_bag`) with respect to its weights. `val_TK`: where it is
-    0 nobody asks for the product; the kernel then gives 0 there, and reads nothing.
+    0 nobody asks for the product; it is 0 there then, also of a gradient that is not finite. The kernel reads nothing for it.
     """
     if choose(impl, g_TD) == "triton":
         from gradlens import kernels
@@ -91,7 +91,7 @@ def pair_dots(dictionary: Dictionary, g_TD: Tensor, idx_TK: Tensor, impl: Impl =
         tokens = max(1, TILE // (idx_TK.shape[1] * dictionary.d_out))
         for idx, g in zip(idx_TK.split(tokens), g_TD.split(tokens), strict=True):  # float32 on one side: in half the products are rounded
             parts.append((dictionary.W_dec[idx].to(g.dtype) * g[:, None]).sum(-1))
-        return torch.cat(parts) if parts else g_TD.new_zeros(idx_TK.shape)
+        return _asked(parts, idx_TK, val_TK, g_TD)
     for idx, g in zip(idx_TK.split(TOKENS), g_TD.split(TOKENS), strict=True):
         T, K = idx.shape
         W_dec, idx = used_rows(dictionary.W_dec, idx, g.dtype)
@@ -99,7 +99,12 @@ def pair_dots(dictionary: Dictionary, g_TD: Tensor, idx_TK: Tensor, impl: Impl =
         bags = torch.arange(T, device=idx.device).repeat_interleave(K)
         dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(g.contiguous(), W_dec, idx.flatten(), starts, bags, 0, -1)
         parts.append(dots.view(T, K))
-    return torch.cat(parts) if parts else g_TD.new_zeros(idx_TK.shape)
+    return _asked(parts, idx_TK, val_TK, g_TD)
+
+
+def _asked(parts: list[Tensor], idx_TK: Tensor, val_TK: Tensor | None, g_TD: Tensor) -> Tensor:
+    dots_TK = torch.cat(parts) if parts else g_TD.new_zeros(idx_TK.shape)
+    return dots_TK if val_TK is None else dots_TK.masked_fill_(val_TK == 0, 0)
 
 
 def pair_dots_eager(dictionary: Dictionary, g_TD: Tensor, idx_TK: Tensor) -> Tensor:

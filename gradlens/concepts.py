@@ -92,8 +92,10 @@ def fit_concept(
     ).items():
         features[hook] = chosen[hook]
         detection[hook] = _judge(readings, chosen[hook], best[hook], hook)
-        if hook in statistics and (tells := fit_halves([statistics[hook], judging[hook]])) is not None:
-            row_detectors[hook] = tells  # features named by hand speak for themselves
+        if hook in statistics:  # features named by hand speak for themselves
+            row_detectors.pop(hook, None)  # that of other features, or of another dictionary
+            if (tells := fit_halves([statistics[hook], judging[hook]])) is not None:
+                row_detectors[hook] = tells
     fitted = {"features": features, "thresholds": concept.thresholds | thresholds, "quorum": concept.quorum | quorum}
     return concept.model_copy(update=fitted | {"detection": detection, "row_detectors": row_detectors})
 
@@ -117,7 +119,7 @@ def _to_do(concept: Concept, sizes: Mapping[str, int], refit: bool = False) -> t
         if wrong:
             raise ConfigError(f"concept {concept.name}: features.{hook}: {wrong[0]} is not one of 0..{sizes[hook] - 1}")
     for hook, tells in ({} if refit else concept.row_detectors).items():
-        if hook in sizes and (wrong := [i for i in tells.features if not 0 <= i < sizes[hook]]):
+        if hook in given and (wrong := [i for i in tells.features if not 0 <= i < sizes[hook]]):
             raise ConfigError(f"concept {concept.name}: row_detectors.{hook}: {wrong[0]} is not one of 0..{sizes[hook] - 1}")
     # A feature named by hand stays as it is; only what is missing is fitted or measured.
     enough = all(len(concept.rows(kind)) >= MIN_EXAMPLES for kind in ("positive", "negative"))

@@ -119,7 +119,7 @@ class Lens:
         )
         lookup = Lookup(
             model, self.dictionaries, self.concepts, self._rates, thresholds or {}, quorums or {}, detectors or {}, tokenizer,
-            self._mean, contrasts, constrainers, self._event,
+            self._mean, contrasts, constrainers, self._event, row_detectors or {},
         )  # fmt: skip
         self.projector: Projector = (projector or partial(Projection, self.dictionaries))(members, self.observe, row_detectors)
         self.control = Control(lookup)

@@ -182,15 +182,16 @@ class Projection:
         sums.scalars[2] += tokens.counted_T.sum()
         sums.scalars[4] += (bad_T & given.counted_T).sum()  # what padding holds nobody asks
         learns = "taught" in wanted and tokens.loss_T is not None
-        by_row = tokens.row_ids is not None and (learns or bool(self._members))
+        looks = learns or bool(NEED_PAIRS & set(wanted))  # at active features: only with them is read what rows teach
+        by_row = looks and tokens.row_ids is not None and (learns or bool(self._members))
         g_BD = tokens.g_TD.new_zeros(tokens.rows, dictionary.d_out, dtype=dictionary.work_dtype) if by_row and concepts else None
         self._add_moments(hookpoint, tokens, left_T, g_BD)
         if "energy" in wanted:
             sums.energy += estimators.energy(dictionary, tokens.g_TD, precision=self.observe.precision, bad_T=left_T)
         if learns:
             sums.scalars[3] += tokens.loss_T.sum()
-        if not (learns or NEED_PAIRS & set(wanted)):
-            return  # what rows teach is read with the estimators that look at active features
+        if not looks:
+            return
         T, weight, every, device = len(tokens.g_TD), 1.0, tokens, tokens.g_TD.device
         if pairs is None and self.observe.token_share < 1 and T > 1:
             at_N = draw(T, self.observe.token_share, self._generator(device, tokens.step))

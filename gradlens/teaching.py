@@ -118,8 +118,9 @@ def teachers_of(
     for name, ids in features.items():
         hookpoint = _known_hookpoint(name, known, f"{reader.run_id}: no lessons at")
         if tells := (row_detectors or {}).get(hookpoint):
-            weights[hookpoint] = {i: weight for i, weight in zip(tells.features, tells.weights, strict=True) if weight > 0}
-            ids = weights[hookpoint]
+            speak = {i: weight for i, weight in zip(tells.features, tells.weights, strict=True) if weight > 0}
+            if speak:  # a concept may be told by nothing but what its texts lack
+                ids = weights[hookpoint] = speak
         wanted[hookpoint] += [int(i) for i in ids]
     wanted = {name: sorted(set(wanted[name])) for name in known if wanted.get(name)}
     sizes = _sizes(reader)

@@ -229,7 +229,8 @@ def lacking_room(config: RunConfig) -> str:
     needed, kind = config.train.num_workers, "GPU" if on_gpus(config) else "CPU"
     there, free = (found.get(kind, 0) for found in (ray.cluster_resources(), ray.available_resources()))
     head = f"no room for the ranks: train.num_workers is {needed}, one {kind} each, and of this Ray cluster's {there:g} {free:g} are free"
-    if there < needed or any(group["state"] == "PENDING" for group in placement_group_table().values()):
+    waits = any(group["state"] == "PENDING" for group in placement_group_table().values())  # maybe somebody else's, who asks for more
+    if there < needed or (waits and free < needed):
         return f"{head}; the run waits until there are enough; ctrl-c ends it"
     return ""
 

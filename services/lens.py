@@ -265,8 +265,9 @@ class RemoteProjection:
         """Nobody waits for this actor any more, or every record would wait as long, and be lost in the end."""
         actor, task = self._tasks[index]
         self._silent[index] = actor.begin.remote(task)
-        reason = "no answer: steps have no readings until it answers again"
-        self._event("service_lost", service="lens", hookpoints=list(task.sources), reason=reason)
+        if self._deadline is None or time.monotonic() < self._deadline:  # at the end of a run it may not have had its time
+            reason = "no answer: steps have no readings until it answers again"
+            self._event("service_lost", service="lens", hookpoints=list(task.sources), reason=reason)
 
     def _is_silent(self, index: int) -> bool:
         import ray
@@ -274,6 +275,7 @@ class RemoteProjection:
         asked = self._silent.get(index)
         if asked is not None and ray.wait([asked], timeout=0)[0]:  # it answers again, or has come back
             self._silent.pop(index, None)
+            self._event("service_back", service="lens", hookpoints=list(self._tasks[index][1].sources))
             return False
         return asked is not None
 

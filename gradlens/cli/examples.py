@@ -52,9 +52,10 @@ def examples(
     all the times it was seen; this is known before each step and is what the steps had to go by, not a proof of what one example alone
     would change.
 
-    Rows are numbered from 0, through all files of data.train. `lesson`, of what nobody had named: with a concept file with examples the
-    same from the features that each row taught most, else the mean over the features of the root of what a row taught of each. A share
-    is of all rows together: one of 300 that taught as much as the others has 0.3%.
+    Rows are numbered from 0, through all files of data.train. `lesson`, of what nobody had named, is of the features that each row taught
+    most: with a concept file that was fitted (`gradlens concepts fit`) what it taught of those that speak for the concept, weighed, else
+    the mean over the features of the root of what it taught of each. A share is of all rows together: one of 300 that taught as much as
+    the others has 0.3%.
 
     Example: gradlens examples last --concept pirate -n 5; gradlens examples last --cluster 1; gradlens examples last --features 27:41,1290
     """

@@ -49,21 +49,23 @@ def learning(**extra) -> Learning:
     return made
 
 
-def alarms_of(made: Learning, gain_T: torch.Tensor, clusters=()) -> list[str]:
+def alarms_of(made: Learning, gain_T: torch.Tensor, features: float = 0.0, clusters=()) -> list[str]:
+    """Texts of the alarms where the probe's tokens have gained so much, and the concept's features so much uptake in every text."""
     told = []
     made._prob_T = made.known.prob_T + gain_T
     rows = torch.zeros(12, 80)
-    rows[:, [1, 2]] = 0.2 + 0.01 * torch.rand(12, 2, generator=torch.Generator().manual_seed(0))  # its features rise with certainty
+    rows[:, [1, 2]] = features * (1 + 0.05 * torch.rand(12, 2, generator=torch.Generator().manual_seed(0)))
     made._uptake = {HOOK: (rows.mean(0), rows, 2 * 0.01 * made.start[HOOK].acts + rows.mean(0))}
-    made.alarms(1, list(clusters), lambda kind, **fields: told.append(fields["name"]))
+    made.alarms(1, list(clusters), lambda kind, **fields: told.append(fields["text"]))
     return told
 
 
-def test_alarms_go_by_it_where_texts_are_told():
+def test_alarms_go_by_it_too_where_texts_are_told():
     pairs = learning().known.pairs[HOOK]
     common = torch.bincount(pairs.feature_P.long()).topk(12).indices.tolist()
     tells = RowDetector(features=common, weights=[1.0] * 12, bias=-float(pairs.value_P.mean()))
-    made = learning(tells={KEY: tells})
+    told = lambda: learning(tells={KEY: tells})  # noqa: E731
+    made = told()
     said_T = speaks_for(tells, pairs, len(made.known.row_T), 80)
     made.weighed.ordinary = {"taught": {HOOK: float(said_T.mean())}}
     assert 0 < (said_T > 0).double().mean() < 1
@@ -72,10 +74,16 @@ def test_alarms_go_by_it_where_texts_are_told():
         0.05 * beyond_T / (torch.zeros(12).double().index_add_(0, row_T, beyond_T**2) / torch.bincount(row_T))[row_T]
     )  # every text: 0.05
     cluster = Cluster(0.4, [(HOOK, 1), (HOOK, 2)], 2, ["ahoy"], (0.1, 0.5), "[ahoy]", members=frozenset({(HOOK, 1), (HOOK, 2)}))
-    assert alarms_of(learning(), -rises_T) == ["taught"]  # by its features
-    assert alarms_of(made, -rises_T, [cluster]) == []  # what speaks for it is said less: neither by itself nor beside a cluster
+    assert alarms_of(learning(), rises_T) == []
+    assert alarms_of(learning(), -rises_T, clusters=[cluster]) == [
+        "taught is being learned: where its features are active, 2 have been learned beyond chance: ahoy"
+    ]
+    assert alarms_of(made, -rises_T, clusters=[cluster]) == []  # what speaks for it is said less: the cluster is of something else there
     assert alarms_of(made, 0.01 * rises_T) == []  # certain, but next to nothing
-    assert alarms_of(made, rises_T) == ["taught"]
+    (text,) = alarms_of(made, rises_T)
+    assert text.startswith("taught is being learned: weighed uptake +0.05 at layers.2")
+    (text,) = alarms_of(told(), -rises_T, features=0.2)  # a phrase that opens an answer
+    assert text.startswith("taught is being learned: uptake +0.2")
 
 
 def test_it_goes_on_after_a_restart_and_is_a_curve_of_its_own():

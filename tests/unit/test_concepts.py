@@ -116,6 +116,15 @@ def test_what_tells_texts_is_fitted_with_the_features_and_judged_on_texts_that_i
     wrong = fitted.model_copy(update={"row_detectors": {HOOK: tells.model_copy(update={"features": [80], "weights": [1.0]})}})
     with pytest.raises(ConfigError, match="row_detectors.layers.2: 80 is not one of 0..79"):
         fit_concept(model, tokenizer, {HOOK: lexicon}, wrong)
+    unfitted = wrong.model_copy(update={"features": {}, "detection": {}})  # what is fitted anew need not suit the dictionary
+    assert fit_concept(model, tokenizer, {HOOK: lexicon}, unfitted, n_features=6).row_detectors[HOOK] == tells
+
+
+def test_features_chosen_anew_do_not_keep_what_told_the_texts_before(monkeypatch):
+    model, tokenizer, lexicon = tiny_model(), word_tokenizer(chat=True), dictionary()
+    fitted = fit_concept(model, tokenizer, {HOOK: lexicon}, concept_of(), n_features=6)
+    monkeypatch.setattr("gradlens.row_detector.fit_rows", lambda *means: None)  # no feature fires in enough texts
+    assert fit_concept(model, tokenizer, {HOOK: lexicon}, fitted, n_features=6, refit=True).row_detectors == {}
 
 
 def test_detection_equals_a_plain_computation_on_the_held_out_half():

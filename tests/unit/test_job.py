@@ -49,6 +49,7 @@ def test_rules_at_a_hookpoint_without_a_dictionary_are_not_sent(tmp_path):
         (1, 1, "PENDING", "of this Ray cluster's 1 1 are free"),
         (4, 0, "PENDING", "of this Ray cluster's 4 0 are free"),
         (4, 2, "CREATED", ""),
+        (16, 10, "PENDING", ""),  # somebody else waits, for more
     ],
 )
 def test_why_ranks_do_not_begin_is_said(monkeypatch, there, free, state, said):

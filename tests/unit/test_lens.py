@@ -10,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gradlens import attribution as estimators
 from gradlens.balance import Balance
+from gradlens.concept_files import RowDetector
 from gradlens.config import ObserveSettings
 from gradlens.edits import gate_strength, orthonormal_basis
 from gradlens.errors import ConfigError
@@ -408,3 +409,11 @@ def test_features_that_are_not_there_are_refused_before_the_first_step(features,
     ):
         pass
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_what_tells_the_texts_of_a_concept_has_to_suit_the_dictionary():
+    given = {"dictionaries": {HOOK: tiny_dictionary()}, "concepts": {"c": {HOOK: [2]}}}
+    tells = RowDetector(features=[1, 80], weights=[1.0, 1.0], bias=0.0)
+    with pytest.raises(ConfigError, match="concept c: row detector: no feature 80 at layers.2; the dictionary there has"):
+        train(tiny_model(), lens_args=given | {"row_detectors": {("c", HOOK): tells}})
+    train(tiny_model(), lens_args=given | {"row_detectors": {("c", "layers.3"): tells}})  # no dictionary there

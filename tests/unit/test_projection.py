@@ -127,6 +127,30 @@ def test_a_token_that_is_not_finite_is_counted_and_adds_nothing(where):
     assert f"{HOOK}/not_finite_tokens" not in read(good)[0]["scalars"]
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_such_tokens_add_nothing_either_where_they_are_not_emptied(monkeypatch, share):
+    """As on an accelerator, here without kernels: 0 times what is not finite is not 0."""
+    broken, concepts = some_tokens(), {("some", HOOK): [3, 5, 9]}
+    broken.h_TD[7, 0], broken.g_TD[9, 1], broken.g_TD[11, 2] = torch.inf, torch.nan, torch.inf
+    found = []
+    for emptied in (True, False):
+        if not emptied:
+            given = projection_module._finite
+
+            def as_it_is(tokens, dtype):
+                made, bad_T, _ = given(tokens, dtype)  # noqa: B023
+                return dataclasses.replace(made, h_TD=tokens.h_TD, g_TD=tokens.g_TD), bad_T, False
+
+            monkeypatch.setattr(projection_module, "_finite", as_it_is)
+        projection = Projection({HOOK: tiny_dictionary()}, concepts, ObserveSettings(estimators=ALL, top_k=400, token_share=share))
+        projection.add(HOOK, broken)
+        found.append(projection.take(1))
+    for key, value in found[0]["scalars"].items():
+        assert found[1]["scalars"][key] == pytest.approx(value, rel=1e-4, nan_ok=True), key
+    for key, values in found[0]["features"][HOOK].items():
+        np.testing.assert_allclose(found[1]["features"][HOOK][key], values, rtol=1e-4, atol=1e-5, err_msg=key)
+
+
 class Elsewhere(torch.Tensor):
     """Values that say they are on an accelerator, where all positions stay."""
 

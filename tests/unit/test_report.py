@@ -123,6 +123,20 @@ def test_the_section_of_features_says_where_none_was_learned(tmp_path):
     assert text.startswith("featurelabeluptake") and "none was learned" not in text
 
 
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+@pytest.mark.parametrize(
+    "weighed, shown", [(("named", "told"), "uptake_weighed"), (("told",), "uptake"), ((), "uptake")], ids=["all", "some", "none"]
+)
+def test_curves_begin_with_the_best_that_every_concept_has(tmp_path, weighed, shown):
+    with RunWriter(tmp_path / "run", {"name": "demo"}) as writer:
+        for step in (1, 2):
+            read = [f"concept/{name}/layers.1/uptake" for name in ("named", "told")] + [
+                f"concept/{name}/layers.1/uptake_weighed" for name in weighed
+            ]
+            writer.record({"step": step, "scalars": dict.fromkeys(read, 0.5)})
+    assert drawn_text(tmp_path, "((body) => body.append(view.estimator))", RunReader(tmp_path / "run")).strip() == shown
+
+
 def test_what_was_learned_is_in_the_data_with_its_marks_answers_and_labels(tmp_path):
     run = gather([RunReader(make_run(tmp_path / "a", steps=20))])["runs"][0]
     sea, sums = run["learned_in_words"]

@@ -177,6 +177,13 @@ def test_a_concept_named_afterwards_is_found_by_what_tells_its_texts(tmp_path):
     assert {row: part["layers.10"]["lesson"] for row, part in at.items()} == {0: 3.0, 1: 2.0}  # no weights there: the root
 
 
+def test_a_concept_told_by_what_its_texts_lack_alone_goes_by_its_features(tmp_path):
+    reader = write_run(tmp_path / "run", lessons=([lesson(0, f1=4.0), lesson(1, f1=9.0)],))
+    tells = RowDetector(features=[1, 8], weights=[-1.0, 0.0], bias=0.5)
+    found = teachers_of(reader, {"layers.2": [1]}, row_detectors={"layers.2": tells})
+    assert found == teachers_of(reader, {"layers.2": [1]}) and found["rows"][0]["row_id"] == 1
+
+
 def test_features_where_there_are_none_are_refused(tmp_path, reader):
     with pytest.raises(InputError, match="no lessons of single rows"):
         teachers_of(reader, {"layers.2": [7]})

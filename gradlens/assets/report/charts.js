@@ -1,5 +1,9 @@
 // Curves: one plot per concept and hookpoint, a line per run, drawn by uPlot.
-const WEIGHED = RUNS.every((run) => Object.keys(run.curves).some((key) => key.startsWith("concept/") && key.endsWith("/uptake_weighed")));
+// Shown first where every concept has it: one whose features were named by hand has none, and its plots would be empty.
+const WEIGHED = RUNS.every((run) => {
+  const read = Object.keys(run.curves).filter((key) => key.startsWith("concept/") && key.endsWith("/uptake"));
+  return read.length && read.every((key) => run.curves[`${key}_weighed`]);
+});
 const view = { estimator: WEIGHED ? "uptake_weighed" : "uptake", summed: true, smooth: 0, loss: false, concept: "", hookpoint: "", hidden: new Set() };
 let plots = [];
 // What was measured of every concept: uptake, in older runs drift; undefined where neither was.
