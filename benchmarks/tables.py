@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,13 +144,13 @@ def release() -> str:
     return grid(["pair", "100 steps on", "arm", "seeds", "unwanted", "after release", "stands"], lines)
 
 
-def needle() -> str:
+def needle(name: str = "needle") -> str:
     """AUC of every ranking of rows, by concept."""
-    rows = read("needle", ("concept", "seed"))
-    kinds = list(rows[0]["auc"]["together"])
+    rows = read(name, ("concept", "seed"))
+    kinds = list(dict.fromkeys(kind for row in rows for kind in row["auc"]["together"]))
     names = list(dict.fromkeys(row["concept"] for row in rows))
-    values = {name: {kind: [row["auc"]["together"][kind] for row in rows if row["concept"] == name] for kind in kinds} for name in names}
-    lines = [[name, *(_range(values[name][kind], 3) for kind in kinds)] for name in names]
+    found = {each: [row["auc"]["together"] for row in rows if row["concept"] == each] for each in names}
+    lines = [[each, *(_range([aucs[kind] for aucs in found[each] if kind in aucs], 3) for kind in kinds)] for each in names]
     return grid(["concept", *(f"`{kind}`" for kind in kinds)], lines)
 
 
@@ -326,9 +327,9 @@ def _range(values: Sequence[float], digits: int = 2) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "attribution": attribution, "concepts": concepts, "needle": needle, "unnamed": unnamed, "overhead": overhead, "shapes": shapes,
-    "scaling": scaling, "control": control, "amplify": amplify, "alarms": alarms, "displaced": displaced, "control_best": control_best,
-    "telling": telling, "examples": examples, "release": release,
+    "attribution": attribution, "concepts": concepts, "needle": needle, "needle_blind": partial(needle, "needle_blind"),
+    "unnamed": unnamed, "overhead": overhead, "shapes": shapes, "scaling": scaling, "control": control, "amplify": amplify,
+    "alarms": alarms, "displaced": displaced, "control_best": control_best, "telling": telling, "examples": examples, "release": release,
 }  # fmt: skip
 
 
