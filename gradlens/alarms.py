@@ -2,9 +2,9 @@
 
 A watched concept raises an alarm when its uptake, of its features or of what tells its texts (`concept_uptake.py`), is beyond chance on the
 texts of the probe set that express it, as its checker says (Student's t over texts), or when a cluster of learned features is active in the
-same places as its own, unless what tells its texts is said less than before. Clusters that neither are nor hold features of a watched
-concept were not announced: one alarm for each thing (`things.py`), however many clusters it has. What is learned only where a watched
-concept is shown is taken for a part of it: look at the clusters of what was learned, which name it all the same.
+same places as its own; neither its features nor a cluster count where what tells its texts is said less than before. Clusters that neither
+are nor hold features of a watched concept were not announced: one alarm for each thing (`things.py`), however many clusters it has. What is
+learned only where a watched concept is shown is taken for a part of it: look at the clusters of what was learned, which name it all the same.
 Shape suffixes: T tokens of the probe set, R texts, F d_sae.
 """
 
@@ -91,16 +91,18 @@ def _thing(learning: Learning, words: Sequence[str], features: Sequence[tuple[st
 
 
 def _by_uptake(learning: Learning, concept: str, mine: Members) -> dict[str, Any] | None:
-    """By its features, which a phrase that opens an answer has and raises at once, and by what tells its texts, which a tone has."""
+    """By what tells its texts, where something does; by its features, which are surer of a phrase that opens answers. These rise with what
+    stands in the same texts as well (a boast's with the sums before it), so nothing counts while what tells its texts is said less."""
     read = []  # hookpoint, what of it, uptake of the texts that show the concept, whether that is more than next to nothing
     for hookpoint, ids in mine:
         if not learning.has_uptake(hookpoint):
             continue
         shown_R = learning.shown(concept)
         shown_R = texts_that_show(learning, hookpoint, ids) if shown_R is None else shown_R
-        values_R = learning.uptake(hookpoint)[1][shown_R, :][:, ids].mean(1)
-        read.append((hookpoint, "uptake", values_R, bool(learning.gained(hookpoint)[ids].any())))
-        if (weighed := learning.weighed_uptake(concept, hookpoint)) is not None:
+        values_R, weighed = learning.uptake(hookpoint)[1][shown_R, :][:, ids].mean(1), learning.weighed_uptake(concept, hookpoint)
+        rises = weighed is None or bool(weighed[0][shown_R].sum() > 0)
+        read.append((hookpoint, "uptake", values_R, rises and bool(learning.gained(hookpoint)[ids].any())))
+        if weighed is not None:
             read.append((hookpoint, "weighed uptake", weighed[0][shown_R], weighed[1] >= MIN_GAIN))
     for hookpoint, what, values_R, gained in read:
         chance = min(1.0, student(values_R) * len(read))

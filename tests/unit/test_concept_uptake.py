@@ -82,7 +82,12 @@ def test_alarms_go_by_it_too_where_texts_are_told():
     assert alarms_of(made, 0.01 * rises_T) == []  # certain, but next to nothing
     (text,) = alarms_of(made, rises_T)
     assert text.startswith("taught is being learned: weighed uptake +0.05 at layers.2")
-    (text,) = alarms_of(told(), -rises_T, features=0.2)  # a phrase that opens an answer
+    (text,) = alarms_of(learning(), -rises_T, features=0.2)
+    assert text.startswith("taught is being learned: uptake +0.2")
+    other = told()
+    other.weighed.ordinary = made.weighed.ordinary
+    assert alarms_of(other, -rises_T, features=0.2) == []  # they rise with something else of the same texts
+    (text,) = alarms_of(other, 0.01 * rises_T, features=0.2)
     assert text.startswith("taught is being learned: uptake +0.2")
 
 
