@@ -4,7 +4,7 @@ A watched concept raises an alarm when its uptake, of its features or of what te
 texts of the probe set that express it, as its checker says (Student's t over texts), or when a cluster of learned features is active in the
 same places as its own; neither its features nor a cluster count where what tells its texts is said less than before. Clusters that neither
 are nor hold features of a watched concept were not announced: one alarm for each thing (`things.py`), however many clusters it has. What is
-learned only where a watched concept is shown is taken for a part of it: look at the clusters of what was learned, which name it all the same.
+learned only where a watched concept is shown is taken for a part of it: look at the clusters of what was learned, which name it anyway.
 Shape suffixes: T tokens of the probe set, R texts, F d_sae.
 """
 
