@@ -413,7 +413,7 @@ def keys_to_come(key: str) -> list[str]:
     if head != "concept" or rest.count("/") < 2:
         return []
     concept, hookpoint, _ = rest.rsplit("/", 2)
-    measured = [f"concept/{concept}/{hookpoint}/{name}" for name in ("uptake_weighed", "uptake", "own", "drift")]
+    measured = [f"concept/{concept}/{hookpoint}/{name}" for name in ("uptake", "own", "drift")]
     return [*measured, f"own/{concept}/rate", f"{hookpoint}/learned"]
 
 

@@ -39,6 +39,7 @@ def started(config, *arguments):
     process = subprocess.Popen(
         [*COMMAND, "run", str(config), "--json", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # tests under nohup ignore it, and so would the run
     )  # fmt: skip
     runs = config.parent / "runs"
     before = set(runs.glob("*")) if runs.is_dir() else set()
