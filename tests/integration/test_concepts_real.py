@@ -35,6 +35,7 @@ def test_the_demo_concepts_are_detected_on_held_out_texts(smollm2, dictionaries,
     assert set(fitted.detection) == set(HOOKPOINTS)
     for hook, detection in fitted.detection.items():
         assert detection.auc >= 0.95 and detection.best_auc >= 0.9, (hook, detection)
+        assert fitted.row_detectors[hook].auc >= 0.95 and fitted.row_detectors[hook].accuracy >= 0.9, (hook, fitted.row_detectors[hook])
         assert detection.gate_rate_positive > 0.75 and not detection.warning, (hook, detection)
         assert detection.gate_rate_negative < (0.12 if hook == "layers.27" else 0.3), (hook, detection)  # route gates at layers.27
 

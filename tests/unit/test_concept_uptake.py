@@ -3,13 +3,22 @@
 import pytest
 import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
+from tiny_job import tiny_config, write_inputs
 
+import gradlens
 from gradlens.concept_files import RowDetector
 from gradlens.concept_uptake import ConceptUptake, speaks_for
+from gradlens.concepts import Concept, fit_concept, save_concept
 from gradlens.config import ObserveSettings
+from gradlens.data import collate, load_examples
+from gradlens.formats import load_dictionary
 from gradlens.learning import Learning
+from gradlens.models import load_model
 from gradlens.movers import Cluster
 from gradlens.probe import ProbeTokens
+from gradlens.rank import Rank
+from gradlens.recorder import MemoryRecorder
+from gradlens.train import train_rank
 from gradlens.uptake import Pairs
 
 HOOK = "layers.2"
@@ -105,3 +114,35 @@ def test_it_goes_on_after_a_restart_and_is_a_curve_of_its_own():
     del old["ordinary"]  # of an earlier version
     again.load_state_dict(old, made.probe)
     assert again.weighed_uptake("taught", HOOK) is None
+
+
+@pytest.mark.parametrize("through", ["run", "watch"])
+def test_a_run_ranks_rows_by_what_tells_the_texts_of_its_concept(through, tmp_path):
+    inputs = write_inputs(tmp_path)
+    low, high = inputs["data"]["train"]
+    model, tokenizer = load_model(inputs["model"]["name"], "float32")
+    dictionary = {HOOK: load_dictionary(inputs["dictionaries"][HOOK])}
+    fitted = fit_concept(model, tokenizer, dictionary, Concept(name="high", positive=high, negative=low))
+    found = {}
+    for told in (True, False):
+        file = tmp_path / f"{told}.yaml"
+        save_concept(fitted if told else fitted.model_copy(update={"row_detectors": {}}), file)
+        recorder = MemoryRecorder()
+        if through == "run":
+            config = tiny_config(inputs, concepts=[str(file)], train__steps=2, evaluate={})
+            train_rank(Rank(config, tmp_path / f"run-{told}", recorder))
+        else:
+            model = load_model(inputs["model"]["name"], "float32")[0].train()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            batch = collate(load_examples(high, tokenizer, 24)[:4], 0)
+            given = {"concepts": [str(file)], "tokenizer": tokenizer, "run": None, "observe": ObserveSettings(drift_every=1, own_prompts=0)}
+            with gradlens.watch(model, optimizer, inputs["dictionaries"], **given) as lens:
+                lens.set_rows(range(4))
+                model(**batch).loss.backward()
+                optimizer.step()
+            recorder = lens.recorder
+        rows = [row for record in recorder.records for row in record.get("examples", [])]
+        read = any(f"concept/high/{HOOK}/uptake_weighed" in record["scalars"] for record in recorder.records)
+        found[told] = [row["taught"] for row in rows], [row["push"] for row in rows], read
+    assert found[True][1] == found[False][1] and found[True][0] != found[False][0]
+    assert found[True][2] and not found[False][2]
