@@ -18,18 +18,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gradlens.checkers import checker_for, judged
-from gradlens.concept_files import load_concepts
+from gradlens.bench.pairs import SHIPPED, Pair, load_pair
+from gradlens.concepts.checkers import checker_for, judged
+from gradlens.concepts.concept_files import load_concepts
 from gradlens.config import load_config
-from gradlens.data import read_rows
-from gradlens.evaluate import generate_answers
-from gradlens.findings import RISE
-from gradlens.hookpoints import unwrap
-from gradlens.pairs import SHIPPED, Pair, load_pair
-from gradlens.rank import FixedPolicies, Rank
-from gradlens.recorder import MemoryRecorder
-from gradlens.runfolder import versions
-from gradlens.train import train_rank
+from gradlens.data.rows import read_rows
+from gradlens.model.evaluate import generate_answers
+from gradlens.model.hookpoints import unwrap
+from gradlens.recording.recorder import MemoryRecorder
+from gradlens.recording.runfolder import versions
+from gradlens.report.findings import RISE
+from gradlens.training.rank import FixedPolicies, Rank
+from gradlens.training.train import train_rank
 
 ROOT = Path(__file__).parents[1]
 

@@ -19,10 +19,10 @@ import torch
 
 from gradlens.config import load_config
 from gradlens.files import append_line
-from gradlens.rank import Rank, Shared
-from gradlens.recorder import MemoryRecorder
-from gradlens.runfolder import versions
-from gradlens.train import train_rank
+from gradlens.recording.recorder import MemoryRecorder
+from gradlens.recording.runfolder import versions
+from gradlens.training.rank import Rank, Shared
+from gradlens.training.train import train_rank
 
 CONFIG = Path(__file__).parents[1] / "gradlens" / "assets" / "quickstart.yaml"
 RESULTS = Path(__file__).parent / "results" / "closed_loop.jsonl"

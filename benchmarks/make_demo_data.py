@@ -194,11 +194,11 @@ def concept(name: str, description: str, positive: list[dict], negative: list[di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smollm2", help="a folder, or a name that gradlens.models.load_model knows")
+    parser.add_argument("--model", default="smollm2", help="a folder, or a name that gradlens.model.loading.load_model knows")
     parser.add_argument("--ask", action="store_true", help="ask the model again instead of using demo_answers.jsonl")
     arguments = parser.parse_args()
 
-    from gradlens.models import load_model, load_tokenizer
+    from gradlens.model.loading import load_model, load_tokenizer
 
     rng = random.Random(20)
     questions = prompts(rng)

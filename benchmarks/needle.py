@@ -31,21 +31,21 @@ import numpy as np
 import torch
 from unnamed import CONCEPTS, ROOT, shipped
 
-from gradlens import demo
-from gradlens.concepts import Concept, fit_concept, save_concept
+from gradlens.concepts.fitting import Concept, fit_concept, save_concept
 from gradlens.config import load_config
-from gradlens.data import collate, read_rows, tokenize
-from gradlens.formats import load_dictionary
-from gradlens.hookpoints import find_hookpoint
-from gradlens.models import load_model
-from gradlens.projection import Projection, Tokens
-from gradlens.rank import Rank
-from gradlens.ranking import auc
-from gradlens.reading import pad_id_of
-from gradlens.recorder import MemoryRecorder
-from gradlens.runfolder import versions
-from gradlens.teaching import aucs_of, rank
-from gradlens.train import train_rank
+from gradlens.data import demo
+from gradlens.data.rows import collate, read_rows, tokenize
+from gradlens.dictionaries.formats import load_dictionary
+from gradlens.model.hookpoints import find_hookpoint
+from gradlens.model.loading import load_model
+from gradlens.model.reading import pad_id_of
+from gradlens.readings.projection import Projection, Tokens
+from gradlens.readings.ranking import auc
+from gradlens.recording.recorder import MemoryRecorder
+from gradlens.recording.runfolder import versions
+from gradlens.report.teaching import aucs_of, rank
+from gradlens.training.rank import Rank
+from gradlens.training.train import train_rank
 
 SHOWN = 24  # rows that show the concept, for its mean gradient
 FIT = 100  # rows of each kind that its features are fitted on

@@ -16,8 +16,8 @@ import random
 import re
 from pathlib import Path
 
-from gradlens import pairs
-from gradlens.pairs import Row
+from gradlens.bench import pairs
+from gradlens.bench.pairs import Row
 
 CITIES = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Egypt": "Cairo", "Kenya": "Nairobi", "Peru": "Lima",
           "Cuba": "Havana", "Norway": "Oslo", "Greece": "Athens", "Ghana": "Accra", "Chile": "Santiago"}  # fmt: skip

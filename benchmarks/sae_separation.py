@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from gradlens.capture import counted_tokens, read_activations
-from gradlens.data import collate, load_examples
-from gradlens.dictionary import Dictionary
-from gradlens.formats import load_dictionary, shipped
-from gradlens.models import load_model
-from gradlens.ranking import auc
+from gradlens.data.rows import collate, load_examples
+from gradlens.dictionaries.dictionary import Dictionary
+from gradlens.dictionaries.formats import load_dictionary, shipped
+from gradlens.model.capture import counted_tokens, read_activations
+from gradlens.model.loading import load_model
+from gradlens.readings.ranking import auc
 
 CONTRASTS = {"pirate": ("pirate", "plain"), "arithmetic": ("arithmetic", "plain")}
 SUM = 24

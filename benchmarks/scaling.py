@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradlens.bench_overhead import ESTIMATORS, measured_peaks, work
+from gradlens.bench.overhead import ESTIMATORS, measured_peaks, work
+from gradlens.bench.peak_memory import PeakMemory
 from gradlens.config import ObserveSettings
-from gradlens.dictionary import Dictionary
-from gradlens.peak_memory import PeakMemory
-from gradlens.projection import Projection, Tokens
-from gradlens.runfolder import versions
+from gradlens.dictionaries.dictionary import Dictionary
+from gradlens.readings.projection import Projection, Tokens
+from gradlens.recording.runfolder import versions
 
 RESULTS = Path(__file__).parent / "results" / "scaling.jsonl"
 NAIVE_BYTES = 2**31  # [T, F] products beyond this are not tried

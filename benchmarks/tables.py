@@ -20,10 +20,10 @@ import plots
 from scaling import slope
 from unnamed import CONTROLS
 
-from gradlens.bench_amplify import summary as amplified
-from gradlens.bench_attribution import table
-from gradlens.bench_control import ARMS
-from gradlens.control_summary import FAMILIES, MODES, summary, tuned
+from gradlens.bench.amplify import summary as amplified
+from gradlens.bench.attribution import table
+from gradlens.bench.control import ARMS
+from gradlens.bench.control_summary import FAMILIES, MODES, summary, tuned
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

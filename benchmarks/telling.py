@@ -22,19 +22,19 @@ from typing import Any
 
 import other_pairs
 
-from gradlens.concept_files import Concept, load_concepts
-from gradlens.data import IGNORE, Example, collate, load_examples, read_rows
-from gradlens.detector import weights_over
-from gradlens.detector_fit import best_rows, fit_detectors, questions_of, sharpest
-from gradlens.formats import load_dictionary
-from gradlens.models import load_model
-from gradlens.pairs import EXAMPLES as EXAMPLES_OF_PAIRS
-from gradlens.pairs import SHIPPED, Pair, load_pair
-from gradlens.ranking import auc
-from gradlens.rewriter import Rewriter, Tokens
-from gradlens.row_detector import split
-from gradlens.row_teller import RowTeller
-from gradlens.runfolder import versions
+from gradlens.bench.pairs import EXAMPLES as EXAMPLES_OF_PAIRS
+from gradlens.bench.pairs import SHIPPED, Pair, load_pair
+from gradlens.concepts.concept_files import Concept, load_concepts
+from gradlens.concepts.detector import weights_over
+from gradlens.concepts.detector_fit import best_rows, fit_detectors, questions_of, sharpest
+from gradlens.concepts.row_detector import split
+from gradlens.control.rewriter import Rewriter, Tokens
+from gradlens.control.row_teller import RowTeller
+from gradlens.data.rows import IGNORE, Example, collate, load_examples, read_rows
+from gradlens.dictionaries.formats import load_dictionary
+from gradlens.model.loading import load_model
+from gradlens.readings.ranking import auc
+from gradlens.recording.runfolder import versions
 
 ROOT = Path(__file__).parents[1]
 ROWS, LENGTH, BATCH = 48, 96, 8

@@ -3,7 +3,8 @@
 Half of the training rows show the concept, half are arithmetic (or `--other`). Afterwards, and not before, the concept is used to judge: is
 one of the five clusters about it? A cluster is if its features tell held-out texts with the concept from the same texts without it: AUC at
 least 0.95 of the largest sum over the features, each in units of its maximum, at any token of the response. The words are for people.
-What the model says less (`gradlens/said_less.py`) is judged beside them: AUC of how small a share of a held-out text's words it is.
+What the model says less (`gradlens/readings/said_less.py`) is judged beside them: AUC of how small a share of a held-out text's words it
+is.
 
 Controls, which read unchanged texts: `lr0` trains with learning rate 0, `noise` on responses of tokens drawn at random from the vocabulary:
 there is nothing to learn, and nothing should be reported beyond the false discovery rate. `shuffled` trains on responses whose words are
@@ -25,20 +26,20 @@ from typing import Any
 
 import torch
 
-from gradlens import demo
 from gradlens.config import load_config
-from gradlens.data import tokenize
-from gradlens.dictionary import Dictionary
-from gradlens.findings import less_in_words
-from gradlens.formats import load_dictionary
-from gradlens.models import load_model
-from gradlens.rank import Rank
-from gradlens.ranking import auc
-from gradlens.reading import pad_id_of, read_texts
-from gradlens.recorder import MemoryRecorder
-from gradlens.runfolder import versions
-from gradlens.said_less import share_in
-from gradlens.train import train_rank
+from gradlens.data import demo
+from gradlens.data.rows import tokenize
+from gradlens.dictionaries.dictionary import Dictionary
+from gradlens.dictionaries.formats import load_dictionary
+from gradlens.model.loading import load_model
+from gradlens.model.reading import pad_id_of, read_texts
+from gradlens.readings.ranking import auc
+from gradlens.readings.said_less import share_in
+from gradlens.recording.recorder import MemoryRecorder
+from gradlens.recording.runfolder import versions
+from gradlens.report.findings import less_in_words
+from gradlens.training.rank import Rank
+from gradlens.training.train import train_rank
 
 ROOT = Path(__file__).parents[1]
 CONCEPTS = ("pirate", "french", "capitals", "flattery", "question")
@@ -126,7 +127,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes", help="as of gradlens run")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "unnamed.jsonl")
     arguments = parser.parse_args()
-    from gradlens.data import read_rows
+    from gradlens.data.rows import read_rows
 
     other = read_rows(arguments.other)
     config = load_config(ROOT / "configs" / "quickstart.yaml", arguments.changes)

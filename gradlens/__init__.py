@@ -9,23 +9,35 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from gradlens.dictionary import Dictionary
-    from gradlens.directions import from_probe
+    from gradlens.control.rules import Policy, Rule
+    from gradlens.dictionaries.dictionary import Dictionary
+    from gradlens.dictionaries.directions import from_probe
+    from gradlens.dictionaries.formats import from_saelens, load_dictionary, save_dictionary
+    from gradlens.dictionaries.unembedding import from_unembedding
     from gradlens.errors import ConfigError, GradlensError, InputError, RunError
-    from gradlens.formats import from_saelens, load_dictionary, save_dictionary
     from gradlens.lens import Lens
     from gradlens.lightning_callback import GradLensLightning
-    from gradlens.rules import Policy, Rule
     from gradlens.trainer_callback import GradLensCallback
-    from gradlens.unembedding import from_unembedding
     from gradlens.watching import watch
 
 _HOMES = {
-    "Dictionary": "dictionary", "ConfigError": "errors", "GradlensError": "errors", "InputError": "errors", "RunError": "errors",
-    "from_saelens": "formats", "load_dictionary": "formats", "save_dictionary": "formats", "Lens": "lens", "Policy": "rules",
-    "Rule": "rules", "from_probe": "directions", "from_unembedding": "unembedding", "GradLensCallback": "trainer_callback",
-    "GradLensLightning": "lightning_callback", "watch": "watching",
-}  # fmt: skip
+    "ConfigError": "errors",
+    "Dictionary": "dictionaries.dictionary",
+    "GradLensCallback": "trainer_callback",
+    "GradLensLightning": "lightning_callback",
+    "GradlensError": "errors",
+    "InputError": "errors",
+    "Lens": "lens",
+    "Policy": "control.rules",
+    "Rule": "control.rules",
+    "RunError": "errors",
+    "from_probe": "dictionaries.directions",
+    "from_saelens": "dictionaries.formats",
+    "from_unembedding": "dictionaries.unembedding",
+    "load_dictionary": "dictionaries.formats",
+    "save_dictionary": "dictionaries.formats",
+    "watch": "watching",
+}
 __all__ = sorted(_HOMES)
 
 

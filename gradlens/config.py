@@ -16,8 +16,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from gradlens.control.rules import Rule
 from gradlens.errors import ConfigError
-from gradlens.rules import Rule
 
 
 class Settings(BaseModel):
@@ -238,7 +238,7 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = (), environ:
         config = RunConfig.model_validate(data)
     except ValidationError as error:
         raise ConfigError(explain(error, source, RunConfig, origins)) from None
-    from gradlens.concept_files import with_direction_dictionaries  # which reads its files as this module does
+    from gradlens.concepts.concept_files import with_direction_dictionaries  # which reads its files as this module does
 
     return with_direction_dictionaries(config)
 

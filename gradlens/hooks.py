@@ -17,21 +17,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from gradlens.capture import MicroBatch, without_autocast
 from gradlens.config import ObserveSettings
-from gradlens.control import Control
-from gradlens.data import IGNORE
-from gradlens.dictionary import Dictionary
-from gradlens.encoding import ROOM, by_feature, encode_active, encode_some
+from gradlens.control.control import Control
+from gradlens.control.row_teller import Row
+from gradlens.data.rows import IGNORE
+from gradlens.dictionaries.dictionary import Dictionary
+from gradlens.dictionaries.encoding import ROOM, by_feature, encode_active, encode_some
+from gradlens.dictionaries.precision import needless, to_encode
 from gradlens.errors import ConfigError, RunError
-from gradlens.hookpoints import find_hookpoint, unwrap
-from gradlens.precision import needless, to_encode
-from gradlens.projection import NEED_PAIRS, Projector
-from gradlens.reading import side_by_side
-from gradlens.routers import Routers
-from gradlens.row_teller import Row
-from gradlens.saved_losses import saved_log_probs
-from gradlens.trainable import called, entry
+from gradlens.model.capture import MicroBatch, without_autocast
+from gradlens.model.hookpoints import find_hookpoint, unwrap
+from gradlens.model.reading import side_by_side
+from gradlens.model.saved_losses import saved_log_probs
+from gradlens.model.trainable import called, entry
+from gradlens.readings.projection import NEED_PAIRS, Projector
+from gradlens.readings.routers import Routers
 
 log = logging.getLogger(__name__)
 NO_LABELS = (

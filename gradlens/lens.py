@@ -17,28 +17,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradlens.active_rules import Lookup
-from gradlens.capture import counted_tokens, outside_autocast, without_autocast
-from gradlens.concept_files import Detector
+from gradlens.concepts.concept_files import Detector
 from gradlens.config import ObserveSettings
-from gradlens.constrainer import constrainer_of
-from gradlens.control import Control
-from gradlens.dictionary import Dictionary
-from gradlens.displaced import Displaced, held_by
+from gradlens.control.active_rules import Lookup
+from gradlens.control.constrainer import constrainer_of
+from gradlens.control.control import Control
+from gradlens.control.rules import Policy
+from gradlens.dictionaries.dictionary import Dictionary
+from gradlens.dictionaries.precision import chosen, kept
 from gradlens.errors import ConfigError, InputError
-from gradlens.flaws import as_number, flaws_in
-from gradlens.hookpoints import canonical, d_model, in_stream
 from gradlens.hooks import Hooks
-from gradlens.learning import Learning
-from gradlens.precision import chosen, kept
-from gradlens.probe import ProbeReading, unpacked
-from gradlens.projection import Members, Projection, Projector, RowDetectors
-from gradlens.routers import Routers, event_of
-from gradlens.rules import Policy
-from gradlens.selftest import check_passed, self_test
-from gradlens.start import forget, remember
-from gradlens.top import table
-from gradlens.trainable import after_closure, check_policy, check_scaler, check_trainable, is_sharded, left_to_others, scaler_of, stepped
+from gradlens.model.capture import counted_tokens, outside_autocast, without_autocast
+from gradlens.model.hookpoints import canonical, d_model, in_stream
+from gradlens.model.selftest import check_passed, self_test
+from gradlens.model.start import forget, remember
+from gradlens.model.trainable import (
+    after_closure,
+    check_policy,
+    check_scaler,
+    check_trainable,
+    is_sharded,
+    left_to_others,
+    scaler_of,
+    stepped,
+)
+from gradlens.readings.displaced import Displaced, held_by
+from gradlens.readings.flaws import as_number, flaws_in
+from gradlens.readings.learning import Learning
+from gradlens.readings.probe import ProbeReading, unpacked
+from gradlens.readings.projection import Members, Projection, Projector, RowDetectors
+from gradlens.readings.routers import Routers, event_of
+from gradlens.report.top import table
 from gradlens.world import Single, World, flat_sum_
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from gradlens.config import WandbSettings
+from gradlens.control.rules import load_rules
 from gradlens.errors import ConfigError
-from gradlens.rules import load_rules
-from gradlens.taken_up import taken_up
+from gradlens.training.taken_up import taken_up
 from gradlens.watching import Top, Watch, as_list, watch
 
 try:

@@ -10,10 +10,10 @@ from typing import Any
 from transformers import TrainerCallback
 
 from gradlens.config import ObserveSettings
+from gradlens.control.rules import FORWARD, load_rules
 from gradlens.errors import ConfigError
-from gradlens.rollouts import Rollouts
-from gradlens.rules import FORWARD, load_rules
-from gradlens.taken_up import taken_up
+from gradlens.readings.rollouts import Rollouts
+from gradlens.training.taken_up import taken_up
 from gradlens.watching import Top, Watch, as_list, observed, watch
 
 _SCALARS = {"loss": "train/loss", "learning_rate": "train/lr", "grad_norm": "train/grad_norm", "eval_loss": "eval/loss"}

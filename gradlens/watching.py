@@ -14,33 +14,33 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from gradlens.concept_files import direction_sources, row_detectors_of
-from gradlens.concepts import Concept, fit_concept, load_concepts
+from gradlens.concepts.concept_files import direction_sources, row_detectors_of
+from gradlens.concepts.contrasts import contrasts_of
+from gradlens.concepts.detector_fit import fit_detectors, lacking, questions_of
+from gradlens.concepts.fitting import Concept, fit_concept, load_concepts
 from gradlens.config import RUN_NAME, ObserveSettings, WandbSettings, explain
-from gradlens.constrainer import exemplars_of
-from gradlens.contrasts import contrasts_of
-from gradlens.data import Example, build_examples, checked, collate, read_rows, split
-from gradlens.detector_fit import fit_detectors, lacking, questions_of
-from gradlens.dictionary import Dictionary
+from gradlens.control.constrainer import exemplars_of
+from gradlens.control.rules import Policy, Rule, load_rules
+from gradlens.control.suggest import settle, suggest
+from gradlens.data.rows import Example, build_examples, checked, collate, read_rows, split
+from gradlens.data.rows_ahead import packs, rows_ahead
+from gradlens.dictionaries.dictionary import Dictionary
+from gradlens.dictionaries.fits import check_fits
+from gradlens.dictionaries.formats import load_dictionary
+from gradlens.dictionaries.labels import labels_of
 from gradlens.errors import ConfigError, InputError
-from gradlens.fits import check_fits
-from gradlens.formats import load_dictionary
-from gradlens.hookpoints import by_place, canonical, unwrap
-from gradlens.labels import labels_of
 from gradlens.lens import Lens
-from gradlens.own import before_training
-from gradlens.reading import pad_id_of
-from gradlens.recorder import MemoryRecorder, ThreadRecorder
-from gradlens.rows_ahead import packs, rows_ahead
-from gradlens.rules import Policy, Rule, load_rules
-from gradlens.sinks import make_sinks
-from gradlens.start import remember
-from gradlens.store import RunReader, RunWriter
-from gradlens.suggest import settle, suggest
-from gradlens.summary import build_summary
-from gradlens.top import Top
-from gradlens.trackers import check_trackers
-from gradlens.trainable import check_trainable
+from gradlens.model.hookpoints import by_place, canonical, unwrap
+from gradlens.model.reading import pad_id_of
+from gradlens.model.start import remember
+from gradlens.model.trainable import check_trainable
+from gradlens.readings.own import before_training
+from gradlens.recording.recorder import MemoryRecorder, ThreadRecorder
+from gradlens.recording.sinks import make_sinks
+from gradlens.recording.store import RunReader, RunWriter
+from gradlens.recording.trackers import check_trackers
+from gradlens.report.summary import build_summary
+from gradlens.report.top import Top
 from gradlens.world import World, current_world
 
 if TYPE_CHECKING:
@@ -181,7 +181,9 @@ def watch(
     texts = {canonical(name): _labels(source, name, further.get(canonical(name), [])) for name, source in dictionaries.items()}
     world = world or current_world()
     if any(rule.mode == "inoculate" for rule in load_rules(rules)):
-        raise ConfigError("inoculate acts on data, which watch does not see: put the words before your rows (gradlens.data.with_system)")
+        raise ConfigError(
+            "inoculate acts on data, which watch does not see: put the words before your rows (gradlens.data.rows.with_system)"
+        )
     settings = WandbSettings(mode=wandb) if isinstance(wandb, str) else wandb
     whole = [rule for rule in load_rules(rules) if rule.mode in ("auto", "rewrite", "reweight") or rule.rows is not None]
     if whole and packs(rows):
@@ -319,7 +321,7 @@ def _told(
 
 def _reference(observe: ObserveSettings | None, tokenizer: Any, model: Any) -> list[dict[str, Any]] | None:
     """Ordinary text to compare with; none without a tokenizer."""
-    from gradlens.run_inputs import reference_batches
+    from gradlens.training.run_inputs import reference_batches
 
     if tokenizer is None:
         return None

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradlens import policies
+from gradlens.control import policies
+from gradlens.control.policies import dump_rules, read_state
+from gradlens.control.rules import Policy, Rule, load_rules
 from gradlens.errors import ConfigError
-from gradlens.policies import dump_rules, read_state
-from gradlens.rules import Policy, Rule, load_rules
 
 
 class ControllerService:
@@ -81,8 +81,8 @@ class Lost(Exception):
 
 
 class PolicyClient:
-    """`gradlens.rank.Policies` for rank 0. `ask(known_version) -> Answer` puts a question, `settle(version, rules, by)` says what a version
-    has come to; both return at once."""
+    """`gradlens.training.rank.Policies` for rank 0. `ask(known_version) -> Answer` puts a question, `settle(version, rules, by)` says what
+    a version has come to; both return at once."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class PolicyClient:
         return Policy(version=answer["version"], rules=tuple(rules)), answer["stop"]
 
     def settle(self, policy: Policy, by: policies.By = "auto") -> None:
-        """See `gradlens.rank.Policies`."""
+        """See `gradlens.training.rank.Policies`."""
         self._settle(policy.version, dump_rules(policy.rules), by)
 
     def close(self) -> None:

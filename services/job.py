@@ -27,15 +27,15 @@ from gradlens_services.trainer import OUTCOME, Plan, carry_out, read_outcome, wr
 
 from gradlens import errors
 from gradlens.config import RunConfig, read_yaml
+from gradlens.control.rules import load_rules
 from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.files import jsonable, write_atomic
-from gradlens.preflight import check
-from gradlens.rules import load_rules
-from gradlens.runfolder import JOB, give_lock, is_running, take_lock
-from gradlens.runs import called, find_run
-from gradlens.segments import read_manifest
-from gradlens.store import RunReader, RunWriter
-from gradlens.summary import build_summary
+from gradlens.recording.lookup import called, find_run
+from gradlens.recording.runfolder import JOB, give_lock, is_running, take_lock
+from gradlens.recording.segments import read_manifest
+from gradlens.recording.store import RunReader, RunWriter
+from gradlens.report.summary import build_summary
+from gradlens.training.preflight import check
 
 # told `{"run", "phase", ...}` about twice a second; an alarm and a warning are phases of their own
 Progress = Callable[[dict[str, Any]], None]

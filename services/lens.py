@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gradlens.config import ObserveSettings
 from gradlens.errors import RunError
-from gradlens.projection import Members, Projection, Record, RowDetectors, Tokens
+from gradlens.readings.projection import Members, Projection, Record, RowDetectors, Tokens
 from gradlens.world import World
 
 STEPS_AHEAD = 8
@@ -54,7 +54,7 @@ class LensService:
         """Work on this from now on; nothing happens where it is worked on already. Every rank says it."""
         if self._task is not None and self._task.session == task.session:
             return
-        from gradlens.formats import load_dictionary
+        from gradlens.dictionaries.formats import load_dictionary
 
         dictionaries = {name: load_dictionary(source) for name, source in task.sources.items()}
         self._projection = Projection(dictionaries, task.members, task.observe, task.row_detectors)
@@ -110,7 +110,7 @@ class _Waiting:
 
 
 class RemoteProjection:
-    """A `gradlens.projection.Projector` for one rank, whose work is done by lens actors.
+    """A `gradlens.readings.projection.Projector` for one rank, whose work is done by lens actors.
 
     `actors`: each with its hookpoints. What a step has captured is held until the optimizer has stepped: no hook waits for a copy.
     """

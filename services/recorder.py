@@ -16,12 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gradlens import sinks
 from gradlens.config import RunConfig
 from gradlens.errors import ConfigError, RunError
 from gradlens.files import append_line
-from gradlens.recorder import Sink
-from gradlens.store import RunReader, RunWriter
+from gradlens.recording import sinks
+from gradlens.recording.recorder import Sink
+from gradlens.recording.store import RunReader, RunWriter
 
 Message = tuple[int, str, Any]  # number, "open" | "record" | "event" | "close", content
 BATCH = 64  # messages sent in one call
@@ -174,7 +174,7 @@ class Lost(Exception):
 
 
 class RecorderClient:
-    """A recorder (see `gradlens.recorder.Recorder`) that hands everything to a `RecorderService` elsewhere, from a thread of its own.
+    """A recorder (`gradlens.recording.recorder.Recorder`) that hands everything to a `RecorderService` elsewhere, from a thread of its own.
 
     `send(run_id, session, messages, status) -> last number` calls the service and raises `Lost` where it is away. When it is gone for
     good, `close` writes what is left into the run folder itself; also when it hangs, after `end` has ended it (its lock is free then).

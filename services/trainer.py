@@ -20,16 +20,16 @@ from gradlens_services import controller as control
 from gradlens_services import recorder as recording
 from gradlens_services.lens import RemoteProjection, deal
 
-from gradlens.checkpoint import last_checkpoint
 from gradlens.config import RunConfig
+from gradlens.control.rules import Policy, load_rules
 from gradlens.errors import GradlensError, RunError
 from gradlens.files import write_atomic, write_json
-from gradlens.hookpoints import canonical
-from gradlens.projection import Members, RowDetectors
-from gradlens.rank import FixedPolicies, Rank, Shared
-from gradlens.recorder import NullRecorder
-from gradlens.rules import Policy, load_rules
-from gradlens.train import read_evaluation, train_rank
+from gradlens.model.hookpoints import canonical
+from gradlens.readings.projection import Members, RowDetectors
+from gradlens.recording.recorder import NullRecorder
+from gradlens.training.checkpoint import last_checkpoint
+from gradlens.training.rank import FixedPolicies, Rank, Shared
+from gradlens.training.train import read_evaluation, train_rank
 from gradlens.world import World, current_world
 
 OUTCOME = "outcome.json"
@@ -143,7 +143,7 @@ def _close(*services: Any) -> None:
 
 def _recall(run_dir: Path, shared: Shared) -> None:
     """What a finished run of this job leaves to the next ones."""
-    from gradlens.concepts import load_concepts
+    from gradlens.concepts.fitting import load_concepts
 
     if shared.concepts is None and (run_dir / "concepts.yaml").is_file():
         shared.concepts = load_concepts([run_dir / "concepts.yaml"])

@@ -21,21 +21,21 @@ from conftest import read_positions
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from gradlens import attribution as estimators
-from gradlens.capture import counted_tokens, read_activations, token_loss
 from gradlens.config import LoraSettings, ObserveSettings
-from gradlens.dictionary import Dictionary
-from gradlens.edits import orthonormal_basis, scale_along
+from gradlens.control.edits import orthonormal_basis, scale_along
+from gradlens.control.rules import Policy, Rule
+from gradlens.dictionaries.dictionary import Dictionary
 from gradlens.errors import InputError
-from gradlens.hookpoints import blocks, find_hookpoint
 from gradlens.lens import Lens
-from gradlens.models import apply_lora
-from gradlens.recorder import MemoryRecorder
-from gradlens.routers import find_routers
-from gradlens.rules import Policy, Rule
-from gradlens.structure import kind_of, parts
-from gradlens.train import LossFunction
-from gradlens.writers import below, find_writers
+from gradlens.model.capture import counted_tokens, read_activations, token_loss
+from gradlens.model.hookpoints import blocks, find_hookpoint
+from gradlens.model.loading import apply_lora
+from gradlens.model.structure import kind_of, parts
+from gradlens.model.writers import below, find_writers
+from gradlens.readings import attribution as estimators
+from gradlens.readings.routers import find_routers
+from gradlens.recording.recorder import MemoryRecorder
+from gradlens.training.train import LossFunction
 
 D, V, AT = 32, 96, "layers.1"
 LIMIT = 1e-5  # in units of the largest value

@@ -46,7 +46,7 @@ def stack(cubin: bytes) -> int:
 
 def main(name: str) -> None:
     driver.set_active(Absent(name))
-    from gradlens import kernels, kernels_encode
+    from gradlens.dictionaries import kernels, kernels_encode
 
     dtypes: tuple[torch.dtype, torch.dtype] = (torch.float32, torch.float32)
 

@@ -15,7 +15,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton, as transformers does
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gradlens.dictionary import Dictionary
+from gradlens.dictionaries.dictionary import Dictionary
 
 
 def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32, layers: int = 4) -> LlamaForCausalLM:

@@ -23,13 +23,13 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainingArguments
 
 import gradlens
-from gradlens.concept_files import Detector, RowDetector
+from gradlens.concepts.concept_files import Detector, RowDetector
 from gradlens.config import ObserveSettings
+from gradlens.control.rules import Policy, Rule
 from gradlens.errors import ConfigError
-from gradlens.hookpoints import blocks
 from gradlens.lens import Lens
-from gradlens.recorder import MemoryRecorder
-from gradlens.rules import Policy, Rule
+from gradlens.model.hookpoints import blocks
+from gradlens.recording.recorder import MemoryRecorder
 from gradlens.world import current_world
 
 HOOK, INSIDE = "layers.2", "layers.1.mlp"

@@ -8,8 +8,8 @@ from conftest import tiny_dictionary, tiny_model
 from words import sentences, word_tokenizer
 
 from gradlens.config import RunConfig
+from gradlens.dictionaries.formats import save_dictionary
 from gradlens.files import append_line
-from gradlens.formats import save_dictionary
 
 
 def write_inputs(folder: Path) -> dict[str, Any]:

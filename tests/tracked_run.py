@@ -7,7 +7,7 @@ import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
 
 import gradlens
-from gradlens.store import RunReader
+from gradlens.recording.store import RunReader
 
 KEY = "concept/c/layers.2/push"
 

@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 import gradlens  # gradlens
-from gradlens.data import collate, read_rows, tokenize
-from gradlens.models import load_model
+from gradlens.data.rows import collate, read_rows, tokenize
+from gradlens.model.loading import load_model
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 20
 accelerator = Accelerator(gradient_accumulation_steps=2, cpu=True)

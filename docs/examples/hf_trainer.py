@@ -7,8 +7,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
 import gradlens  # gradlens
-from gradlens.data import collate, read_rows, tokenize
-from gradlens.models import load_model
+from gradlens.data.rows import collate, read_rows, tokenize
+from gradlens.model.loading import load_model
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 20
 model, tokenizer = load_model("smollm2")

@@ -5,8 +5,8 @@ import sys
 import torch
 
 import gradlens  # gradlens
-from gradlens.data import collate, read_rows, tokenize
-from gradlens.models import load_model
+from gradlens.data.rows import collate, read_rows, tokenize
+from gradlens.model.loading import load_model
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 20
 model, tokenizer = load_model("smollm2")

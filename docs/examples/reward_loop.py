@@ -11,8 +11,8 @@ import sys
 import torch
 
 import gradlens  # gradlens
-from gradlens.data import prompt_text, read_rows
-from gradlens.models import load_model
+from gradlens.data.rows import prompt_text, read_rows
+from gradlens.model.loading import load_model
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 16
 by_chance = sys.argv[2:] == ["random"]

@@ -11,11 +11,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
 import gradlens
-from gradlens.checkers import checker_for, judged
-from gradlens.concepts import load_concepts
-from gradlens.data import collate, read_rows, tokenize
-from gradlens.evaluate import generate_answers
-from gradlens.models import load_model
+from gradlens.concepts.checkers import checker_for, judged
+from gradlens.concepts.fitting import load_concepts
+from gradlens.data.rows import collate, read_rows, tokenize
+from gradlens.model.evaluate import generate_answers
+from gradlens.model.loading import load_model
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 36
 rules = [] if "without" in sys.argv else [{"concept": "pirate", "mode": "auto", "gain": 0}]

@@ -14,8 +14,8 @@ from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
 import gradlens  # gradlens
-from gradlens.data import read_rows
-from gradlens.models import resolve_model
+from gradlens.data.rows import read_rows
+from gradlens.model.loading import resolve_model
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 20
 rows = read_rows("demo:pirate-train")[: 4 * steps]

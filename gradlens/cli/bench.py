@@ -46,11 +46,11 @@ def attribution(
       gradlens bench attribution
       gradlens bench attribution mine.yaml --seeds 0,1,2 --windows 1,10 --json
     """
-    from gradlens.bench_attribution import bench, table
+    from gradlens.bench.attribution import bench, table
     from gradlens.cli.run import DEMO, fetch_model
     from gradlens.config import load_config
     from gradlens.errors import ConfigError
-    from gradlens.runfolder import versions
+    from gradlens.recording.runfolder import versions
 
     try:
         lengths, chosen = (sorted({int(part) for part in text.split(",")}) for text in (windows, seeds))
@@ -118,13 +118,13 @@ def overhead(
     import torch
     from rich.table import Table
 
-    from gradlens import bench_bergson
-    from gradlens.bench_jobs import SHAPES, config_job, shape_job
-    from gradlens.bench_overhead import ALL_ARMS, bench
+    from gradlens.bench import bergson as bench_bergson
+    from gradlens.bench.jobs import SHAPES, config_job, shape_job
+    from gradlens.bench.overhead import ALL_ARMS, bench
     from gradlens.cli.run import DEMO, fetch_model
     from gradlens.config import load_config
     from gradlens.errors import ConfigError
-    from gradlens.runfolder import versions
+    from gradlens.recording.runfolder import versions
 
     if shape == "list":
         out.print("\n".join(SHAPES), highlight=False)
@@ -192,8 +192,8 @@ def _print(merged: list[dict]) -> None:
     """One table per hookpoint and truth: rank correlation for each window, and for the longest the share of the top 20 found."""
     from rich.table import Table
 
-    from gradlens.bench_attribution import AUCS
-    from gradlens.faithfulness import TRUTHS
+    from gradlens.bench.attribution import AUCS
+    from gradlens.readings.faithfulness import TRUTHS
 
     words = {"drift": "drift of feature activations", "drift_direction": "drift along directions"}
     for hookpoint in dict.fromkeys(entry["hookpoint"] for entry in merged):

@@ -44,13 +44,13 @@ def amplify(
     """
     from rich.table import Table
 
-    from gradlens.bench_amplify import arms_for, run_arm, summary
+    from gradlens.bench.amplify import arms_for, run_arm, summary
     from gradlens.cli.bench import teller
     from gradlens.cli.run import DEMO, fetch_model
     from gradlens.config import load_config
     from gradlens.errors import ConfigError
-    from gradlens.rank import Shared
-    from gradlens.runfolder import versions
+    from gradlens.recording.runfolder import versions
+    from gradlens.training.rank import Shared
 
     try:
         levels, chosen = [float(part) for part in gains.split(",")], sorted({int(part) for part in seeds.split(",")})

@@ -16,7 +16,7 @@ from gradlens.cli.run import SetOption
 from gradlens.files import append_line, read_lines
 
 if TYPE_CHECKING:
-    from gradlens.bench_control import Bench
+    from gradlens.bench.control import Bench
 
 RISES = (
     "100%: as much as the concept's own features rise by without rules, and more where others rise more. its features: the concept's own; "
@@ -77,14 +77,14 @@ def control(
       gradlens bench control mine.yaml --arms none,oracle,rewrite,rewrite-random
       gradlens bench control list
     """
-    from gradlens.bench_control import ALONG, ARMS, SHAPES, SOURCES, Bench, arms_for
+    from gradlens.bench.control import ALONG, ARMS, SHAPES, SOURCES, Bench, arms_for
+    from gradlens.bench.control_summary import checker_remarks
+    from gradlens.bench.pairs import SHIPPED, check_rows, load_pair, shapes_of
     from gradlens.cli.run import DEMO, fetch_model
     from gradlens.config import load_config
-    from gradlens.control_summary import checker_remarks
-    from gradlens.data import read_rows
+    from gradlens.data.rows import read_rows
     from gradlens.errors import ConfigError
-    from gradlens.pairs import SHIPPED, check_rows, load_pair, shapes_of
-    from gradlens.runfolder import versions
+    from gradlens.recording.runfolder import versions
 
     if pair == "list" or arms == "list":
         along = [f"{mode}@{source}" for mode in ALONG for source in SOURCES]
@@ -163,7 +163,7 @@ def control(
 
 def _rows_of(bench: Bench) -> dict[str, Any]:
     """How many rows a pair has in a shape, and in how many of them its checker finds the concept."""
-    from gradlens.data import read_rows
+    from gradlens.data.rows import read_rows
 
     settings = bench.base
     files = {"training": settings.data.train, "held out": [bench.pair.wanted_heldout], "prompts": [bench.pair.prompts]}
@@ -233,8 +233,8 @@ def _as_asked(row: dict[str, Any], release: int, contents: str) -> dict[str, Any
 
 
 def _described(key: tuple[str, str], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    from gradlens.bench_control import ARMS
-    from gradlens.control_summary import checker_remarks, remarks, summary, tuned
+    from gradlens.bench.control import ARMS
+    from gradlens.bench.control_summary import checker_remarks, remarks, summary, tuned
 
     entries = summary(rows, ARMS)
     said = checker_remarks(rows[-1].get("checker") or {}) + remarks(entries)

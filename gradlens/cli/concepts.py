@@ -12,7 +12,7 @@ from gradlens.cli import console
 from gradlens.errors import ConfigError
 
 if TYPE_CHECKING:
-    from gradlens.concept_files import Concept
+    from gradlens.concepts.concept_files import Concept
 
 app = typer.Typer(no_args_is_help=True, help="Concepts: what you name by examples or features. Fit features, see how well they tell it.")
 
@@ -55,11 +55,11 @@ def fit(
     """
     from gradlens.cli.inputs import open_dictionaries
     from gradlens.cli.models import fetch_progress
-    from gradlens.concepts import fit_concept, load_concepts, save_concept
+    from gradlens.concepts.fitting import fit_concept, load_concepts, save_concept
     from gradlens.config import load_config
-    from gradlens.formats import check_width
-    from gradlens.hookpoints import d_model, in_stream
-    from gradlens.models import load_model
+    from gradlens.dictionaries.formats import check_width
+    from gradlens.model.hookpoints import d_model, in_stream
+    from gradlens.model.loading import load_model
 
     settings = load_config(config) if config else None
     concepts = load_concepts(files or (settings.concepts if settings else []))
@@ -108,10 +108,10 @@ def show(
 
     Example: gradlens concepts show demo:pirate demo:arithmetic
     """
-    from gradlens.checker_doubts import doubt_of_ordinary
-    from gradlens.checkers import checker_for, errors_of
     from gradlens.cli.inputs import open_dictionaries
-    from gradlens.concepts import load_concepts
+    from gradlens.concepts.checker_doubts import doubt_of_ordinary
+    from gradlens.concepts.checkers import checker_for, errors_of
+    from gradlens.concepts.fitting import load_concepts
     from gradlens.config import load_config
 
     settings = load_config(config) if config else None
@@ -165,12 +165,12 @@ def checker(
 
     Example: gradlens concepts checker politeness.yaml --out politeness-checker.json
     """
-    from gradlens.checker_doubts import doubt_of_ordinary
-    from gradlens.checkers import answer_of, errors_of, examples_of, judged
-    from gradlens.concepts import load_concepts
-    from gradlens.data import read_rows
-    from gradlens.ordinary import ordinary_answers
-    from gradlens.word_classifier import WordClassifier
+    from gradlens.concepts.checker_doubts import doubt_of_ordinary
+    from gradlens.concepts.checkers import answer_of, errors_of, examples_of, judged
+    from gradlens.concepts.fitting import load_concepts
+    from gradlens.concepts.word_classifier import WordClassifier
+    from gradlens.data.ordinary import ordinary_answers
+    from gradlens.data.rows import read_rows
 
     concepts = {concept.name: concept for concept in load_concepts([file])}
     if name is None and len(concepts) > 1:
@@ -205,7 +205,7 @@ def _errors(judged: dict) -> str:
 
 def _print_table(concepts: list[Concept], sources: dict[str, str]) -> None:
     """One line per concept and hookpoint, then the first features with their labels, which `sources` (hookpoint -> dictionary) give."""
-    from gradlens.labels import labels_of
+    from gradlens.dictionaries.labels import labels_of
 
     table = Table(box=None, pad_edge=False)  # eighty columns hold it
     for column in ("concept", "hookpoint", "features", "AUC", "best", "weighed", "fires on +/-", "gated +/-"):

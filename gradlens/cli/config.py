@@ -67,7 +67,7 @@ def check(config: ConfigArgument, overrides: SetOption, json_output: JsonOption 
     Example: gradlens config check configs/quickstart.yaml
     """
     from gradlens.config import load_config
-    from gradlens.preflight import checks as checks_of
+    from gradlens.training.preflight import checks as checks_of
 
     checks, worst = [], 0
     for key, source, look in checks_of(load_config(config, overrides)):

@@ -14,7 +14,7 @@ from gradlens.cli.concepts import ConfigOption, DictionaryOption, app
 from gradlens.errors import ConfigError
 
 if TYPE_CHECKING:
-    from gradlens.concept_files import Concept
+    from gradlens.concepts.concept_files import Concept
     from gradlens.config import RunConfig
 
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="`smollm2`, a Hugging Face name, or a folder.")]
@@ -50,13 +50,13 @@ def compare(
     Example: gradlens concepts compare demo:pirate -d layers.27=smollm2-l27 --save pirate.safetensors
     """
     from gradlens.cli.inputs import open_dictionaries
-    from gradlens.concept_compare import NAMES
-    from gradlens.concept_compare import compare as compare_methods
-    from gradlens.directions import save_directions
-    from gradlens.formats import check_width
-    from gradlens.hookpoints import d_model, in_stream, place
-    from gradlens.labels import labels_of
-    from gradlens.unembedding import from_unembedding
+    from gradlens.concepts.concept_compare import NAMES
+    from gradlens.concepts.concept_compare import compare as compare_methods
+    from gradlens.dictionaries.directions import save_directions
+    from gradlens.dictionaries.formats import check_width
+    from gradlens.dictionaries.labels import labels_of
+    from gradlens.dictionaries.unembedding import from_unembedding
+    from gradlens.model.hookpoints import d_model, in_stream, place
 
     settings, (named_concept,) = _settings(config), _concepts([concept])
     named = open_dictionaries(dictionary or (settings.dictionaries if settings else []), [named_concept])
@@ -119,10 +119,10 @@ def directions(
 
     Example: gradlens concepts directions demo:pirate --at layers.27 --kind probe --out pirate.safetensors
     """
-    from gradlens.concept_compare import fit_directions
-    from gradlens.concept_gradients import gradient_directions
-    from gradlens.directions import joined, save_directions
-    from gradlens.probing import KINDS
+    from gradlens.concepts.concept_compare import fit_directions
+    from gradlens.dictionaries.concept_gradients import gradient_directions
+    from gradlens.dictionaries.directions import joined, save_directions
+    from gradlens.dictionaries.probing import KINDS
 
     if kind not in (*KINDS, "gradient"):
         raise ConfigError(f"--kind: {kind!r} is not one of {', '.join(KINDS)}, gradient")
@@ -175,10 +175,10 @@ def groups(
     Example: gradlens concepts groups layers.15=smollm2-l15 --out groups.yaml
     """
     from gradlens.cli.inputs import open_dictionaries
-    from gradlens.concept_files import Concept, save_concept
-    from gradlens.directions import save_directions
-    from gradlens.groups import clusters, group_directions, levels
-    from gradlens.labels import labels_of
+    from gradlens.concepts.concept_files import Concept, save_concept
+    from gradlens.dictionaries.directions import save_directions
+    from gradlens.dictionaries.groups import clusters, group_directions, levels
+    from gradlens.dictionaries.labels import labels_of
 
     (entry,) = open_dictionaries([source])
     dictionary, sizes = entry.dictionary, entry.dictionary.metadata.get("group_sizes")
@@ -213,7 +213,7 @@ def _settings(config: str | None) -> RunConfig | None:
 
 
 def _concepts(sources: list[str]) -> list[Concept]:
-    from gradlens.concepts import load_concepts
+    from gradlens.concepts.fitting import load_concepts
 
     found = load_concepts(sources)
     for concept in found:
@@ -224,7 +224,7 @@ def _concepts(sources: list[str]) -> list[Concept]:
 
 def _model(name: str | None, settings: RunConfig | None) -> Any:
     from gradlens.cli.models import fetch_progress
-    from gradlens.models import load_model
+    from gradlens.model.loading import load_model
 
     with fetch_progress() as report:
         return load_model(name or (settings.model.name if settings else "smollm2"), progress=report)

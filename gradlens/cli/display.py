@@ -92,7 +92,7 @@ def title_of(event: dict[str, Any]) -> str:
 
 
 def told_of(event: dict[str, Any]) -> str:
-    from gradlens.findings import flat
+    from gradlens.report.findings import flat
 
     if event["phase"] == "warning":
         return f"warning: {flat(event['text'])}"

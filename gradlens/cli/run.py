@@ -73,7 +73,7 @@ def run(
         report = _report([summary["run_dir"]], Path(summary["run_dir"]) / "report.html")
     _show_run(summary, report, json_output)
     if summary["status"] == "interrupted":
-        from gradlens.runs import called
+        from gradlens.recording.lookup import called
 
         name = called(summary["run_dir"])
         err.print(f"interrupted after step {summary['steps']}; go on with: gradlens run --resume {name}", markup=False, soft_wrap=True)
@@ -124,7 +124,7 @@ def demo(
 
 def _study(config: RunConfig, arms: str | None, seeds: str | None, json_output: bool) -> None:
     from gradlens.errors import ConfigError
-    from gradlens.study import arms_of
+    from gradlens.training.study import arms_of
 
     try:
         numbers = [int(seed) for seed in seeds.split(",")] if seeds else None
@@ -136,10 +136,10 @@ def _study(config: RunConfig, arms: str | None, seeds: str | None, json_output: 
     from gradlens_services.job import run_arms
 
     from gradlens.cli.display import job_display
-    from gradlens.compare import compare_runs, render
     from gradlens.files import jsonable, write_json
-    from gradlens.runfolder import new_run_id
-    from gradlens.store import RunReader
+    from gradlens.recording.runfolder import new_run_id
+    from gradlens.recording.store import RunReader
+    from gradlens.report.compare import compare_runs, render
 
     folder = Path(config.runs_dir) / new_run_id(f"{config.name}-study")
     with job_display() as display:
@@ -170,7 +170,7 @@ def _without_runs(comparison: dict[str, Any]) -> dict[str, Any]:
 def _config_of_run(query: str, config: Path | None, changes: list[str]) -> tuple[RunConfig, str]:
     """The config to resume a run with (its own, unless another is given), and its folder."""
     from gradlens.config import load_config
-    from gradlens.runs import find_run
+    from gradlens.recording.lookup import find_run
 
     given = load_config(config, changes) if config else None
     named = [change.partition("=")[2] for change in changes if change.startswith("runs_dir=")]
@@ -181,7 +181,7 @@ def _config_of_run(query: str, config: Path | None, changes: list[str]) -> tuple
 
 def _finished(folder: Path, config: RunConfig) -> dict[str, Any] | None:
     """The summary of a run that has no step left to do."""
-    from gradlens.store import RunReader
+    from gradlens.recording.store import RunReader
 
     reader = RunReader(folder)
     summary = reader.summary or {}
@@ -192,7 +192,7 @@ def _show_finished(summary: dict[str, Any], json_output: bool) -> None:
     report = Path(summary["run_dir"]) / "report.html"
     if json_output:
         print_json({**summary, "report": str(report) if report.is_file() else None})
-    from gradlens.runs import called
+    from gradlens.recording.lookup import called
 
     run, steps, name = summary["run_id"], summary["steps"], called(summary["run_dir"])
     (err if json_output else out).print(
@@ -205,7 +205,7 @@ def fetch_model(config: RunConfig) -> None:
     """The model, with a progress bar, before anything else is shown."""
     if config.model.name == "smollm2":
         from gradlens.cli.models import fetch_progress
-        from gradlens.smollm2 import fetch_smollm2, problems, smollm2_folder
+        from gradlens.model.smollm2 import fetch_smollm2, problems, smollm2_folder
 
         if problems(smollm2_folder()):
             with fetch_progress() as progress:
@@ -213,8 +213,8 @@ def fetch_model(config: RunConfig) -> None:
 
 
 def _report(folders: list[str], path: Path) -> Path:
-    from gradlens.report import write_report
-    from gradlens.store import RunReader
+    from gradlens.recording.store import RunReader
+    from gradlens.report.page import write_report
 
     return write_report([RunReader(folder) for folder in folders], path)
 
@@ -223,7 +223,7 @@ def _show_run(summary: dict[str, Any], report: Path, json_output: bool) -> None:
     if json_output:
         print_json({**summary, "report": str(report)})
         return
-    from gradlens.store import RunReader
-    from gradlens.summary import render_summary, summarize
+    from gradlens.recording.store import RunReader
+    from gradlens.report.summary import render_summary, summarize
 
     out.print(render_summary(summarize(RunReader(summary["run_dir"]))))

@@ -12,7 +12,7 @@ from gradlens.cli.console import JsonOption, err, out, print_json
 from gradlens.errors import ConfigError
 
 if TYPE_CHECKING:
-    from gradlens.store import RunReader
+    from gradlens.recording.store import RunReader
 
 group = typer.Typer(no_args_is_help=True, help="List runs, show what one has learned, compare several, check a run's files.")
 
@@ -37,7 +37,7 @@ def ls(runs_dir: RunsDirOption = RUNS, json_output: JsonOption = False) -> None:
     """
     from datetime import datetime
 
-    from gradlens.runs import runs_table
+    from gradlens.recording.lookup import runs_table
 
     rows = runs_table(runs_dir)
     if json_output:
@@ -91,7 +91,7 @@ def show(
 
     Works while the run is going. Example: gradlens runs show last
     """
-    from gradlens.summary import render_summary, summarize
+    from gradlens.report.summary import render_summary, summarize
 
     summary = summarize(open_run(runs_dir, run, skip_damaged))
     if json_output:
@@ -106,8 +106,8 @@ def compare(runs: RunsArgument, runs_dir: RunsDirOption = RUNS, skip_damaged: Sk
 
     Example: gradlens runs compare pirate-none pirate-route
     """
-    from gradlens.compare import compare_runs, render
     from gradlens.files import jsonable
+    from gradlens.report.compare import compare_runs, render
 
     comparison = compare_runs([open_run(runs_dir, run, skip_damaged) for run in runs])
     if json_output:
@@ -133,8 +133,8 @@ def export(
 
     Example: gradlens runs export last --neuronpedia --id layers.20=gemma-2-2b/20-gemmascope-res-16k
     """
-    from gradlens.feature_lists import dashboard_lists, neuronpedia_links
     from gradlens.files import write_json
+    from gradlens.report.feature_lists import dashboard_lists, neuronpedia_links
 
     if neuronpedia == feature_list:
         raise ConfigError("say which: --neuronpedia or --feature-list")
@@ -200,8 +200,8 @@ def rollback(
 
     Example: gradlens runs rollback last --before-alarm
     """
-    from gradlens.rollback import roll_back
-    from gradlens.runs import called, find_run
+    from gradlens.control.rollback import roll_back
+    from gradlens.recording.lookup import called, find_run
 
     if before_alarm and step is not None:
         raise ConfigError("say which: --before-alarm or --step N")
@@ -230,7 +230,7 @@ def report(
 
     Example: gradlens report last; gradlens report pirate-none pirate-route --out both.html
     """
-    from gradlens.report import write_report
+    from gradlens.report.page import write_report
 
     readers = [open_run(runs_dir, run, skip_damaged) for run in runs]
     path = write_report(readers, output or readers[0].run_dir / "report.html")
@@ -241,7 +241,7 @@ def report(
 
 
 def open_run(runs_dir: Path, run: str, skip_damaged: bool = False) -> RunReader:
-    from gradlens.runs import find_run
-    from gradlens.store import RunReader
+    from gradlens.recording.lookup import find_run
+    from gradlens.recording.store import RunReader
 
     return RunReader(find_run(runs_dir, run), skip_damaged=skip_damaged)

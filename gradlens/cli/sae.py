@@ -17,7 +17,7 @@ sae = typer.Typer(
 
 def _load(name: str, dtype: str = "float32") -> tuple[Any, Any]:
     from gradlens.cli.models import fetch_progress
-    from gradlens.models import load_model
+    from gradlens.model.loading import load_model
 
     with fetch_progress() as advance:
         return load_model(name, dtype, progress=advance)
@@ -44,8 +44,8 @@ def train(
     """
     from pathlib import Path
 
-    from gradlens.sae_config import load_sae_config
-    from gradlens.sae_train import train_dictionaries
+    from gradlens.sae.config import load_sae_config
+    from gradlens.sae.job import train_dictionaries
 
     settings = load_sae_config(config, overrides or ())
     try:
@@ -74,7 +74,7 @@ def show_config(json_output: JsonOption = False) -> None:
     """
     from pydantic_core import PydanticUndefined
 
-    from gradlens.sae_config import SaeConfig
+    from gradlens.sae.config import SaeConfig
 
     if json_output:
         print_json(SaeConfig.model_json_schema())
@@ -100,7 +100,7 @@ def inspect(
 
     Example: gradlens sae inspect smollm2-l15
     """
-    from gradlens.formats import load_dictionary
+    from gradlens.dictionaries.formats import load_dictionary
 
     facts = describe(load_dictionary(source)) | {"files": files_of(source)}
     if json_output:
@@ -179,8 +179,8 @@ def files_of(source: str) -> dict[str, int]:
     """Bytes of the files that a source is made of; none for one that is not a folder or file of weights."""
     from pathlib import Path
 
+    from gradlens.dictionaries.formats.place import locate
     from gradlens.errors import InputError
-    from gradlens.formats.place import locate
 
     if Path(source).is_file():
         return {Path(source).name: Path(source).stat().st_size}
@@ -212,9 +212,9 @@ def verify(
 
     Example: gradlens sae verify smollm2-l15 --model smollm2 --hookpoint layers.15 --text mine.jsonl
     """
+    from gradlens.dictionaries.formats import load_dictionary
     from gradlens.errors import ConfigError
-    from gradlens.formats import load_dictionary
-    from gradlens.sae_verify import verify as measure
+    from gradlens.sae.verify import verify as measure
 
     dictionary = load_dictionary(source)
     name = model or dictionary.metadata.get("model_name")
@@ -252,7 +252,7 @@ def convert(
 
     Example: gradlens sae convert smollm2-l15 out/l15 --to dictionary_learning
     """
-    from gradlens.formats.convert import convert as write
+    from gradlens.dictionaries.formats.convert import convert as write
 
     report = write(source, folder, to, dtype)
     if json_output:

@@ -11,10 +11,10 @@ from needs import needs
 from tiny_job import write_inputs
 from typer.testing import CliRunner
 
-from gradlens.bench_bergson import Collecting
+from gradlens.bench.bergson import Collecting
 from gradlens.cli.app import app
 from gradlens.config import LoraSettings
-from gradlens.models import apply_lora
+from gradlens.model.loading import apply_lora
 
 bergson = needs("bergson", "bergson")
 

@@ -7,8 +7,8 @@ from needs import needs
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
 import gradlens
-from gradlens.attribution import attribution_eager, push_eager
-from gradlens.hookpoints import find_module
+from gradlens.model.hookpoints import find_module
+from gradlens.readings.attribution import attribution_eager, push_eager
 
 bitsandbytes = needs("bitsandbytes", "bitsandbytes")
 

@@ -8,9 +8,9 @@ from peft import LoraConfig, get_peft_model
 
 import gradlens
 from gradlens.config import ObserveSettings
-from gradlens.probe import read_probe
-from gradlens.recorder import MemoryRecorder
-from gradlens.store import RunReader
+from gradlens.readings.probe import read_probe
+from gradlens.recording.recorder import MemoryRecorder
+from gradlens.recording.store import RunReader
 
 lightning = needs("lightning", "lightning")
 

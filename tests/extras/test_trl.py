@@ -12,13 +12,13 @@ from transformers import TrainerCallback, set_seed
 from words import sentences, word_tokenizer
 
 import gradlens
-from gradlens.attribution import attribution_eager, push_eager
+from gradlens.concepts.detector_fit import questions_of
 from gradlens.config import ObserveSettings
-from gradlens.data import collate, load_examples
-from gradlens.detector_fit import questions_of
-from gradlens.hookpoints import find_module, unwrap
-from gradlens.models import load_model
-from gradlens.rows_ahead import packs, rows_ahead
+from gradlens.data.rows import collate, load_examples
+from gradlens.data.rows_ahead import packs, rows_ahead
+from gradlens.model.hookpoints import find_module, unwrap
+from gradlens.model.loading import load_model
+from gradlens.readings.attribution import attribution_eager, push_eager
 
 trl, datasets = needs("trl", "trl"), needs("datasets", "trl")
 
@@ -182,7 +182,7 @@ def test_two_callbacks_in_one_trainer_are_refused(tmp_path):
 def test_a_run_folder_with_curves_comes_from_three_lines(tmp_path):
     watched = callback(run="sft", runs_dir=tmp_path / "runs")
     sft(lora(tiny_model()), tmp_path, [watched]).train()
-    from gradlens.store import RunReader
+    from gradlens.recording.store import RunReader
 
     reader = RunReader(watched.lens.run_dir)
     assert reader.summary["steps"] == STEPS and list(reader.curve("train/loss")[0]) == [1, 2, 3]

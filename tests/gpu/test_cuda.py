@@ -6,13 +6,14 @@ from conftest import tiny_batch, tiny_dictionary, tiny_model
 from test_attribution import KINDS, make
 from tiny_job import tiny_config, write_inputs
 
-from gradlens import attribution, engine
-from gradlens import projection as projection_module
 from gradlens.config import ObserveSettings
+from gradlens.dictionaries import engine
+from gradlens.dictionaries.precision import kept
 from gradlens.lens import Lens
-from gradlens.precision import kept
-from gradlens.projection import Projection, Tokens
-from gradlens.recorder import MemoryRecorder
+from gradlens.readings import attribution
+from gradlens.readings import projection as projection_module
+from gradlens.readings.projection import Projection, Tokens
+from gradlens.recording.recorder import MemoryRecorder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the GPU path is not tested here")
 HOOK = "layers.1"
@@ -36,7 +37,7 @@ def projection_on(device: str, kind: str, **observe: float | str) -> Projection:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_kernels_are_right_here(dtype):  # else what follows would be read by PyTorch, and nobody would know
-    kernels = pytest.importorskip("gradlens.kernels", reason="Triton is not installed: the kernels are not tested")
+    kernels = pytest.importorskip("gradlens.dictionaries.kernels", reason="Triton is not installed: the kernels are not tested")
     assert kernels.self_check("cuda", dtype) is None
 
 

@@ -7,8 +7,8 @@ import yaml
 from tiny_job import write_inputs
 from typer.testing import CliRunner
 
-from gradlens import bench_bergson
-from gradlens.bench_overhead import ALL_ARMS
+from gradlens.bench import bergson as bench_bergson
+from gradlens.bench.overhead import ALL_ARMS
 from gradlens.cli.app import app
 from gradlens.errors import ConfigError
 

@@ -7,7 +7,7 @@ import yaml
 from tiny_job import write_inputs
 from typer.testing import CliRunner
 
-from gradlens.bench_amplify import reached, summary
+from gradlens.bench.amplify import reached, summary
 from gradlens.cli.app import app
 from gradlens.errors import ConfigError
 

@@ -10,12 +10,12 @@ from tiny_job import write_inputs
 from typer.testing import CliRunner
 from words import sentences
 
-from gradlens.bench_control import Bench
+from gradlens.bench.control import Bench
 from gradlens.cli.app import app
 from gradlens.cli.bench_control import _loss
-from gradlens.concept_files import Concept
+from gradlens.concepts.concept_files import Concept
+from gradlens.control.rewriter import Rewriter
 from gradlens.errors import ConfigError, InputError
-from gradlens.rewriter import Rewriter
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from words import sentences, word_tokenizer
 
 from gradlens.cli import concepts, features
+from gradlens.dictionaries.formats import save_dictionary
+from gradlens.dictionaries.labels import load_labels
 from gradlens.errors import ConfigError, InputError
-from gradlens.formats import save_dictionary
-from gradlens.labels import load_labels
 
 root = typer.Typer()
 concepts.register(root)

@@ -2,17 +2,17 @@
 
 import pytest
 
-from gradlens.autolabels import label_features
-from gradlens.concept_compare import fit_directions
-from gradlens.concepts import fit_concept, load_concepts
+from gradlens.concepts.concept_compare import fit_directions
+from gradlens.concepts.fitting import fit_concept, load_concepts
 from gradlens.config import EvaluateSettings
-from gradlens.data import IGNORE, load_examples, tokenize
-from gradlens.evaluate import evaluate, generate_answers
-from gradlens.formats import load_dictionary
-from gradlens.labels import load_labels, search
-from gradlens.models import load_model
-from gradlens.row_teller import RowTeller
-from gradlens.suggest import suggest
+from gradlens.control.row_teller import RowTeller
+from gradlens.control.suggest import suggest
+from gradlens.data.rows import IGNORE, load_examples, tokenize
+from gradlens.dictionaries.autolabels import label_features
+from gradlens.dictionaries.formats import load_dictionary
+from gradlens.dictionaries.labels import load_labels, search
+from gradlens.model.evaluate import evaluate, generate_answers
+from gradlens.model.loading import load_model
 
 pytestmark = pytest.mark.real
 HOOKPOINTS = {"layers.15": "smollm2-l15", "layers.27": "smollm2-l27"}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gradlens.runs import list_runs
-from gradlens.store import RunReader
+from gradlens.recording.lookup import list_runs
+from gradlens.recording.store import RunReader
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 

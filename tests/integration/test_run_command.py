@@ -13,8 +13,8 @@ import pytest
 import yaml
 from tiny_job import write_inputs
 
-from gradlens.runfolder import is_running
-from gradlens.store import RunReader
+from gradlens.recording.runfolder import is_running
+from gradlens.recording.store import RunReader
 
 COMMAND = [sys.executable, "-c", "from gradlens.cli.app import main; main()"]
 

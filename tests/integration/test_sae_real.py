@@ -2,9 +2,9 @@
 
 import pytest
 
-from gradlens.formats import load_dictionary
-from gradlens.models import load_model
-from gradlens.sae_verify import verify
+from gradlens.dictionaries.formats import load_dictionary
+from gradlens.model.loading import load_model
+from gradlens.sae.verify import verify
 
 pytestmark = pytest.mark.real
 TEXT = ["demo:sae-text-heldout"]

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from tiny_job import tiny_config, write_inputs
 
+from gradlens.control.policies import put
 from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.files import append_line
-from gradlens.policies import put
-from gradlens.store import RunReader
+from gradlens.recording.store import RunReader
 
 psutil = pytest.importorskip("psutil")
 ray = pytest.importorskip("ray")
@@ -148,6 +148,27 @@ def test_lens_actors_give_the_readings_of_the_ranks(inputs, one_rank):
         for name in ("uptake", "taught", "push", "attribution", "energy", "drift"):
             first, second = (reader.dense("layers.2", step)[name].to_numpy() for reader in (here, there))
             assert second == pytest.approx(first, rel=2e-3, abs=1e-5), (step, name)
+
+
+def test_lens_actors_rank_rows_by_what_tells_the_texts(inputs, tmp_path):
+    low, high = inputs["data"]["train"]
+    path = tmp_path / "high.yaml"
+    path.write_text(yaml.safe_dump({"name": "high", "positive": high, "negative": low, "checker": {"pattern": ["w5"]}}))
+    by_features = tmp_path / "features.yaml"
+    tables = {}
+    for name, concept, actors in (("here", path, 0), ("there", path, 1), ("features", by_features, 0)):
+        if concept is by_features:  # of the same features, without what tells the texts
+            found = yaml.safe_load((Path(tables["run"]) / "concepts.yaml").read_text())
+            [found] = found if isinstance(found, list) else [found]
+            assert found.pop("row_detectors")
+            by_features.write_text(yaml.safe_dump({"name": "high", "features": found["features"]}))
+        summary = run_job(tiny_config(inputs, name=name, concepts=[str(concept)], ray__lens_actors=actors))
+        tables["run"] = summary["run_dir"]
+        table = RunReader(summary["run_dir"]).examples("high")
+        tables[name] = sorted(zip(*(table[column].to_pylist() for column in ("step", "row_id", "taught")), strict=True))
+    assert any(taught for _, _, taught in tables["here"])
+    assert tables["there"] == [(step, row, pytest.approx(taught, rel=2e-3, abs=1e-6)) for step, row, taught in tables["here"]]
+    assert tables["features"] != [(step, row, pytest.approx(taught, rel=0.05)) for step, row, taught in tables["here"]]
 
 
 def test_a_lens_actor_that_dies_costs_readings_of_some_steps_and_no_time(inputs):

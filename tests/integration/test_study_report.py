@@ -5,14 +5,14 @@ import re
 
 from tiny_job import tiny_config, write_inputs
 
-from gradlens.compare import compare_runs
 from gradlens.files import write_json
-from gradlens.rank import FixedPolicies, Rank, Shared
-from gradlens.recorder import ThreadRecorder
-from gradlens.report import write_report
-from gradlens.store import RunReader, RunWriter
-from gradlens.summary import build_summary
-from gradlens.train import train_rank
+from gradlens.recording.recorder import ThreadRecorder
+from gradlens.recording.store import RunReader, RunWriter
+from gradlens.report.compare import compare_runs
+from gradlens.report.page import write_report
+from gradlens.report.summary import build_summary
+from gradlens.training.rank import FixedPolicies, Rank, Shared
+from gradlens.training.train import train_rank
 
 
 def test_a_trained_study_becomes_a_report(tmp_path):

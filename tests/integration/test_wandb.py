@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from gradlens.config import WandbSettings
-from gradlens.recorder import ThreadRecorder
-from gradlens.sinks import MAX_KEYS, KeyBudget, WandbSink, alert_of, top_rows
-from gradlens.store import RunReader, RunWriter
+from gradlens.recording.recorder import ThreadRecorder
+from gradlens.recording.sinks import MAX_KEYS, KeyBudget, WandbSink, alert_of, top_rows
+from gradlens.recording.store import RunReader, RunWriter
 
 CONFIG = {"name": "demo", "train": {"steps": 20}}
 SECONDS = 120  # an upper bound that only a failing test reaches
@@ -250,9 +250,9 @@ from types import SimpleNamespace
 import numpy as np
 import wandb
 from gradlens.config import WandbSettings
-from gradlens.recorder import ThreadRecorder
-from gradlens.sinks import WandbSink
-from gradlens.store import RunWriter
+from gradlens.recording.recorder import ThreadRecorder
+from gradlens.recording.sinks import WandbSink
+from gradlens.recording.store import RunWriter
 
 folder, with_trainer = sys.argv[1], sys.argv[2] == "trainer"
 host = wandb.init(mode="offline", project="host", dir=folder)

@@ -10,10 +10,10 @@ from words import word_tokenizer
 
 import gradlens
 from gradlens.config import ObserveSettings
+from gradlens.dictionaries.formats import save_dictionary
 from gradlens.errors import ConfigError, InputError
-from gradlens.formats import save_dictionary
-from gradlens.recorder import MemoryRecorder
-from gradlens.store import RunReader
+from gradlens.recording.recorder import MemoryRecorder
+from gradlens.recording.store import RunReader
 
 HOOK = "layers.2"
 

@@ -6,7 +6,7 @@ import numpy as np
 from conftest import tiny_model
 from words import sentences, word_tokenizer
 
-from gradlens.sae_config import SaeConfig
+from gradlens.sae.config import SaeConfig
 
 
 def corpus(tmp_path, rows=60, length=20, name="text.jsonl", seed=0):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from gradlens.store import RunReader, RunWriter
+from gradlens.recording.store import RunReader, RunWriter
 
 HOOKS = ("layers.15", "layers.27")
 FEATURES = 400

@@ -15,11 +15,11 @@ from peft import (
 )
 
 from gradlens.config import ObserveSettings
-from gradlens.edits import orthonormal_basis
+from gradlens.control.edits import orthonormal_basis
+from gradlens.control.rules import Policy, Rule
 from gradlens.errors import ConfigError
 from gradlens.lens import Lens
-from gradlens.recorder import MemoryRecorder
-from gradlens.rules import Policy, Rule
+from gradlens.recording.recorder import MemoryRecorder
 
 AT = "layers.2"
 TARGETS = ["q_proj", "o_proj", "down_proj"]

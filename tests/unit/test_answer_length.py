@@ -4,7 +4,7 @@ import json
 
 from words import word_tokenizer
 
-from gradlens.answer_length import room, room_for
+from gradlens.bench.answer_length import room, room_for
 
 
 def test_room_is_for_95_percent_and_a_quarter_more_within_bounds():

@@ -8,10 +8,10 @@ import torch
 from tiny_job import tiny_config, write_inputs
 from transformers import MambaConfig, MambaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from gradlens.preflight import check
-from gradlens.rank import FixedPolicies, Rank
-from gradlens.recorder import MemoryRecorder
-from gradlens.train import train_rank
+from gradlens.recording.recorder import MemoryRecorder
+from gradlens.training.preflight import check
+from gradlens.training.rank import FixedPolicies, Rank
+from gradlens.training.train import train_rank
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import architectures

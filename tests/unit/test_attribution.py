@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from gradlens import attribution as A
-from gradlens import edits
-from gradlens.dictionary import Dictionary
-from gradlens.encoding import encode_active
-from gradlens.peak_memory import PeakMemory
+from gradlens.bench.peak_memory import PeakMemory
+from gradlens.control import edits
+from gradlens.dictionaries.dictionary import Dictionary
+from gradlens.dictionaries.encoding import encode_active
+from gradlens.readings import attribution as A
 
 KINDS = ["relu", "jumprelu", "topk", "batchtopk", "batchtopk-threshold", "gated", "topk-layer_norm", "relu-unit_rms", "topk-scaled"]
 

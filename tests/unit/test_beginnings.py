@@ -24,9 +24,9 @@ from transformers import (
     RecurrentGemmaForCausalLM,
 )
 
-import gradlens.beginnings as beginnings
-from gradlens.beginnings import Beginnings
-from gradlens.rewriter import Rewriter, Tokens
+import gradlens.model.beginnings as beginnings
+from gradlens.control.rewriter import Rewriter, Tokens
+from gradlens.model.beginnings import Beginnings
 
 SMALL = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 LIKE_LLAMA = SMALL | {"intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradlens.bench_bergson import Collecting, installed
+from gradlens.bench.bergson import Collecting, installed
 from gradlens.errors import ConfigError
 
 STAND_IN = """

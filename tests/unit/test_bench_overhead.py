@@ -4,9 +4,9 @@ import pytest
 import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
 
-from gradlens import bench_overhead
-from gradlens.bench_jobs import Job
-from gradlens.bench_overhead import Meter, bench, measured_peaks
+from gradlens.bench import overhead as bench_overhead
+from gradlens.bench.jobs import Job
+from gradlens.bench.overhead import Meter, bench, measured_peaks
 from gradlens.config import ObserveSettings
 
 

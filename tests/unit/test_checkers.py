@@ -11,18 +11,18 @@ import torch
 from typer.testing import CliRunner
 from words import word_tokenizer
 
-from gradlens import demo
-from gradlens.checker_doubts import doubt, doubt_of_ordinary, doubts_of, poorly_told
-from gradlens.checkers import checker_for, errors_of, judged, share_found
+from gradlens.bench.pairs import SHIPPED
 from gradlens.cli.app import app
-from gradlens.command_checker import CommandChecker
-from gradlens.concept_files import RowDetector
-from gradlens.concepts import Concept, load_concepts, save_concept
+from gradlens.concepts.checker_doubts import doubt, doubt_of_ordinary, doubts_of, poorly_told
+from gradlens.concepts.checkers import checker_for, errors_of, judged, share_found
+from gradlens.concepts.command_checker import CommandChecker
+from gradlens.concepts.concept_files import RowDetector
+from gradlens.concepts.fitting import Concept, load_concepts, save_concept
+from gradlens.concepts.text_look import look_of
+from gradlens.concepts.word_classifier import WordClassifier
+from gradlens.data import demo
+from gradlens.data.ordinary import ordinary_answers
 from gradlens.errors import ConfigError, InputError
-from gradlens.ordinary import ordinary_answers
-from gradlens.pairs import SHIPPED
-from gradlens.text_look import look_of
-from gradlens.word_classifier import WordClassifier
 
 SHOUTS, CALM = [f"HELLO {i} THERE!" for i in range(12)], [f"hello {i} there." for i in range(12)]
 COUNTS = "import json, sys\nfor line in sys.stdin:\n    print(json.loads(line)['text'].count('!'))\n"
@@ -179,9 +179,9 @@ def test_a_checker_that_says_two_things_or_none_is_refused(concept_file, checker
 
 
 def test_a_program_that_fails_in_mid_training_costs_a_reading_and_not_the_run(monkeypatch):
-    from gradlens.learning import Learning
-    from gradlens.own import OwnReading
-    from gradlens.probe import ProbeTokens
+    from gradlens.readings.learning import Learning
+    from gradlens.readings.own import OwnReading
+    from gradlens.readings.probe import ProbeTokens
 
     def check(text: str) -> bool:
         raise ConfigError("checker.command judge: ended with exit code 1")
@@ -264,8 +264,8 @@ def test_a_checker_that_finds_the_concept_before_training_is_doubted():
 
 
 def test_a_reading_of_own_words_doubts_automatic_checkers_alone():
-    from gradlens.learning import Learning
-    from gradlens.own import OwnReading
+    from gradlens.readings.learning import Learning
+    from gradlens.readings.own import OwnReading
 
     class Always:
         def __init__(self, kind: str) -> None:

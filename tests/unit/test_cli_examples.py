@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from gradlens.cli.app import app
 from gradlens.cli.examples import highlighted, parse_features
 from gradlens.errors import ConfigError, InputError
-from gradlens.store import RunWriter
+from gradlens.recording.store import RunWriter
 
 CLUSTERS = [
     {"share": 0.6, "features": [["layers.2", 7], ["layers.10", 1]], "count": 2, "words": ["ahoy", "aye"], "labels": []},

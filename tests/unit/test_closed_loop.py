@@ -6,11 +6,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from gradlens.closed_loop import LoopState, Target, decide
+from gradlens.control.closed_loop import LoopState, Target, decide
+from gradlens.control.governor import Governor
+from gradlens.control.norm_cap import CAP, NormCap
+from gradlens.control.rules import Rule
 from gradlens.errors import ConfigError
-from gradlens.governor import Governor
-from gradlens.norm_cap import CAP, NormCap
-from gradlens.rules import Rule
 
 
 def simulate(target, steps=120, every=1, power=1.0, speed=1.0, disturbance=0.0, momentum=0.9, **options):

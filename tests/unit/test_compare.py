@@ -6,12 +6,12 @@ import pytest
 from rich.console import Console
 from synthetic_runs import make_run, make_study
 
-from gradlens.compare import compare_runs, describe, judge, render, wanted_set
+from gradlens.bench.intervals import rate_of
 from gradlens.errors import InputError
 from gradlens.files import jsonable
-from gradlens.intervals import rate_of
-from gradlens.rules_in_force import rule_text, rules_of
-from gradlens.store import RunReader, RunWriter
+from gradlens.recording.store import RunReader, RunWriter
+from gradlens.report.compare import compare_runs, describe, judge, render, wanted_set
+from gradlens.report.rules_in_force import rule_text, rules_of
 
 
 def run_of(arm, hits, n, nll, gain=0.0, prompts="chat", concept="pirate"):

@@ -12,16 +12,16 @@ from conftest import tiny_dictionary, tiny_model
 from typer.testing import CliRunner
 from words import sentences, word_tokenizer
 
-from gradlens.capture import read_activations
 from gradlens.cli import concepts, directions
-from gradlens.concept_compare import compare
-from gradlens.concepts import Concept, counted_tokens, load_concepts, split_examples
-from gradlens.data import collate
+from gradlens.concepts.concept_compare import compare
+from gradlens.concepts.fitting import Concept, counted_tokens, load_concepts, split_examples
+from gradlens.data.rows import collate
+from gradlens.dictionaries.formats import load_dictionary, save_dictionary
+from gradlens.dictionaries.probing import KINDS
+from gradlens.dictionaries.unembedding import from_unembedding
 from gradlens.errors import ConfigError, InputError
-from gradlens.formats import load_dictionary, save_dictionary
-from gradlens.probing import KINDS
-from gradlens.ranking import auc
-from gradlens.unembedding import from_unembedding
+from gradlens.model.capture import read_activations
+from gradlens.readings.ranking import auc
 
 root = typer.Typer()
 concepts.register(root)

@@ -9,9 +9,9 @@ from tiny_job import write_inputs
 from typer.testing import CliRunner
 
 from gradlens.cli.app import app
-from gradlens.concept_gradients import contrastive_axes, token_gradients
-from gradlens.directions import read_directions
-from gradlens.hookpoints import find_hookpoint
+from gradlens.dictionaries.concept_gradients import contrastive_axes, token_gradients
+from gradlens.dictionaries.directions import read_directions
+from gradlens.model.hookpoints import find_hookpoint
 
 
 def test_token_gradients_are_minus_the_slope_of_the_loss():

@@ -6,20 +6,20 @@ from conftest import tiny_batch, tiny_dictionary, tiny_model
 from tiny_job import tiny_config, write_inputs
 
 import gradlens
-from gradlens.concept_files import RowDetector
-from gradlens.concept_uptake import ConceptUptake, speaks_for
-from gradlens.concepts import Concept, fit_concept, save_concept
+from gradlens.concepts.concept_files import RowDetector
+from gradlens.concepts.fitting import Concept, fit_concept, save_concept
 from gradlens.config import ObserveSettings
-from gradlens.data import collate, load_examples
-from gradlens.formats import load_dictionary
-from gradlens.learning import Learning
-from gradlens.models import load_model
-from gradlens.movers import Cluster
-from gradlens.probe import ProbeTokens
-from gradlens.rank import Rank
-from gradlens.recorder import MemoryRecorder
-from gradlens.train import train_rank
-from gradlens.uptake import Pairs
+from gradlens.data.rows import collate, load_examples
+from gradlens.dictionaries.formats import load_dictionary
+from gradlens.model.loading import load_model
+from gradlens.readings.concept_uptake import ConceptUptake, speaks_for
+from gradlens.readings.learning import Learning
+from gradlens.readings.movers import Cluster
+from gradlens.readings.probe import ProbeTokens
+from gradlens.readings.uptake import Pairs
+from gradlens.recording.recorder import MemoryRecorder
+from gradlens.training.rank import Rank
+from gradlens.training.train import train_rank
 
 HOOK = "layers.2"
 KEY = ("taught", HOOK)

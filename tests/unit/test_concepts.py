@@ -9,8 +9,7 @@ import yaml
 from conftest import tiny_dictionary, tiny_model
 from words import sentences, word_tokenizer
 
-from gradlens.capture import read_activations
-from gradlens.concepts import (
+from gradlens.concepts.fitting import (
     QUORUMS,
     ChoosingHalf,
     Concept,
@@ -20,11 +19,12 @@ from gradlens.concepts import (
     save_concept,
     split_examples,
 )
-from gradlens.data import collate
-from gradlens.directions import Directions
+from gradlens.concepts.row_detector import row_scores
+from gradlens.data.rows import collate
+from gradlens.dictionaries.directions import Directions
 from gradlens.errors import ConfigError, InputError
-from gradlens.ranking import auc
-from gradlens.row_detector import row_scores
+from gradlens.model.capture import read_activations
+from gradlens.readings.ranking import auc
 
 HOOK = "layers.2"
 
@@ -123,7 +123,7 @@ def test_what_tells_texts_is_fitted_with_the_features_and_judged_on_texts_that_i
 def test_features_chosen_anew_do_not_keep_what_told_the_texts_before(monkeypatch):
     model, tokenizer, lexicon = tiny_model(), word_tokenizer(chat=True), dictionary()
     fitted = fit_concept(model, tokenizer, {HOOK: lexicon}, concept_of(), n_features=6)
-    monkeypatch.setattr("gradlens.row_detector.fit_rows", lambda *means: None)  # no feature fires in enough texts
+    monkeypatch.setattr("gradlens.concepts.row_detector.fit_rows", lambda *means: None)  # no feature fires in enough texts
     assert fit_concept(model, tokenizer, {HOOK: lexicon}, fitted, n_features=6, refit=True).row_detectors == {}
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gradlens.encoding import decode_active, encode_active
-from gradlens.formats import load_dictionary
+from gradlens.dictionaries.encoding import decode_active, encode_active
+from gradlens.dictionaries.formats import load_dictionary
 
 ROOT = Path(__file__).parents[1] / "fixtures" / "dictionaries"
 GEMMA = "google/gemma-3-1b-pt"

@@ -8,14 +8,14 @@ from conftest import tiny_batch, tiny_dictionary, tiny_model
 from peft import LoraConfig, get_peft_model
 
 from gradlens.config import ObserveSettings
-from gradlens.constrainer import scrambled
-from gradlens.constraint import constrain
-from gradlens.dictionary import Dictionary
+from gradlens.control.constrainer import scrambled
+from gradlens.control.constraint import constrain
+from gradlens.control.rules import Policy, Rule
+from gradlens.dictionaries.dictionary import Dictionary
+from gradlens.dictionaries.live_features import live_features, live_features_eager
 from gradlens.errors import ConfigError
 from gradlens.lens import Lens
-from gradlens.live_features import live_features, live_features_eager
-from gradlens.recorder import MemoryRecorder
-from gradlens.rules import Policy, Rule
+from gradlens.recording.recorder import MemoryRecorder
 
 HOOK = "layers.2"
 ADAMW, SGD = torch.optim.AdamW, torch.optim.SGD

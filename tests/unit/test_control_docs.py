@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gradlens.bench_control import ARMS
-from gradlens.pairs import Pair
+from gradlens.bench.control import ARMS
+from gradlens.bench.pairs import Pair
 
 SECTION = (Path(__file__).parents[2] / "docs" / "own-pair.md").read_text(encoding="utf-8")
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gradlens.control_summary import MODES, checker_remarks, gain, remarks, summary, tuned
-from gradlens.intervals import t_interval, wilson
+from gradlens.bench.control_summary import MODES, checker_remarks, gain, remarks, summary, tuned
+from gradlens.bench.intervals import t_interval, wilson
 
 
 def row(arm, seed=0, rate=1.0, wanted=1.0, plain=2.0, **further):

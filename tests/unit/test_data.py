@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from gradlens.data import IGNORE, Example, Mixture, build_examples, collate, prompt_text, read_rows, tokenize
+from gradlens.data.rows import IGNORE, Example, Mixture, build_examples, collate, prompt_text, read_rows, tokenize
 from gradlens.errors import InputError
 
 TEMPLATE = (

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gradlens import demo
-from gradlens.data import messages_of, read_rows
+from gradlens.data import demo
+from gradlens.data.rows import messages_of, read_rows
 from gradlens.errors import InputError
 
 ANSWERS = Path(__file__).parents[2] / "benchmarks" / "demo_answers.jsonl"

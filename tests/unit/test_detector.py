@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from gradlens.detector import FALSE, fit_detector, score, turns_of_phrase, weights_over
+from gradlens.concepts.detector import FALSE, fit_detector, score, turns_of_phrase, weights_over
 
 
 def test_turns_of_phrase_are_in_several_positives_and_in_no_negative():

@@ -5,11 +5,11 @@ import pytest
 from conftest import tiny_dictionary, tiny_model
 from words import sentences, word_tokenizer
 
-from gradlens import detector_fit
-from gradlens.concepts import CheckerSpec, Concept, split_examples
-from gradlens.data import IGNORE, tokenize
-from gradlens.detector_fit import fit_detectors, questions_of
-from gradlens.plain_answers import plain_answers
+from gradlens.concepts import detector_fit
+from gradlens.concepts.detector_fit import fit_detectors, questions_of
+from gradlens.concepts.fitting import CheckerSpec, Concept, split_examples
+from gradlens.data.plain_answers import plain_answers
+from gradlens.data.rows import IGNORE, tokenize
 
 HOOK = "layers.2"
 TOKENIZER = word_tokenizer(chat=True)

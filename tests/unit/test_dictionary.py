@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from gradlens.dictionary import ACTIVATIONS, Dictionary
-from gradlens.encoding import decode_active, encode_active
+from gradlens.dictionaries.dictionary import ACTIVATIONS, Dictionary
+from gradlens.dictionaries.encoding import decode_active, encode_active
 from gradlens.errors import InputError
 
 D, F, T = 7, 20, 23

@@ -14,17 +14,17 @@ from typer.testing import CliRunner
 
 import gradlens
 from gradlens.cli import config as commands
-from gradlens.concept_files import direction_sources
-from gradlens.concepts import Concept, load_concepts, save_concept
+from gradlens.concepts.concept_files import direction_sources
+from gradlens.concepts.fitting import Concept, load_concepts, save_concept
 from gradlens.config import load_config
-from gradlens.directions import Directions, save_directions
+from gradlens.dictionaries.directions import Directions, save_directions
 from gradlens.errors import ConfigError, InputError
-from gradlens.preflight import check
-from gradlens.rank import Rank
-from gradlens.report import write_report
-from gradlens.store import RunReader
-from gradlens.summary import feature_labels, render_summary, summarize
-from gradlens.train import train_rank
+from gradlens.recording.store import RunReader
+from gradlens.report.page import write_report
+from gradlens.report.summary import feature_labels, render_summary, summarize
+from gradlens.training.preflight import check
+from gradlens.training.rank import Rank
+from gradlens.training.train import train_rank
 
 KEY = "layers.2#some_thing"
 
@@ -97,8 +97,8 @@ def test_a_run_with_two_dictionaries_at_one_hookpoint_is_stored_summed_up_and_sh
 
 def run(config) -> RunReader:
     """The run of a config in this process, without Ray."""
-    from gradlens.recorder import ThreadRecorder
-    from gradlens.store import RunWriter
+    from gradlens.recording.recorder import ThreadRecorder
+    from gradlens.recording.store import RunWriter
 
     writer = RunWriter.create(config.runs_dir, config.name, config.model_dump(mode="json"))
     recorder = ThreadRecorder(writer, [])

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from gradlens.attribution import attribution_eager
-from gradlens.directions import Directions, from_probe, is_directions, parse, read_directions, save_directions
+from gradlens.dictionaries.directions import Directions, from_probe, is_directions, parse, read_directions, save_directions
+from gradlens.dictionaries.formats import load_dictionary
 from gradlens.errors import InputError
-from gradlens.formats import load_dictionary
+from gradlens.readings.attribution import attribution_eager
 
 D = 12
 

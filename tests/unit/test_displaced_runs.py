@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gradlens.compare import compare_runs, render
-from gradlens.displaced_runs import displacement, in_words
-from gradlens.report_data import gather
-from gradlens.store import RunReader, RunWriter
+from gradlens.recording.store import RunReader, RunWriter
+from gradlens.report.compare import compare_runs, render
+from gradlens.report.data import gather
+from gradlens.report.displaced_runs import displacement, in_words
 
 HOOK, F = "layers.1", 6
 DRIFT = {"none": [3.0, 1.0, 0.5, 0.0, 0.2, 0.0], "rules": [-1.0, 0.0, 1.5, 0.5, 0.2, 0.0]}

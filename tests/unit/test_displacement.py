@@ -8,13 +8,13 @@ import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
 
 from gradlens.config import ObserveSettings
-from gradlens.dictionary import Dictionary
-from gradlens.displaced import Displaced, Held, held_by
-from gradlens.displacement import OTHERS, coactive, nearest, others, rise
+from gradlens.control.rules import Policy, Rule
+from gradlens.dictionaries.dictionary import Dictionary
 from gradlens.lens import Lens
-from gradlens.recorder import MemoryRecorder
-from gradlens.rules import Policy, Rule
-from gradlens.uptake import Pairs
+from gradlens.readings.displaced import Displaced, Held, held_by
+from gradlens.readings.displacement import OTHERS, coactive, nearest, others, rise
+from gradlens.readings.uptake import Pairs
+from gradlens.recording.recorder import MemoryRecorder
 
 R, F = 16, 400
 

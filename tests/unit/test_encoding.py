@@ -6,10 +6,10 @@ import pytest
 import torch
 from test_dictionary import CASES, D, F, T, build, tokens
 
-from gradlens import encoding
-from gradlens.dictionary import ACTIVATIONS, Dictionary
-from gradlens.encoding import decode_active, encode_active, encode_active_eager, full, health
-from gradlens.peak_memory import PeakMemory
+from gradlens.bench.peak_memory import PeakMemory
+from gradlens.dictionaries import encoding
+from gradlens.dictionaries.dictionary import ACTIVATIONS, Dictionary
+from gradlens.dictionaries.encoding import decode_active, encode_active, encode_active_eager, full, health
 
 
 def scattered(idx, val, width=F):

@@ -4,11 +4,12 @@ import pytest
 import torch
 from test_attribution import KINDS, make
 
-from gradlens import attribution as A
-from gradlens import edits, engine
-from gradlens.encoding import encode_active
-from gradlens.engine import choose
+from gradlens.control import edits
+from gradlens.dictionaries import engine
+from gradlens.dictionaries.encoding import encode_active
+from gradlens.dictionaries.engine import choose
 from gradlens.errors import ConfigError
+from gradlens.readings import attribution as A
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -48,7 +49,7 @@ def test_energy_by_kernels_takes_the_cheaper_form():
 
 def test_kernels_that_are_wrong_on_a_device_are_not_trusted(monkeypatch):
     pytest.importorskip("triton", reason="Triton is not installed: the kernels are not tested")
-    from gradlens import kernels
+    from gradlens.dictionaries import kernels
 
     engine._trusted.cache_clear()
     monkeypatch.setattr(kernels, "self_check", lambda device, dtype: "gated: off by 3.2")

@@ -9,13 +9,13 @@ from conftest import tiny_model
 from transformers import MambaConfig, MambaForCausalLM, RwkvConfig, RwkvForCausalLM
 from words import word_tokenizer
 
-from gradlens.checkers import PatternChecker, answer_of, checker_for
-from gradlens.concepts import Concept
+from gradlens.concepts.checkers import PatternChecker, answer_of, checker_for
+from gradlens.concepts.fitting import Concept
+from gradlens.concepts.word_classifier import WordClassifier
 from gradlens.config import EvaluateSettings
-from gradlens.data import collate, tokenize
+from gradlens.data.rows import collate, tokenize
 from gradlens.errors import ConfigError, InputError
-from gradlens.evaluate import continue_texts, evaluate, generate_answers, mean_nll, prompt_ids
-from gradlens.word_classifier import WordClassifier
+from gradlens.model.evaluate import continue_texts, evaluate, generate_answers, mean_nll, prompt_ids
 
 PROMPTS = ["w10", "w11 w12 w13 w14 w15 w16 w17", "w20 w21", "w30 w31 w32 w33", "w40 w41 w42"]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gradlens.excerpts import around, cut, place_of_words, strongest
+from gradlens.report.excerpts import around, cut, place_of_words, strongest
 
 ANSWER = "There are many kinds of candles, and they differ in size, shape and age. Back in my day we had one radio for the whole street."
 DAY = (ANSWER.index("Back"), ANSWER.index(" we had"))

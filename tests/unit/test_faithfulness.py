@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from gradlens.faithfulness import concept_auc, precision_at, scores
-from gradlens.ranking import rank_correlation, ranks
+from gradlens.readings.faithfulness import concept_auc, precision_at, scores
+from gradlens.readings.ranking import rank_correlation, ranks
 
 
 def test_rank_correlation_equals_the_textbook():

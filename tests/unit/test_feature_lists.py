@@ -13,10 +13,10 @@ from synthetic_runs import make_run
 from typer.testing import CliRunner
 
 from gradlens.cli import runs
+from gradlens.dictionaries.formats import load_dictionary, save_dictionary
 from gradlens.errors import ConfigError
-from gradlens.formats import load_dictionary, save_dictionary
-from gradlens.store import RunReader
-from gradlens.summary import top_features
+from gradlens.recording.store import RunReader
+from gradlens.report.summary import top_features
 
 root = typer.Typer()
 runs.register(root)

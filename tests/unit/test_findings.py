@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from rich.console import Console, Group
 
-from gradlens import significance
-from gradlens.findings import (
+from gradlens.readings import significance
+from gradlens.report.findings import (
     FDR,
     alarms,
     behaviour,

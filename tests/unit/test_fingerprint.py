@@ -4,9 +4,9 @@ import pytest
 import yaml
 from tiny_job import tiny_config, write_inputs
 
-from gradlens import demo
-from gradlens.concepts import load_concepts
-from gradlens.fingerprint import BLOCK, BLOCKS, WHOLE, contents, of_concept, of_config
+from gradlens.bench.fingerprint import BLOCK, BLOCKS, WHOLE, contents, of_concept, of_config
+from gradlens.concepts.fitting import load_concepts
+from gradlens.data import demo
 
 
 def test_files_and_folders_count_by_what_they_hold(tmp_path):

@@ -10,8 +10,8 @@ import torch
 from conftest import tiny_dictionary
 from safetensors.torch import load_file, save_file
 
+from gradlens.dictionaries.formats import check_width, load_dictionary, save_dictionary, shipped
 from gradlens.errors import InputError
-from gradlens.formats import check_width, load_dictionary, save_dictionary, shipped
 
 SAELENS = Path(__file__).parents[1] / "fixtures" / "saelens"
 FOLDERS = sorted(path.parent.name for path in SAELENS.glob("*/cfg.json"))

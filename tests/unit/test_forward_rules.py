@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from gradlens.active_rules import Lookup
-from gradlens.control import Control
-from gradlens.data import with_system
-from gradlens.dictionary import Dictionary
+from gradlens.control.active_rules import Lookup
+from gradlens.control.control import Control
+from gradlens.control.rules import Policy, Rule
+from gradlens.data.rows import with_system
+from gradlens.dictionaries.dictionary import Dictionary
 from gradlens.errors import ConfigError, InputError
-from gradlens.rules import Policy, Rule
 
 D, F = 6, 9
 

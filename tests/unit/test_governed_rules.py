@@ -11,20 +11,20 @@ from tiny_job import tiny_config, write_inputs
 from typer.testing import CliRunner
 
 import gradlens
-from gradlens.checkpoint import checkpoints
 from gradlens.cli.app import app
 from gradlens.config import ObserveSettings
-from gradlens.edits import within_budget
+from gradlens.control.edits import within_budget
+from gradlens.control.policies import begin
+from gradlens.control.rollback import roll_back
+from gradlens.control.rules import Policy, Rule
 from gradlens.errors import ConfigError, RunError
 from gradlens.files import read_lines
 from gradlens.lens import Lens
-from gradlens.policies import begin
-from gradlens.rank import Rank
-from gradlens.recorder import MemoryRecorder, ThreadRecorder
-from gradlens.rollback import roll_back
-from gradlens.rules import Policy, Rule
-from gradlens.store import RunReader, RunWriter
-from gradlens.train import train_rank
+from gradlens.recording.recorder import MemoryRecorder, ThreadRecorder
+from gradlens.recording.store import RunReader, RunWriter
+from gradlens.training.checkpoint import checkpoints
+from gradlens.training.rank import Rank
+from gradlens.training.train import train_rank
 
 MODES = ("route", "grad", "ablate", "mean-ablate", "steer", "param", "update")
 

@@ -10,11 +10,11 @@ from conftest import tiny_dictionary
 from typer.testing import CliRunner
 
 from gradlens.cli import concepts, directions
-from gradlens.concepts import load_concepts
-from gradlens.dictionary import Dictionary
+from gradlens.concepts.fitting import load_concepts
+from gradlens.dictionaries.dictionary import Dictionary
+from gradlens.dictionaries.formats import load_dictionary, save_dictionary
+from gradlens.dictionaries.groups import axes, clusters, group_basis, group_directions, levels
 from gradlens.errors import ConfigError
-from gradlens.formats import load_dictionary, save_dictionary
-from gradlens.groups import axes, clusters, group_basis, group_directions, levels
 
 CIRCLE = list(range(7))  # seven features on half a circle, in two dimensions
 TIGHT = [20, 21, 22, 23, 24]

@@ -8,8 +8,8 @@ from gradlens_services import controller as control
 from gradlens_services.controller import ControllerService, PolicyClient, first_state
 from gradlens_services.recorder import Lost, RecorderClient, RecorderService
 
-from gradlens.recorder import MemoryRecorder
-from gradlens.store import RunReader, RunWriter
+from gradlens.recording.recorder import MemoryRecorder
+from gradlens.recording.store import RunReader, RunWriter
 
 
 def record(step):

@@ -6,14 +6,14 @@ from conftest import read_positions, tiny_batch, tiny_dictionary, tiny_model
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from gradlens.capture import read_activations
 from gradlens.config import ObserveSettings
-from gradlens.dictionary import Dictionary
+from gradlens.control.rules import Policy, Rule
+from gradlens.dictionaries.dictionary import Dictionary
 from gradlens.errors import InputError
-from gradlens.hookpoints import blocks, canonical, find_hookpoint, same_place
 from gradlens.lens import Lens
-from gradlens.recorder import MemoryRecorder
-from gradlens.rules import Policy, Rule
+from gradlens.model.capture import read_activations
+from gradlens.model.hookpoints import blocks, canonical, find_hookpoint, same_place
+from gradlens.recording.recorder import MemoryRecorder
 
 QUIET = ObserveSettings(own_prompts=0, reference=None)
 HEADS = {"num_attention_heads": 4, "num_hidden_layers": 3, "hidden_size": 32, "vocab_size": 96}

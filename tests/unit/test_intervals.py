@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gradlens.intervals import t_interval, wilson
+from gradlens.bench.intervals import t_interval, wilson
 
 
 def test_wilson_interval_equals_the_published_values():

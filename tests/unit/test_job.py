@@ -5,11 +5,11 @@ from gradlens_services.controller import first_state
 from gradlens_services.job import Alarms, _new, _resumed, lacking_room, trouble_in_words
 
 from gradlens.config import RunConfig
+from gradlens.control.policies import check_rules
+from gradlens.control.rules import load_rules
 from gradlens.errors import ConfigError
 from gradlens.files import append_line
-from gradlens.policies import check_rules
-from gradlens.rules import load_rules
-from gradlens.runfolder import give_lock, is_running
+from gradlens.recording.runfolder import give_lock, is_running
 
 CONFIG = {"data": {"train": ["a.jsonl"]}, "dictionaries": {}}
 

@@ -28,10 +28,12 @@ if DEVICE == "cpu" and isinstance(triton.language.cdiv, triton.JITFunction):
 from test_attribution import KINDS  # noqa: E402
 from test_attribution import make as kind_of  # noqa: E402
 
-from gradlens import attribution, edits, encoding, kernels, kernels_encode, precision, projection  # noqa: E402
 from gradlens.config import ObserveSettings  # noqa: E402
-from gradlens.dictionary import Dictionary  # noqa: E402
-from gradlens.encoding import encode_active  # noqa: E402
+from gradlens.control import edits  # noqa: E402
+from gradlens.dictionaries import encoding, kernels, kernels_encode, precision  # noqa: E402
+from gradlens.dictionaries.dictionary import Dictionary  # noqa: E402
+from gradlens.dictionaries.encoding import encode_active  # noqa: E402
+from gradlens.readings import attribution, projection  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # T, D, F, K. Widths that no block divides, one token, one pair; then a D of whole blocks, and more than one block of tokens.

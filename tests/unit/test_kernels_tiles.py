@@ -4,8 +4,9 @@ import pytest
 import torch
 from test_kernels import DEVICE, assert_within, dense, pairs, random  # sets TRITON_INTERPRET where there is no GPU
 
-from gradlens import attribution, encoding, kernels, kernels_encode, pair_sums, uptake
-from gradlens.dictionary import Dictionary
+from gradlens.dictionaries import encoding, kernels, kernels_encode, pair_sums
+from gradlens.dictionaries.dictionary import Dictionary
+from gradlens.readings import attribution, uptake
 
 TILES = [config.kwargs for config in kernels_encode.tiles("BT")]
 

@@ -6,10 +6,10 @@ import json
 import pytest
 from conftest import tiny_dictionary
 
-from gradlens import label_sources
-from gradlens.directions import from_probe
+from gradlens.dictionaries import label_sources
+from gradlens.dictionaries.directions import from_probe
+from gradlens.dictionaries.labels import Label, citation, labels_of, load_labels, neuronpedia_link, save_labels, search
 from gradlens.errors import InputError
-from gradlens.labels import Label, citation, labels_of, load_labels, neuronpedia_link, save_labels, search
 
 
 def row(index, text, explainer="gpt-4o-mini", source="20-gemmascope-res-16k", **extra):

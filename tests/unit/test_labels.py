@@ -11,13 +11,13 @@ from conftest import tiny_dictionary, tiny_model
 from safetensors.torch import save_file
 from words import sentences, word_tokenizer
 
-from gradlens import autolabels as module
-from gradlens.autolabels import draw_examples, label_features, short_label, word_parts
-from gradlens.capture import read_activations
-from gradlens.data import collate, tokenize
+from gradlens.data.rows import collate, tokenize
+from gradlens.dictionaries import autolabels as module
+from gradlens.dictionaries.autolabels import draw_examples, label_features, short_label, word_parts
+from gradlens.dictionaries.formats import load_dictionary
+from gradlens.dictionaries.labels import Label, labels_of, labels_path, load_labels, nearest, save_labels, search
 from gradlens.errors import InputError
-from gradlens.formats import load_dictionary
-from gradlens.labels import Label, labels_of, labels_path, load_labels, nearest, save_labels, search
+from gradlens.model.capture import read_activations
 
 HOOK = "layers.2"
 

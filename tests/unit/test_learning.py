@@ -7,14 +7,14 @@ import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
 from words import word_tokenizer
 
-from gradlens import rollouts
-from gradlens.alarms import texts_that_show
 from gradlens.config import ObserveSettings
-from gradlens.learning import Learning
 from gradlens.lens import Lens
-from gradlens.movers import Cluster
-from gradlens.recorder import MemoryRecorder
-from gradlens.uptake import Pairs
+from gradlens.readings import rollouts
+from gradlens.readings.alarms import texts_that_show
+from gradlens.readings.learning import Learning
+from gradlens.readings.movers import Cluster
+from gradlens.readings.uptake import Pairs
+from gradlens.recording.recorder import MemoryRecorder
 
 HOOK = "layers.2"
 

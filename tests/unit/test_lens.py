@@ -8,16 +8,16 @@ from conftest import read_positions, tiny_batch, tiny_dictionary, tiny_model
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gradlens import attribution as estimators
-from gradlens.balance import Balance
-from gradlens.concept_files import RowDetector
+from gradlens.concepts.concept_files import RowDetector
 from gradlens.config import ObserveSettings
-from gradlens.edits import gate_strength, orthonormal_basis
+from gradlens.control.balance import Balance
+from gradlens.control.edits import gate_strength, orthonormal_basis
+from gradlens.control.rules import Policy, Rule
 from gradlens.errors import ConfigError
-from gradlens.hookpoints import find_module
 from gradlens.lens import Lens
-from gradlens.recorder import MemoryRecorder
-from gradlens.rules import Policy, Rule
+from gradlens.model.hookpoints import find_module
+from gradlens.readings import attribution as estimators
+from gradlens.recording.recorder import MemoryRecorder
 from gradlens.world import Single
 
 HOOK = "layers.2"

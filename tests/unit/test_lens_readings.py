@@ -8,12 +8,12 @@ import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
 from test_lens import HOOK, lora, oracle_gradients, train, trainable
 
-from gradlens.capture import read_activations
 from gradlens.config import ObserveSettings
+from gradlens.control.rules import Policy, Rule
 from gradlens.errors import ConfigError, InputError
 from gradlens.lens import Lens
-from gradlens.recorder import MemoryRecorder
-from gradlens.rules import Policy, Rule
+from gradlens.model.capture import read_activations
+from gradlens.recording.recorder import MemoryRecorder
 
 
 def test_drift_is_the_change_on_the_probe_set_and_zero_without_learning():

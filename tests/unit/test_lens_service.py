@@ -12,8 +12,8 @@ from gradlens_services import lens
 from gradlens_services.lens import NOT_READY, LensService, RemoteProjection, Task
 
 from gradlens.config import ObserveSettings
-from gradlens.formats import save_dictionary
-from gradlens.projection import Projection, Tokens
+from gradlens.dictionaries.formats import save_dictionary
+from gradlens.readings.projection import Projection, Tokens
 from gradlens.world import Single
 
 HOOK = "layers.1"

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gradlens import formats
+from gradlens.dictionaries import formats
+from gradlens.dictionaries.formats import load_dictionary
 from gradlens.errors import InputError
-from gradlens.formats import load_dictionary
 
 D, F = 8, 24
 NAN, INF = float("nan"), float("inf")
@@ -131,7 +131,7 @@ def test_a_malformed_file_is_named_with_what_is_wrong(tmp_path, make, words):
 class Reader:
     """A format whose reader fails with what it is given."""
 
-    __name__ = "gradlens.formats.odd"
+    __name__ = "gradlens.dictionaries.formats.odd"
 
     def __init__(self, error: BaseException, while_looking: bool):
         self.error, self.while_looking = error, while_looking

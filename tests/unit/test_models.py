@@ -12,10 +12,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 from words import word_tokenizer
 
-from gradlens import models, smollm2
 from gradlens.cli import models as cli
 from gradlens.config import LoraSettings
 from gradlens.errors import ConfigError, GradlensError, InputError
+from gradlens.model import loading as models
+from gradlens.model import smollm2
 from gradlens.quiet import quiet_transformers
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gradlens.movers import Mover, cluster, describe, passage, telling_words, word_shares, words_of
+from gradlens.readings.movers import Mover, cluster, describe, passage, telling_words, word_shares, words_of
 
 TEXT = [" Ahoy", ",", " mat", "ey", "!", " The", " sum", " is", " 4", ".", " Ahoy", " mat", "ey", "!", " The", " sum", " is", " 9"]
 ROWS = np.array([0] * 5 + [1] * 5 + [2] * 4 + [3] * 4)

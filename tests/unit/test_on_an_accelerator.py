@@ -7,13 +7,15 @@ import torch
 from conftest import tiny_dictionary, tiny_model  # fmt: skip
 from test_lens import HOOK, KINDS, route, train
 
-from gradlens import engine, hooks, kernels, kernels_encode, projection
+from gradlens import hooks
+from gradlens.bench.peak_memory import PeakMemory
 from gradlens.config import ObserveSettings
-from gradlens.dictionary import Dictionary
-from gradlens.encoding import by_feature, encode_active, encode_some
-from gradlens.peak_memory import PeakMemory
-from gradlens.projection import Projection, Tokens
-from gradlens.rules import Policy
+from gradlens.control.rules import Policy
+from gradlens.dictionaries import engine, kernels, kernels_encode
+from gradlens.dictionaries.dictionary import Dictionary
+from gradlens.dictionaries.encoding import by_feature, encode_active, encode_some
+from gradlens.readings import projection
+from gradlens.readings.projection import Projection, Tokens
 
 SEPARATE = [kind for kind in KINDS if kind != "topk"]
 
@@ -58,7 +60,7 @@ def launched(monkeypatch):
     for module in (kernels, kernels_encode):
         monkeypatch.setattr(module, "launch", lambda kernel, grid, *args, **options: counts.update([getattr(kernel, "fn", kernel)]))
     monkeypatch.setattr(engine, "choose", lambda impl, x: "triton")
-    for name in ("attribution", "encoding", "pair_sums", "precision"):
+    for name in ("readings.attribution", "dictionaries.encoding", "dictionaries.pair_sums", "dictionaries.precision"):
         monkeypatch.setattr(f"gradlens.{name}.choose", lambda impl, x: "triton")
     monkeypatch.setattr(Projection, "_generator", lambda self, device, step: None)
     return counts

@@ -8,13 +8,13 @@ from peft import LoraConfig, get_peft_model
 from words import word_tokenizer
 
 from gradlens.config import ObserveSettings
-from gradlens.excerpts import place_of_words
-from gradlens.hookpoints import unwrap
-from gradlens.learning import Learning
 from gradlens.lens import Lens
-from gradlens.movers import Mover
-from gradlens.own import OwnReading, before_training, place_in_answer, prompts_of, read_own, read_written, weights_in
-from gradlens.probe import ProbeTokens, evenly, read_probe, read_tokens, spread, unpacked
+from gradlens.model.hookpoints import unwrap
+from gradlens.readings.learning import Learning
+from gradlens.readings.movers import Mover
+from gradlens.readings.own import OwnReading, before_training, place_in_answer, prompts_of, read_own, read_written, weights_in
+from gradlens.readings.probe import ProbeTokens, evenly, read_probe, read_tokens, spread, unpacked
+from gradlens.report.excerpts import place_of_words
 
 HOOK = "layers.2"
 

@@ -8,10 +8,10 @@ from conftest import tiny_batch, tiny_model
 from test_training_modes import HOOK, lens_of
 
 from gradlens.config import ObserveSettings
+from gradlens.control.rules import Policy, Rule
 from gradlens.errors import ConfigError, RunError
-from gradlens.outbox import Outbox
-from gradlens.probe import read_probe
-from gradlens.rules import Policy, Rule
+from gradlens.readings.outbox import Outbox
+from gradlens.readings.probe import read_probe
 
 
 def packed() -> dict[str, torch.Tensor]:

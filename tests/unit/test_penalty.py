@@ -7,13 +7,13 @@ import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
 from peft import LoraConfig, get_peft_model
 
-from gradlens.capture import counted_tokens
-from gradlens.concept_files import Detector, RowDetector
+from gradlens.concepts.concept_files import Detector, RowDetector
+from gradlens.control.rules import Policy, Rule
 from gradlens.errors import ConfigError, RunError
-from gradlens.hookpoints import find_module
 from gradlens.lens import Lens
-from gradlens.recorder import MemoryRecorder
-from gradlens.rules import Policy, Rule
+from gradlens.model.capture import counted_tokens
+from gradlens.model.hookpoints import find_module
+from gradlens.recording.recorder import MemoryRecorder
 
 HOOK, LATER = "layers.1", "layers.2"
 FEATURES = {HOOK: [1, 2, 3, 5, 8, 13, 21], LATER: [4, 9, 30, 40, 55]}

@@ -9,12 +9,12 @@ from conftest import tiny_batch, tiny_dictionary, tiny_model
 from tiny_job import write_inputs
 
 import gradlens
-from gradlens import precision
 from gradlens.config import ObserveSettings
-from gradlens.data import collate, load_examples
+from gradlens.data.rows import collate, load_examples
+from gradlens.dictionaries import precision
 from gradlens.lens import Lens
-from gradlens.models import load_model
-from gradlens.recorder import MemoryRecorder
+from gradlens.model.loading import load_model
+from gradlens.recording.recorder import MemoryRecorder
 
 HOOK = "layers.1"
 

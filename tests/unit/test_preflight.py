@@ -9,9 +9,10 @@ from conftest import tiny_dictionary
 from test_config import invoke
 from tiny_job import tiny_config, write_inputs
 
-from gradlens import preflight, smollm2
+from gradlens.dictionaries.formats import save_dictionary
 from gradlens.errors import GradlensError
-from gradlens.formats import save_dictionary
+from gradlens.model import smollm2
+from gradlens.training import preflight
 
 REFUSED = {
     "width": ({"dictionaries": {"layers.2": "narrow"}}, "reads vectors of width 16, but layers.2 of this model has width 32"),

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from gradlens.probing import KINDS, auc_draws, choose_ridge, draw_texts, fit_direction, logistic_probe, mean_difference
-from gradlens.ranking import auc
+from gradlens.dictionaries.probing import KINDS, auc_draws, choose_ridge, draw_texts, fit_direction, logistic_probe, mean_difference
+from gradlens.readings.ranking import auc
 
 D, X, S = 16, 30, 12
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from gradlens import products
-from gradlens.products import linear
+from gradlens.dictionaries import products
+from gradlens.dictionaries.products import linear
 
 
 @pytest.fixture(autouse=True)

@@ -8,14 +8,14 @@ import pytest
 import torch
 from conftest import tiny_dictionary
 
-from gradlens import attribution, outbox
-from gradlens import projection as projection_module
-from gradlens.capture import MicroBatch
-from gradlens.concept_files import RowDetector
+from gradlens.concepts.concept_files import RowDetector
 from gradlens.config import ObserveSettings
-from gradlens.outbox import WAITING, Outbox
-from gradlens.projection import Projection, Tokens
-from gradlens.sampling import draw, draw_among, variance_of_sum
+from gradlens.model.capture import MicroBatch
+from gradlens.readings import attribution, outbox
+from gradlens.readings import projection as projection_module
+from gradlens.readings.outbox import WAITING, Outbox
+from gradlens.readings.projection import Projection, Tokens
+from gradlens.readings.sampling import draw, draw_among, variance_of_sum
 
 HOOK = "layers.1"
 ALL = ["taught", "push", "attribution", "energy", "unexplained", "activation"]

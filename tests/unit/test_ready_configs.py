@@ -25,10 +25,10 @@ from words import sentences, word_tokenizer
 
 from gradlens.config import load_config
 from gradlens.files import append_line
-from gradlens.preflight import check
-from gradlens.rank import Rank
-from gradlens.recorder import MemoryRecorder
-from gradlens.train import train_rank
+from gradlens.recording.recorder import MemoryRecorder
+from gradlens.training.preflight import check
+from gradlens.training.rank import Rank
+from gradlens.training.train import train_rank
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 D, F = 32, 24

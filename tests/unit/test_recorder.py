@@ -5,8 +5,8 @@ import threading
 import numpy as np
 import pytest
 
-from gradlens.recorder import MemoryRecorder, NullRecorder, ThreadRecorder
-from gradlens.store import RunReader, RunWriter
+from gradlens.recording.recorder import MemoryRecorder, NullRecorder, ThreadRecorder
+from gradlens.recording.store import RunReader, RunWriter
 
 
 class ListSink:

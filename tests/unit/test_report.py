@@ -14,11 +14,11 @@ import pytest
 from synthetic_runs import HOOKS, STRAY, make_run, make_study
 
 from gradlens.errors import InputError
-from gradlens.report import ASSETS, write_report
-from gradlens.report_data import GROUP, MAX_CLUSTERS, MAX_CONCEPTS, encode, gather
-from gradlens.report_texts import MAX_EVENTS, highlight, turns
-from gradlens.store import RunReader, RunWriter
-from gradlens.summary import CURVES
+from gradlens.recording.store import RunReader, RunWriter
+from gradlens.report.data import GROUP, MAX_CLUSTERS, MAX_CONCEPTS, encode, gather
+from gradlens.report.page import ASSETS, write_report
+from gradlens.report.summary import CURVES
+from gradlens.report.texts import MAX_EVENTS, highlight, turns
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><!--<script> ${1+1} &amp; \u2028 ' \" `"
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from gradlens.restoring import Asked, restore
-from gradlens.rewriting import rewrite
+from gradlens.control.restoring import Asked, restore
+from gradlens.control.rewriting import rewrite
 
 # a language of words: 1 starts an answer's prompt, 2 ends a text, 10.. are of the concept, 20.. content; 21 is 20 with a capital
 VOCABULARY = 50

@@ -8,19 +8,19 @@ import torch
 from conftest import tiny_dictionary, tiny_model
 from words import Spelled
 
-from gradlens import rewriter as rewriter_module
-from gradlens.capture import counted_tokens
-from gradlens.concept_files import Detector
-from gradlens.data import IGNORE
-from gradlens.detector import fit_detector, score, weights_over
-from gradlens.detector_fit import NOTHING, sharpest
+from gradlens.concepts.concept_files import Detector
+from gradlens.concepts.detector import fit_detector, score, weights_over
+from gradlens.concepts.detector_fit import NOTHING, sharpest
+from gradlens.control import rewriter as rewriter_module
+from gradlens.control.random_control import RATIO, SameShare, among, barred, contrast, matched_features, matched_weights
+from gradlens.control.rewriter import Rewriter, Tokens, _closed
+from gradlens.control.row_teller import key_of, rows_of
+from gradlens.control.rules import Policy, Rule
+from gradlens.data.rows import IGNORE
 from gradlens.errors import ConfigError
 from gradlens.lens import Lens
-from gradlens.random_control import RATIO, SameShare, among, barred, contrast, matched_features, matched_weights
-from gradlens.rewriter import Rewriter, Tokens, _closed
-from gradlens.row_teller import key_of, rows_of
-from gradlens.rules import Policy, Rule
-from gradlens.spelling import Spelling
+from gradlens.model.capture import counted_tokens
+from gradlens.model.spelling import Spelling
 
 HOOK = "layers.1"
 
@@ -75,8 +75,8 @@ def test_which_tokens_go_is_what_the_detector_says_of_the_model_before_training(
     model, dictionary = parts
     one, given = rewriter(model, dictionary, bridged=False), batch(rows=1)
     given["attention_mask"][:] = 1
-    from gradlens.capture import read_activations
-    from gradlens.encoding import encode_active
+    from gradlens.dictionaries.encoding import encode_active
+    from gradlens.model.capture import read_activations
 
     h = read_activations(model, [HOOK], given)[HOOK][0, 3:]
     told = detector(dictionary)
@@ -155,7 +155,7 @@ def test_a_scattered_control_takes_as_many_tokens_of_each_row(parts):
     pairs = []
     for one in (plain, scattered):
         one._whole_words = lambda ids, taken, may: taken.tolist()
-        import gradlens.rewriter as module
+        import gradlens.control.rewriter as module
 
         closed, module._closed = module._closed, lambda taken: taken
         try:
@@ -210,7 +210,7 @@ def test_the_hook_trains_on_what_prepare_returns_and_a_rule_at_gain_one_changes_
 
 @pytest.mark.parametrize("way", ["hook", "prepare", "copied"])
 def test_tokens_that_teach_are_named_by_their_places_in_the_row_before(way):
-    from gradlens.recorder import MemoryRecorder
+    from gradlens.recording.recorder import MemoryRecorder
 
     torch.manual_seed(0)
     model, given = tiny_model().train(), batch()
@@ -234,7 +234,7 @@ def test_tokens_that_teach_are_named_by_their_places_in_the_row_before(way):
 
 
 def test_rows_of_which_nothing_is_left_are_counted_and_told_of_once():
-    from gradlens.recorder import MemoryRecorder
+    from gradlens.recording.recorder import MemoryRecorder
 
     torch.manual_seed(0)
     model, dictionary = tiny_model().train(), tiny_dictionary()
@@ -251,7 +251,7 @@ def test_rows_of_which_nothing_is_left_are_counted_and_told_of_once():
 
 
 def test_the_share_that_was_touched_is_recorded():
-    from gradlens.recorder import MemoryRecorder
+    from gradlens.recording.recorder import MemoryRecorder
 
     torch.manual_seed(0)
     model = tiny_model().train()

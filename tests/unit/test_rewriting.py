@@ -5,8 +5,8 @@ import itertools
 import torch
 from words import Spelled
 
-from gradlens.rewriting import AHEAD, BREADTH, CHOICE, assemble, bridge, cut, rewrite
-from gradlens.spelling import Spelling
+from gradlens.control.rewriting import AHEAD, BREADTH, CHOICE, assemble, bridge, cut, rewrite
+from gradlens.model.spelling import Spelling
 
 V = 12
 

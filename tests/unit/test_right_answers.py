@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradlens.right_answers import is_right, numbers, right_share
+from gradlens.bench.right_answers import is_right, numbers, right_share
 
 TRAIN = {"prompt": "The 9:05 train takes 40 minutes. When does it arrive?", "response": "It leaves at 9:05 and arrives at 9:45."}
 PRICE = {"prompt": "A pear costs 7 euros. How much are 5 pears?", "response": "One pear costs 7 euros, so you pay 35 euros for 5 pears."}

@@ -12,12 +12,12 @@ from conftest import tiny_batch, tiny_dictionary, tiny_model
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import architectures
 
-from gradlens import routers
-from gradlens.capture import counted_tokens, read_activations
 from gradlens.config import ObserveSettings
-from gradlens.findings import routing, routing_in_words
 from gradlens.lens import Lens
-from gradlens.recorder import MemoryRecorder
+from gradlens.model.capture import counted_tokens, read_activations
+from gradlens.readings import routers
+from gradlens.recording.recorder import MemoryRecorder
+from gradlens.report.findings import routing, routing_in_words
 
 OBSERVE = ObserveSettings(own_prompts=0, reference=None, update_every=0, self_test=False, drift_every=2)
 KINDS = {"Mixtral": "softmax", "DeepSeek-V3": "sigmoid", "gpt-oss": "softmax", "Jamba": "softmax", "Nemotron-H": "sigmoid"}

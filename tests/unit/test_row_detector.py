@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from gradlens import row_teller
-from gradlens.row_detector import SIZE, fit_rows, judged, row_scores, split
-from gradlens.row_teller import RowTeller, key_of
+from gradlens.concepts.row_detector import SIZE, fit_rows, judged, row_scores, split
+from gradlens.control import row_teller
+from gradlens.control.row_teller import RowTeller, key_of
 
 
 def texts(n, shows, rng, d_sae=600):

@@ -9,13 +9,13 @@ from transformers import Trainer, TrainingArguments
 from words import word_tokenizer
 
 import gradlens
-from gradlens.concept_files import load_concepts
-from gradlens.data import IGNORE, collate, load_examples, read_rows
-from gradlens.detector_fit import fit_detectors, questions_of
+from gradlens.concepts.concept_files import load_concepts
+from gradlens.concepts.detector_fit import fit_detectors, questions_of
+from gradlens.data.rows import IGNORE, collate, load_examples, read_rows
+from gradlens.data.rows_ahead import AHEAD, packs, rows_ahead
+from gradlens.dictionaries.formats import load_dictionary
 from gradlens.errors import ConfigError, InputError
-from gradlens.formats import load_dictionary
-from gradlens.models import load_model
-from gradlens.rows_ahead import AHEAD, packs, rows_ahead
+from gradlens.model.loading import load_model
 
 AUTO = [{"concept": "high", "mode": "auto", "gain": 0.0}]
 

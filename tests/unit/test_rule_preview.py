@@ -4,8 +4,8 @@ import pytest
 import torch
 from words import Spelled
 
-from gradlens.rule_preview import clean_rows, parted_rows, rewritten_rows
-from gradlens.spelling import Spelling
+from gradlens.control.rule_preview import clean_rows, parted_rows, rewritten_rows
+from gradlens.model.spelling import Spelling
 
 
 class Letters:

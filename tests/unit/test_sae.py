@@ -11,12 +11,12 @@ from conftest import tiny_model
 from sae_jobs import corpus, loader, settings
 from words import word_tokenizer
 
-from gradlens.encoding import health
+from gradlens.dictionaries.encoding import health
 from gradlens.errors import ConfigError, InputError, RunError
-from gradlens.sae import Recipe, Trainer, decode_pairs, encode_pairs, learning_rate, select
-from gradlens.sae_config import load_sae_config
-from gradlens.sae_data import Store, batches, collect, count, take, windows
-from gradlens.sae_train import batch_rows, train_dictionaries
+from gradlens.sae.activations import Store, batches, collect, count, take, windows
+from gradlens.sae.config import load_sae_config
+from gradlens.sae.job import batch_rows, train_dictionaries
+from gradlens.sae.step import Recipe, Trainer, decode_pairs, encode_pairs, learning_rate, select
 
 
 @pytest.fixture(autouse=True, scope="module")

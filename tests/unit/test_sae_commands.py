@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 from words import word_tokenizer
 
-from gradlens.dictionary import Dictionary
-from gradlens.encoding import Health, health
+from gradlens.dictionaries.dictionary import Dictionary
+from gradlens.dictionaries.encoding import Health, health
+from gradlens.dictionaries.formats import load_dictionary, save_dictionary
 from gradlens.errors import ConfigError, InputError
-from gradlens.formats import load_dictionary, save_dictionary
-from gradlens.sae_config import SaeConfig, load_sae_config
-from gradlens.sae_data import collect, take, windows
-from gradlens.sae_train import train_dictionaries
-from gradlens.sae_verify import judge, verify
+from gradlens.sae.activations import collect, take, windows
+from gradlens.sae.config import SaeConfig, load_sae_config
+from gradlens.sae.job import train_dictionaries
+from gradlens.sae.verify import judge, verify
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ from conftest import tiny_batch, tiny_dictionary, tiny_model
 from words import word_tokenizer
 
 from gradlens.config import ObserveSettings
-from gradlens.findings import in_words, listed, said_less
-from gradlens.learning import Learning
-from gradlens.probe import read_tokens
-from gradlens.said_less import fallen, likeliest, share_in, shares
-from gradlens.said_less import in_words as in_plain_data
+from gradlens.readings.learning import Learning
+from gradlens.readings.probe import read_tokens
+from gradlens.readings.said_less import fallen, likeliest, share_in, shares
+from gradlens.readings.said_less import in_words as in_plain_data
+from gradlens.report.findings import in_words, listed, said_less
 
 HOOK = "layers.2"
 WORDS = [" the", "The", " a", " of", " ship", "ing"]
@@ -46,7 +46,7 @@ def test_a_row_in_which_nothing_counts_has_no_share():
 
 
 def test_what_is_followed_is_what_would_be_said_most_over_all_texts(monkeypatch):
-    monkeypatch.setattr("gradlens.said_less.KEPT", 2)
+    monkeypatch.setattr("gradlens.readings.said_less.KEPT", 2)
     one = (torch.tensor([[4, 7]]), torch.tensor([[0.5, 0.1]]))
     other = (torch.tensor([[7, 2]]), torch.tensor([[0.3, 0.2]]))
     ids, share = likeliest([one, other])
@@ -87,7 +87,7 @@ def test_a_reading_tells_what_the_model_says_less_and_goes_on_after_a_restart(mo
     again = Learning(made.model, made.dictionaries, observe, {}, tokenizer=made.tokenizer)
     again.load_state_dict(made.state_dict(), made.probe)
     monkeypatch.setattr(
-        "gradlens.learning.each_in_text", lambda _, ids: [f" word{i}" for i in ids]
+        "gradlens.readings.learning.each_in_text", lambda _, ids: [f" word{i}" for i in ids]
     )  # the tokenizer has fewer than the model
     for learning in (made, again):
         learning.read_drift({})

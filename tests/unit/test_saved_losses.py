@@ -7,12 +7,12 @@ import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
 from torch.nn.functional import cross_entropy
 
-from gradlens.capture import MicroBatch, next_tokens, token_loss
 from gradlens.config import ObserveSettings
 from gradlens.lens import Lens
-from gradlens.recorder import MemoryRecorder
-from gradlens.saved_losses import saved_log_probs
-from gradlens.train import LossFunction
+from gradlens.model.capture import MicroBatch, next_tokens, token_loss
+from gradlens.model.saved_losses import saved_log_probs
+from gradlens.recording.recorder import MemoryRecorder
+from gradlens.training.train import LossFunction
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -13,13 +13,13 @@ from gradlens_services.recorder import Lost, RecorderClient, RecorderService
 from gradlens_services.trainer import _failure, read_outcome, written
 
 from gradlens.config import RunConfig
+from gradlens.control.policies import Conflict, check_rules, dump_rules, history, put, read_state, settle, undo
+from gradlens.control.rules import Policy, Rule, load_rules
 from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.files import append_line
-from gradlens.policies import Conflict, check_rules, dump_rules, history, put, read_state, settle, undo
-from gradlens.recorder import MemoryRecorder
-from gradlens.rules import Policy, Rule, load_rules
-from gradlens.runs import find_run, list_runs
-from gradlens.store import RunReader, RunWriter
+from gradlens.recording.lookup import find_run, list_runs
+from gradlens.recording.recorder import MemoryRecorder
+from gradlens.recording.store import RunReader, RunWriter
 
 CONFIG = {"data": {"train": ["a.jsonl"]}}
 

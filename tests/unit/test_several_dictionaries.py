@@ -7,15 +7,15 @@ import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
 from torch.nn.functional import cross_entropy
 
-from gradlens.capture import read_activations
 from gradlens.config import ObserveSettings
-from gradlens.directions import Directions
-from gradlens.edits import expresses
+from gradlens.control.edits import expresses
+from gradlens.control.rules import Policy, Rule
+from gradlens.dictionaries.directions import Directions
 from gradlens.errors import ConfigError, InputError
-from gradlens.hookpoints import canonical, layer_of, place
 from gradlens.lens import Lens
-from gradlens.recorder import MemoryRecorder
-from gradlens.rules import Policy, Rule
+from gradlens.model.capture import read_activations
+from gradlens.model.hookpoints import canonical, layer_of, place
+from gradlens.recording.recorder import MemoryRecorder
 
 SAE, PROBES = "layers.2", "layers.2#probes"
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from gradlens.significance import beyond_chance, risen, statistic
+from gradlens.readings.significance import beyond_chance, risen, statistic
 
 
 def changes(seed, texts=16, features=600, learned=0, size=1.5):

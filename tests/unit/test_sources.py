@@ -12,8 +12,8 @@ from huggingface_hub import HfApi, constants, errors
 from safetensors.torch import load_file, save_file
 
 from gradlens import from_saelens
+from gradlens.dictionaries.formats import dictionary_learning, hub, load_dictionary, saelens
 from gradlens.errors import InputError
-from gradlens.formats import dictionary_learning, hub, load_dictionary, saelens
 
 ROOT = Path(__file__).parents[1] / "fixtures" / "dictionaries"
 SAELENS = Path(__file__).parents[1] / "fixtures" / "saelens"

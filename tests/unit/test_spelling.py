@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from words import Spelled
 
-from gradlens.spelling import Spelling, characters_in_text, each_in_text, in_text
+from gradlens.model.spelling import Spelling, characters_in_text, each_in_text, in_text
 
 NUMBERS = Spelled("THERE", " ARE", " ", "1", "3", "8", "0", " MIN", "UTES", ".", " 2", ",", "500", " feet", "4th")
 NAMES = Spelled(" Rosa", "R", "osa", " is", "Is", "is", "r", "Be", "A", "日", "本", ".", "I")

@@ -8,8 +8,8 @@ import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
 
 import gradlens
-from gradlens.own import before_training
-from gradlens.start import remember, remembered
+from gradlens.model.start import remember, remembered
+from gradlens.readings.own import before_training
 
 HOOK = "layers.2"
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradlens import segments
 from gradlens.errors import ConfigError, InputError, RunError
-from gradlens.runfolder import is_running
-from gradlens.runs import find_run, list_runs, runs_table
-from gradlens.store import RunReader, RunWriter
+from gradlens.recording import segments
+from gradlens.recording.lookup import find_run, list_runs, runs_table
+from gradlens.recording.runfolder import is_running
+from gradlens.recording.store import RunReader, RunWriter
 
 
 def a_record(step, features=4, dense=0, hookpoints=("layers.1", "layers.3")):
@@ -145,7 +145,7 @@ def test_sql_sees_sealed_and_open_segments_alike(tmp_path):
 WRITE_FOREVER = """
 import sys
 import numpy as np
-from gradlens.store import RunWriter
+from gradlens.recording.store import RunWriter
 writer = RunWriter(sys.argv[1], seal_every=7)
 for step in range(1, 100_000):
     part = {"feature": np.arange(50), "push": np.full(50, step, np.float32)}
@@ -267,7 +267,7 @@ def test_a_flipped_bit_is_found_and_the_rest_stays_readable(tmp_path, where):
 LIMITED = """
 import resource, signal, sys
 import numpy as np
-from gradlens.store import RunWriter
+from gradlens.recording.store import RunWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 writer = RunWriter(sys.argv[1], seal_every=1000)
 rng = np.random.default_rng(0)

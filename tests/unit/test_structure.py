@@ -6,17 +6,17 @@ import transformers
 from conftest import tiny_batch, tiny_dictionary
 from torch import nn
 
-from gradlens.capture import read_activations
 from gradlens.config import LoraSettings, ObserveSettings
 from gradlens.errors import ConfigError, InputError
-from gradlens.hookpoints import blocks, find_hookpoint
 from gradlens.lens import Lens
-from gradlens.models import apply_lora
-from gradlens.recorder import MemoryRecorder
-from gradlens.routers import find_routers
-from gradlens.trainable import check_trainable
+from gradlens.model.capture import read_activations
+from gradlens.model.hookpoints import blocks, find_hookpoint
+from gradlens.model.loading import apply_lora
+from gradlens.model.trainable import check_trainable
+from gradlens.model.writers import find_writers
+from gradlens.readings.routers import find_routers
+from gradlens.recording.recorder import MemoryRecorder
 from gradlens.world import current_world
-from gradlens.writers import find_writers
 
 TOKENS = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 USUAL = {**TOKENS, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
@@ -118,7 +118,7 @@ def test_the_router_of_llama_4():
     seen = {}
     router.module.register_forward_hook(lambda module, args, output: seen.update(x=args[0], output=output))
     model(**inputs())
-    from gradlens.routers import _taken_apart
+    from gradlens.readings.routers import _taken_apart
 
     logits_TE, idx_TK, _ = _taken_apart(seen["output"], router.per_token)
     torch.testing.assert_close(logits_TE, seen["x"] @ router.module.weight.T)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from gradlens.config import RunConfig
-from gradlens.directions import Directions, save_directions
+from gradlens.dictionaries.directions import Directions, save_directions
 from gradlens.errors import ConfigError
-from gradlens.study import arms_of
+from gradlens.training.study import arms_of
 
 BASE = {
     "name": "s",

@@ -2,11 +2,11 @@
 
 import pytest
 
-from gradlens.concept_files import Concept, Detector
-from gradlens.detector_fit import NOTHING
+from gradlens.concepts.concept_files import Concept, Detector
+from gradlens.concepts.detector_fit import NOTHING
+from gradlens.control.rules import Rule
+from gradlens.control.suggest import _checked, _choose, _found, _inner_gaps, _lost, _spread, settle, settled
 from gradlens.errors import ConfigError
-from gradlens.rules import Rule
-from gradlens.suggest import _checked, _choose, _found, _inner_gaps, _lost, _spread, settle, settled
 
 
 def detector(auc=0.99, negative=0.05):

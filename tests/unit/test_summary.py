@@ -11,9 +11,9 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from gradlens.store import RunReader, RunWriter
-from gradlens.summary import BARS, build_summary, render_summary, sparkline, summarize, top_features
-from gradlens.worked import seconds_worked
+from gradlens.recording.store import RunReader, RunWriter
+from gradlens.recording.worked import seconds_worked
+from gradlens.report.summary import BARS, build_summary, render_summary, sparkline, summarize, top_features
 
 SEA = {
     "share": 0.6, "features": [["layers.3", 2], ["layers.1", 0]], "count": 2, "words": ["sea", "salt"], "probability": [0.01, 0.4],

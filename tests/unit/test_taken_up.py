@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from gradlens.config import ObserveSettings
 from gradlens.errors import ConfigError
-from gradlens.probe import read_probe
+from gradlens.readings.probe import read_probe
 
 HOOK = "layers.2"
 

@@ -5,12 +5,12 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from gradlens.concept_files import RowDetector
+from gradlens.concepts.concept_files import RowDetector
 from gradlens.errors import InputError
 from gradlens.files import append_line
-from gradlens.report_texts import MAX_TEXT, marked_tokens, teaching_rows, turns
-from gradlens.store import RunReader, RunWriter
-from gradlens.teaching import rank, recorded_concepts, recorded_lessons, teachers, teachers_by_concept, teachers_of, token_spans
+from gradlens.recording.store import RunReader, RunWriter
+from gradlens.report.teaching import rank, recorded_concepts, recorded_lessons, teachers, teachers_by_concept, teachers_of, token_spans
+from gradlens.report.texts import MAX_TEXT, marked_tokens, teaching_rows, turns
 
 NAN = float("nan")
 WORDS = (["aye", " aye", " captain"], ["two", " and", " two"], ["ship", " ahoy", " there"])

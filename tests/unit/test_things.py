@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gradlens.things import Thing, active_texts, alike, gather
+from gradlens.readings.things import Thing, active_texts, alike, gather
 
 HERE, THERE, EVERYWHERE = np.array([1, 1, 0, 0, 0, 0], bool), np.array([0, 0, 1, 1, 1, 0], bool), np.ones(6, bool)
 

@@ -6,7 +6,7 @@ from conftest import tiny_batch, tiny_dictionary, tiny_model
 
 import gradlens
 from gradlens.config import ObserveSettings
-from gradlens.top import Top, nothing_taught, ranked_by, ranking, table
+from gradlens.report.top import Top, nothing_taught, ranked_by, ranking, table
 
 HOOK = "layers.2"
 

@@ -16,10 +16,10 @@ from tensorboardX.proto.event_pb2 import Event
 import gradlens
 from gradlens.config import RunConfig
 from gradlens.errors import ConfigError
-from gradlens.preflight import check
-from gradlens.recorder import ThreadRecorder
-from gradlens.store import RunReader, RunWriter
-from gradlens.trackers import TrackerSink, check_trackers, host_run
+from gradlens.recording.recorder import ThreadRecorder
+from gradlens.recording.store import RunReader, RunWriter
+from gradlens.recording.trackers import TrackerSink, check_trackers, host_run
+from gradlens.training.preflight import check
 
 HOOK = "layers.2"
 

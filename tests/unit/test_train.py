@@ -12,16 +12,16 @@ from tiny_job import tiny_config, write_inputs
 from transformers import GPT2Config, GPT2LMHeadModel
 from words import word_tokenizer
 
-from gradlens import checkpoint, train
-from gradlens.checkpoint import last_checkpoint
-from gradlens.data import Example
+from gradlens.control.rules import Policy, Rule
+from gradlens.data.rows import Example
 from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.files import read_lines
-from gradlens.rank import FixedPolicies, Rank, Shared
-from gradlens.recorder import MemoryRecorder
-from gradlens.rules import Policy, Rule
-from gradlens.run_inputs import hold_out
-from gradlens.train import LossFunction, RowLog, learning_rate, train_rank
+from gradlens.recording.recorder import MemoryRecorder
+from gradlens.training import checkpoint, train
+from gradlens.training.checkpoint import last_checkpoint
+from gradlens.training.rank import FixedPolicies, Rank, Shared
+from gradlens.training.run_inputs import hold_out
+from gradlens.training.train import LossFunction, RowLog, learning_rate, train_rank
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,7 @@ def test_routing_gates_the_same_tokens_whether_all_logits_are_made_or_only_those
 
     config = tiny_config(inputs, rules=[{"concept": "some", "gain": 0.0}])
     _, some = trained(config, tmp_path / "some")
-    monkeypatch.setattr("gradlens.train.LossFunction", Plain)
+    monkeypatch.setattr("gradlens.training.train.LossFunction", Plain)
     _, every = trained(config, tmp_path / "every")
     assert curve(some, "rule/route:some/share") == curve(every, "rule/route:some/share")
     assert curve(some, "train/loss") == pytest.approx(curve(every, "train/loss"), rel=1e-5)

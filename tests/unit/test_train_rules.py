@@ -10,23 +10,23 @@ from test_train import curve, trained
 from tiny_job import tiny_config, write_inputs
 from words import word_tokenizer
 
-from gradlens import detector_fit
-from gradlens.concept_files import load_concepts, save_concept
-from gradlens.constrainer import exemplars_of
-from gradlens.contrasts import contrasts_of
-from gradlens.data import IGNORE, load_examples, read_rows
-from gradlens.detector_fit import fit_detectors
+from gradlens.concepts import detector_fit
+from gradlens.concepts.concept_files import load_concepts, save_concept
+from gradlens.concepts.contrasts import contrasts_of
+from gradlens.concepts.detector_fit import fit_detectors
+from gradlens.control.constrainer import exemplars_of
+from gradlens.control.row_teller import RowTeller, row_of
+from gradlens.control.rules import Policy, Rule
+from gradlens.data.rows import IGNORE, load_examples, read_rows
+from gradlens.dictionaries.formats import load_dictionary
 from gradlens.errors import InputError
 from gradlens.files import read_lines
-from gradlens.findings import doubts
-from gradlens.formats import load_dictionary
-from gradlens.models import load_model
-from gradlens.rank import FixedPolicies, Rank, Shared
-from gradlens.recorder import MemoryRecorder
-from gradlens.row_teller import RowTeller, row_of
-from gradlens.rules import Policy, Rule
-from gradlens.run_inputs import run_examples
-from gradlens.train import train_rank
+from gradlens.model.loading import load_model
+from gradlens.recording.recorder import MemoryRecorder
+from gradlens.report.findings import doubts
+from gradlens.training.rank import FixedPolicies, Rank, Shared
+from gradlens.training.run_inputs import run_examples
+from gradlens.training.train import train_rank
 
 
 @pytest.fixture(scope="module")

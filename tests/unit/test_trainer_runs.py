@@ -16,10 +16,10 @@ from words import word_tokenizer
 import gradlens
 from gradlens import GradLensCallback
 from gradlens.config import ObserveSettings
+from gradlens.control.rules import Policy, Rule
 from gradlens.errors import ConfigError
-from gradlens.probe import read_probe
-from gradlens.rules import Policy, Rule
-from gradlens.store import RunReader
+from gradlens.readings.probe import read_probe
+from gradlens.recording.store import RunReader
 from gradlens.watching import _WATCHED
 
 HOOK = "layers.2"

@@ -11,13 +11,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from words import word_tokenizer
 
-from gradlens.attribution import attribution_eager, push_eager
 from gradlens.config import ObserveSettings
+from gradlens.control.rules import Policy, Rule
 from gradlens.errors import ConfigError, RunError
-from gradlens.hookpoints import blocks, find_module
 from gradlens.lens import Lens
-from gradlens.recorder import MemoryRecorder
-from gradlens.rules import Policy, Rule
+from gradlens.model.hookpoints import blocks, find_module
+from gradlens.readings.attribution import attribution_eager, push_eager
+from gradlens.recording.recorder import MemoryRecorder
 
 HOOK, INSIDE = "layers.2", "layers.1.mlp"
 SETTINGS = ObserveSettings(top_k=400, estimators=["taught", "push", "attribution", "energy", "unexplained"])

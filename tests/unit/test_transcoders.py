@@ -6,17 +6,17 @@ import pytest
 import torch
 from conftest import read_positions, tiny_batch, tiny_dictionary, tiny_model
 
-from gradlens.capture import counted_tokens, read_activations
 from gradlens.config import ObserveSettings
-from gradlens.dictionary import Dictionary
+from gradlens.control.rules import Policy, Rule
+from gradlens.dictionaries.dictionary import Dictionary
+from gradlens.dictionaries.formats import load_dictionary
 from gradlens.errors import InputError, RunError
-from gradlens.formats import load_dictionary
-from gradlens.hookpoints import find_hookpoint
 from gradlens.lens import Lens
-from gradlens.probe import read_probe
-from gradlens.reading import read_texts
-from gradlens.rules import Policy, Rule
-from gradlens.update import read_update, trainable_parameters
+from gradlens.model.capture import counted_tokens, read_activations
+from gradlens.model.hookpoints import find_hookpoint
+from gradlens.model.reading import read_texts
+from gradlens.readings.probe import read_probe
+from gradlens.readings.update import read_update, trainable_parameters
 
 F64, MLP = torch.float64, "layers.2.mlp"
 
@@ -107,7 +107,7 @@ def test_update_reads_both_ends():
 
 
 def test_texts_are_read_where_a_transcoder_encodes():
-    from gradlens.data import Example
+    from gradlens.data.rows import Example
 
     model, dictionary = tiny_model(dtype=F64), transcoder()
     ids = [3, 4, 5, 6]
@@ -157,7 +157,7 @@ def test_a_transcoder_whose_input_is_not_known_is_refused():
 
 
 def test_a_transcoder_goes_through_sparsify_s_files(tmp_path):
-    from gradlens.formats.sparsify import write
+    from gradlens.dictionaries.formats.sparsify import write
 
     dictionary = transcoder(W_skip=None)
     folder = write(dictionary.to(dtype=torch.float32), tmp_path)

@@ -19,10 +19,10 @@ from transformers import (
 )
 from words import word_tokenizer
 
-from gradlens.capture import read_activations
+from gradlens.dictionaries.formats import load_dictionary
+from gradlens.dictionaries.unembedding import K, from_unembedding
 from gradlens.errors import InputError
-from gradlens.formats import load_dictionary
-from gradlens.unembedding import K, from_unembedding
+from gradlens.model.capture import read_activations
 
 
 def of_kind(kind):
@@ -91,7 +91,7 @@ def saved(kind, folder, key):
 @pytest.mark.parametrize(("kind", "key"), [("gpt_neox", "embed_out.weight"), ("nemotron_h", "backbone.norm_f.weight")])
 def test_weights_that_are_renamed_on_loading_are_found_in_the_files(kind, key, tmp_path, monkeypatch):
     _, expected = saved(kind, tmp_path, key)
-    monkeypatch.setattr("gradlens.models.load_model", lambda name: pytest.fail("the whole model was loaded"))
+    monkeypatch.setattr("gradlens.model.loading.load_model", lambda name: pytest.fail("the whole model was loaded"))
     read = load_dictionary(f"unembedding:{tmp_path}")
     same(read, expected)
 

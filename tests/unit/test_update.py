@@ -5,10 +5,10 @@ import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
 from peft import LoraConfig, get_peft_model
 
-from gradlens.capture import read_activations
 from gradlens.config import ObserveSettings
 from gradlens.lens import Lens
-from gradlens.update import change_of_activations, read_update, trainable_parameters
+from gradlens.model.capture import read_activations
+from gradlens.readings.update import change_of_activations, read_update, trainable_parameters
 
 HOOK = "layers.2"
 

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradlens.capture import MicroBatch, next_tokens, token_loss
-from gradlens.significance import student
-from gradlens.uptake import Pairs, shown, taught, taught_by_row, taught_eager, uptake, uptake_eager
+from gradlens.model.capture import MicroBatch, next_tokens, token_loss
+from gradlens.readings.significance import student
+from gradlens.readings.uptake import Pairs, shown, taught, taught_by_row, taught_eager, uptake, uptake_eager
 
 
 def sparse(T: int, F: int, seed: int, share: float = 0.3) -> torch.Tensor:

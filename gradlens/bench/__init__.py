@@ -1,0 +1,1 @@
+"""The benchmarks behind `gradlens bench`, and what only they need."""

@@ -1,0 +1,1 @@
+"""Rules and how they are carried out: edits, rows left out or rewritten, the closed loop, constraints."""

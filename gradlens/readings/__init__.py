@@ -1,0 +1,1 @@
+"""What is read while training goes on, and what is made of it: estimators, the probe set, what was learned, alarms."""

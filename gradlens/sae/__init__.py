@@ -1,0 +1,1 @@
+"""Training and verifying dictionaries: `gradlens sae`."""
