@@ -218,7 +218,7 @@ def _print(merged: list[dict]) -> None:
                     *(" / ".join("-" if value is None else f"{value:.2f}" for value in pair) for pair in aucs),
                     "-" if last["cost"] is None else f"{last['cost']:.0%}",
                 )  # fmt: skip
-            out.print(shown)
+            out.print(shown, markup=False)
             out.print()
 
 

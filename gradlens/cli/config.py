@@ -82,11 +82,11 @@ def check(config: ConfigArgument, overrides: SetOption, json_output: JsonOption 
     else:
         for item in checks:
             out.print(
-                f"{'[green]ok[/]     ' if item['ok'] else '[red]problem[/]'} [bold]{item['key']}[/]: {escape(item['found'])}",
+                f"{'[green]ok[/]     ' if item['ok'] else '[red]problem[/]'} [bold]{escape(item['key'])}[/]: {escape(item['found'])}",
                 soft_wrap=True,
             )
             if item["warning"]:
-                out.print(f"[yellow]warning[/] [bold]{item['key']}[/]: {escape(item['warning'])}", soft_wrap=True)
+                out.print(f"[yellow]warning[/] [bold]{escape(item['key'])}[/]: {escape(item['warning'])}", soft_wrap=True)
         verdict = "a run would fail" if worst else "a run would find everything"
         out.print(f"{config}: {verdict}", markup=False, soft_wrap=True)
     if worst:

@@ -6,6 +6,7 @@ import json
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from gradlens.cli.console import JsonOption, err, out, print_json, progress
 
@@ -24,7 +25,8 @@ def _load(name: str, dtype: str = "float32") -> tuple[Any, Any]:
 
 
 def _health_line(name: str, health: dict[str, Any]) -> str:
-    return f"{name}: FVU {health['fvu']:.3f}, L0 {health['l0']:.1f}, dead {health['dead']:.1%} on {health['tokens']:,} held-out tokens"
+    measured = f"FVU {health['fvu']:.3f}, L0 {health['l0']:.1f}, dead {health['dead']:.1%} on {health['tokens']:,} held-out tokens"
+    return f"{escape(name)}: {measured}"
 
 
 @sae.command()
@@ -38,7 +40,7 @@ def train(
 
     Interrupted (ctrl-c, kill), the same command goes on where it was. The result is a SAELens folder per hookpoint.
 
-    The smallest config has two keys: `hookpoints: [layers.15]` and `text: [mine.jsonl]`; `gradlens sae config` prints them all.
+    The smallest config has two keys: `hookpoints: \\[layers.15]` and `text: \\[mine.jsonl]`; `gradlens sae config` prints them all.
 
     Example: gradlens sae train configs/sae-smollm2.yaml --set tokens=100000 --set out=my-dictionaries
     """
@@ -59,11 +61,9 @@ def train(
         print_json(report)
         return
     for name, facts in report.items():
-        trained = facts["train"]
+        trained, folder = facts["train"], escape(str(facts["folder"]))
         out.print(_health_line(name, facts["health"]))
-        out.print(
-            f"  trained on {trained['tokens']:,} tokens, {trained['steps']:,} steps in {trained['seconds']:.0f} s -> {facts['folder']}"
-        )
+        out.print(f"  trained on {trained['tokens']:,} tokens, {trained['steps']:,} steps in {trained['seconds']:.0f} s -> {folder}")
 
 
 @sae.command(name="config")
@@ -108,13 +108,12 @@ def inspect(
         return
     place, model = facts["hookpoint"] or "an unnamed hookpoint", facts["model_name"] or "an unnamed model"
     kind = f"{facts['format']} {facts['architecture']}" if facts["format"] else "a dictionary"
-    out.print(f"[bold]{source}[/]: {kind}, {facts['activation']}" + (f" k={facts['k']}" if facts["k"] else ""))
-    out.print(f"  {facts['d_sae']:,} features of width {facts['d_out']} at {place} of {model}")
+    out.print(f"[bold]{escape(source)}[/]: {escape(kind)}, {facts['activation']}" + (f" k={facts['k']}" if facts["k"] else ""))
+    out.print(f"  {facts['d_sae']:,} features of width {facts['d_out']} at {escape(place)} of {escape(model)}")
     if facts["hook_in"]:
         skip = ", with a skip connection" if facts["skip"] else ""
-        out.print(
-            f"  a transcoder: reads width {facts['d_in']} at {' and '.join(name or 'an unnamed place' for name in facts['hook_in'])}{skip}"
-        )
+        places = " and ".join(escape(name or "an unnamed place") for name in facts["hook_in"])
+        out.print(f"  a transcoder: reads width {facts['d_in']} at {places}{skip}")
     if facts["part"]:
         out.print("  part: " + ", ".join(f"{key} {value}" for key, value in facts["part"].items()))
     if facts["input_norm"] != "none":
@@ -135,7 +134,7 @@ def inspect(
     if facts["train"]:
         out.print(f"  trained on {facts['train']['tokens']:,} tokens, {facts['train']['steps']:,} steps")
     if facts["files"]:
-        out.print("  files: " + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in facts["files"].items()))
+        out.print("  files: " + ", ".join(f"{escape(name)} {size / 1e6:.1f} MB" for name, size in facts["files"].items()))
 
 
 def describe(dictionary: Any) -> dict[str, Any]:
@@ -233,7 +232,7 @@ def verify(
             out.print("  FVU at other blocks: " + ", ".join(f"{place} {fvu:.3f}" for place, fvu in nearest))
         if verdict.outliers:
             out.print(f"  left out for their norm (attention sinks): {verdict.outliers} tokens")
-        out.print(f"[bold {colour}]{verdict.fit}[/]: {verdict.advice}")
+        out.print(f"[bold {colour}]{verdict.fit}[/]: {escape(verdict.advice)}")
     if verdict.fit == "unfit":
         raise typer.Exit(3)
 
@@ -258,7 +257,7 @@ def convert(
     if json_output:
         print_json({"source": source, **report})
         return
-    out.print(f"{source} -> {report['folder']} ({to}, {dtype})")
+    out.print(f"{source} -> {report['folder']} ({to}, {dtype})", markup=False, soft_wrap=True)
     out.print(
         f"  read back: activations differ by {report['acts_difference']:.1e}, outputs by {report['out_difference']:.1e} of their largest"
     )

@@ -89,9 +89,10 @@ class Top(list):
         return pandas.DataFrame(list(self))
 
     def __str__(self) -> str:
-        from rich.console import Console
         from rich.markup import escape
         from rich.table import Table
+
+        from gradlens.cli.console import Texts
 
         none = nothing_taught(self, self.learned)
         if none:
@@ -102,7 +103,7 @@ class Top(list):
             if has(row, by):
                 numbers = ["-" if row.get(key) is None else f"{row[key]:+.4g}" for key in FIGURES]
                 shown.add_row(row["hookpoint"], str(row["feature"]), escape(row["label"]), *numbers)
-        console = Console(width=120, emoji=False)
+        console = Texts(width=120, emoji=False)
         with console.capture() as captured:
             console.print(shown)
             if self:

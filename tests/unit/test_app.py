@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+import typer
+from rich.text import Text
 
 from gradlens.cli import app
 from gradlens.cli.app import share_cores
@@ -57,6 +59,18 @@ def test_whoever_reads_the_progress_may_go_and_the_work_goes_on():
     process.stderr.close()
     stdout, _ = process.communicate(b"go\n", timeout=60)
     assert process.returncode == 0 and stdout == b"done\n"
+
+
+def texts_of(command):
+    yield command.help or ""
+    yield from (parameter.help or "" for parameter in command.params if hasattr(parameter, "help"))
+    for below in getattr(command, "commands", {}).values():
+        yield from texts_of(below)
+
+
+def test_nothing_of_a_help_text_is_taken_for_markup():
+    for text in texts_of(typer.main.get_command(app.app)):
+        assert Text.from_markup(text).plain == text.replace("\\[", "["), text
 
 
 def test_a_full_disk_is_one_line(monkeypatch, capsys, tmp_path):

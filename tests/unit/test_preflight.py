@@ -79,6 +79,12 @@ def test_what_fits_is_told_with_what_was_found(inputs, tmp_path):
     assert "80 features of width 32 for layers.2" in found["dictionaries.layers.2"]["found"]
 
 
+def test_keys_that_look_like_markup_are_printed(inputs, tmp_path):
+    (tmp_path / "c.yaml").write_text(json.dumps(inputs | {"evaluate": {"heldout": {"[/]": inputs["data"]["train"][0]}}}))
+    done = invoke("check", tmp_path / "c.yaml")
+    assert done.exit_code == 0 and "evaluate.heldout.[/]" in done.stdout
+
+
 def test_rows_that_are_left_out_are_named_and_no_error(inputs, tmp_path):
     inputs["data"] = {"train": ["mixed.jsonl"]}
     code, found = checked(inputs, tmp_path / "c.yaml")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -136,13 +137,15 @@ FIXTURES = Path(__file__).parents[1] / "fixtures" / "dictionaries"
 SKIP = FIXTURES / "sparsify-skip/EleutherAI/skip-transcoder-32x/model.layers.18.mlp"
 
 
-def test_inspect_says_what_a_transcoder_is(cli):
+def test_inspect_says_what_a_transcoder_is(cli, tmp_path):
     facts = json.loads(cli("inspect", str(SKIP), "--json").stdout)
     assert (facts["format"], facts["activation"], facts["k"], facts["skip"]) == ("sparsify", "topk", 4, True)
     assert facts["hook_in"] == ["layers.18.mlp.in"] and facts["hookpoint"] == "layers.18.mlp" and facts["threshold"] is None
     assert facts["files"] == {path.name: path.stat().st_size for path in SKIP.iterdir()}
     text = cli("inspect", str(SKIP)).stdout
     assert "a transcoder: reads width 8 at layers.18.mlp.in, with a skip connection" in text and "sae.safetensors" in text
+    tagged = shutil.copytree(SKIP, tmp_path / "[" / "]")
+    assert str(tagged) in cli("inspect", str(tagged)).stdout  # what looks like markup is a name
     part = f"{FIXTURES}/circuit-tracer-clt-jumprelu/mntss/clt-gemma-2-2b#0:2"
     facts = json.loads(cli("inspect", part, "--json").stdout)
     assert facts["part"] == {"encoder": 0, "decoder": 2, "of": 3} and facts["threshold"][0] > 0

@@ -65,3 +65,8 @@ def test_the_table_of_a_run_says_what_its_readings_allow(rate, words):
     before, top = watched(rate, 20)
     assert "Ranked by |push|" in before and "Ranked by |push|" not in str(top)  # the probe set is read at the end
     assert words in str(top) and ("│" in str(top)) == (rate > 0)
+
+
+def test_a_label_does_not_steer_a_terminal():
+    text = str(Top([row(1, "\x1b]0;title\x07[/]", uptake=1.0)]))
+    assert "]0;title[/]" in text and not set(text) & set("\x1b\x07")
