@@ -28,6 +28,7 @@ from torch import Tensor
 from gradlens.dictionaries.dictionary import Dictionary
 from gradlens.errors import InputError
 from gradlens.files import write_atomic
+from gradlens.dictionaries.formats.tensors import check_npz
 from gradlens.model.hookpoints import place
 
 SUFFIXES = (".safetensors", ".npz", ".json")
@@ -129,6 +130,7 @@ def read_directions(source: str | Path) -> Directions:
                 texts = file.metadata() or {}
             found |= {name: texts[name] if name == "hook" else json.loads(texts[name]) for name in _TEXTS if name in texts}
         elif path.suffix == ".npz":
+            check_npz(path)
             with np.load(path, allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files}
             found |= {name: json.loads(str(found[name])) for name in ("groups", "facts") if name in found}

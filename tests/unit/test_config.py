@@ -96,6 +96,7 @@ def test_a_hookpoint_with_dots_can_be_set_on_the_command_line(tmp_path):
             ("model.dtype=float32",),
             "--set model.dtype: model is 'small', which has no keys of its own; set model as a whole",
         ),
+        ("a: " + "[" * 3000, (), "c.yaml: not valid YAML: nested too deeply"),
         (DATA, ("steps",), "--set steps: expected KEY=VALUE, for instance --set train.steps=20"),
         ("a: [", (), "c.yaml: not valid YAML in line 1, column 5: expected the node content, but found '<stream end>'"),
         ("- a", (), "c.yaml: expected a mapping of keys, found list"),

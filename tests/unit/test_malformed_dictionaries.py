@@ -1,8 +1,11 @@
 """Dictionaries that are not as their format has them: every one is refused with its path and what is wrong, and no other error hides."""
 
 import json
+import struct
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -126,6 +129,29 @@ def test_a_malformed_file_is_named_with_what_is_wrong(tmp_path, make, words):
     with pytest.raises(InputError, match=words) as caught:
         load_dictionary(make(tmp_path))
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def gemma_scope_npz(folder: Path, shape: tuple[int, ...]) -> Path:
+    """Files whose heads alone say how large they are."""
+    head = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+    with zipfile.ZipFile(folder / "params.npz", "w") as archive:
+        for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"):
+            archive.writestr(f"{name}.npy", np.lib.format.magic(1, 0) + struct.pack("<H", len(head)) + head)
+    return folder
+
+
+def endless(folder: Path) -> Path:
+    """One number that is said to be a matrix."""
+    one = torch.zeros(1)
+    torch.save({"encoder.weight": one.expand(10**6, 10**6), "encoder.bias": one, "decoder.weight": one, "bias": one}, folder / "ae.pt")
+    (folder / "config.json").write_text(json.dumps({"trainer": {"dict_class": "AutoEncoder"}}))
+    return folder
+
+
+@pytest.mark.parametrize("make", [lambda f: gemma_scope_npz(f, (10**6, 10**6)), lambda f: gemma_scope_npz(f, (64, 64)), endless])
+def test_no_room_is_made_for_what_the_file_does_not_hold(tmp_path, make):
+    with pytest.raises(InputError, match=rf"{tmp_path}.* says that it is of shape \(.*and the file has not so much in it"):
+        load_dictionary(make(tmp_path))
 
 
 class Reader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import re
 import zipfile
@@ -20,6 +21,7 @@ from gradlens.errors import InputError
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 WEIGHTS = (".safetensors", ".npz", *PICKLES)
 MAPPED = 2**29  # bytes of a torch file from which on it is mapped
+DEFLATE = 1032  # bytes that one of a zip file can hold at most
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -73,8 +75,23 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: not a whole safetensors file ({error}); copy or download it again") from None
 
 
+def check_npz(path: Path) -> None:
+    """Raise `ValueError` where an array says that it is larger than the file can hold: numpy would make room for it first."""
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with zipfile.ZipFile(path) as archive:
+        for item in archive.infolist():
+            with archive.open(item) as file:
+                version = np.lib.format.read_magic(file) if item.filename.endswith(".npy") else None
+                if version not in headers:
+                    continue
+                shape, _, kind = headers[version](file)
+            if not kind.hasobject and math.prod(shape) * kind.itemsize > min(item.file_size, DEFLATE * path.stat().st_size):
+                raise ValueError(f"{item.filename} says that it is of shape {shape}, and the file has not so much in it")
+
+
 def _read_npz(path: Path) -> dict[str, Tensor]:
     try:
+        check_npz(path)
         with np.load(path, allow_pickle=False) as file:
             return {name: torch.from_numpy(np.ascontiguousarray(file[name])).reshape(file[name].shape) for name in file.files}
     except ValueError as error:
@@ -109,6 +126,9 @@ def tensors_in(data: Any, path: Path) -> dict[str, Tensor]:
     if not isinstance(data, dict) or not any(isinstance(value, Tensor) for value in data.values()):
         raise InputError(f"{path}: expected a state dict with W_enc, W_dec, ..., found {type(data).__name__}")
     found = {str(name): value for name, value in data.items() if isinstance(value, Tensor)}
+    for name, value in found.items():  # one number can stand for any number of rows: looking through them would never end
+        if value.layout == torch.strided and value.nbytes > max(value.untyped_storage().nbytes(), MAPPED):
+            raise InputError(f"{path}: {name} says that it is of shape {tuple(value.shape)}, and the file has not so much in it")
     # a module that was compiled, or wrapped for several processes, puts its own name before each
     return {re.sub(r"^(_orig_mod\.|module\.)+", "", name): value for name, value in found.items()}
 
