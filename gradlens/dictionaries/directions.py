@@ -26,9 +26,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gradlens.dictionaries.dictionary import Dictionary
+from gradlens.dictionaries.formats.tensors import check_npz
 from gradlens.errors import InputError
 from gradlens.files import write_atomic
-from gradlens.dictionaries.formats.tensors import check_npz
 from gradlens.model.hookpoints import place
 
 SUFFIXES = (".safetensors", ".npz", ".json")
