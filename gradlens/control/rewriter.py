@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gradlens.concepts.detector import score
+from gradlens.control.respelling import respell
 from gradlens.control.restoring import Asked, Told, restore, runs
 from gradlens.control.rewriting import LEFT, rewrite
 from gradlens.control.row_teller import Row, RowTeller, digest, digests, key_of, padded, rows_of
@@ -180,11 +181,33 @@ class Rewriter:
     @torch.no_grad()
     def _rewritten(self, rows: Sequence[Row]) -> list[tuple[Made, int]]:
         with before_training(self.model), inference(self.model), self._remembering():
-            told = [(*row, taken) for row, taken in zip(rows, self._taken(rows, self._flagged(rows)), strict=True)]
+            spelled, taken = self._respelled(rows, self._taken(rows, self._flagged(rows)))
+            told = [(ids, counted, gone) for (ids, counted, _), gone in zip(spelled, taken, strict=True)]
             left = self._restored(told)
             backs = [[gone and not still for gone, still in zip(a[2], b[2], strict=True)] for a, b in zip(told, left, strict=True)]
             found = rewrite(left, self._log_probs if self.bridged else None, self.never, backs, self.unsaid, self.spelling)
-        return [(row, sum(taken)) for row, (_, _, taken) in zip(found, left, strict=True)]
+        return [
+            ((ids, counted, [stood[place] for place in at]), sum(gone) + _changed(row, (now, counted_now, stood)))
+            for (ids, counted, at), (_, _, gone), row, (now, counted_now, stood) in zip(found, left, rows, spelled, strict=True)
+        ]
+
+    @torch.no_grad()
+    def respelled(self, rows: Sequence[Row], taken: list[list[bool]]) -> tuple[list[Row], list[list[bool]]]:
+        """Rows in which how words are written is the concept, written otherwise (`respelling.py`), all others as they are; and what is
+        taken of them then. `taken`: what is, of the rows as they are."""
+        with before_training(self.model), inference(self.model):
+            spelled, taken = self._respelled(rows, taken)
+        return [(ids, counted) for ids, counted, _ in spelled], taken
+
+    def _respelled(self, rows: Sequence[Row], taken: list[list[bool]]) -> tuple[list[Made], list[list[bool]]]:
+        """Rows as they are written from here on, and which of their tokens are taken then."""
+        as_they_are = [(list(ids), list(counted), list(range(len(ids)))) for ids, counted in rows]
+        if self.tokens.instead_of_F is not None:  # this control takes as many tokens as it is told
+            return as_they_are, taken
+        rows = [row[:2] for row in as_they_are]
+        made = respell(rows, taken, self.spelling, self._log_probs, lambda some: self._taken(some, self._flagged(some)))
+        both = [then or now for then, now in zip(made, zip(as_they_are, taken, strict=True), strict=True)]
+        return [row for row, _ in both], [gone for _, gone in both]
 
     @contextmanager
     def _remembering(self) -> Iterator[None]:
@@ -316,3 +339,10 @@ def _never(model: nn.Module, tokenizer: Any) -> list[int]:
             value = getattr(settings, name, None)
             found |= set(value) if isinstance(value, list) else {value} - {None}
     return sorted(found)
+
+
+def _changed(row: Row, spelled: Made) -> int:
+    """Counted tokens of the row that are written otherwise now."""
+    ids, counted = row
+    same = {place for token, place in zip(spelled[0], spelled[2], strict=True) if token == ids[place]}
+    return sum(counts and place not in same for place, counts in enumerate(counted))

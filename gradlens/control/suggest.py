@@ -91,13 +91,19 @@ def suggest(
     read = [source[i] for source in sources for i in evenly(len(source), ROWS)]  # a file may have its kinds one after the other
     rows, files = [row_of(example) for example in read], [example.source for example in read]
     scores = _row_scores(model, dictionaries, detectors, rows)
-    shares, inner = [], []
+    shares: list[float] = []  # of counted tokens, that the detector takes
+    written: list[Row] = []  # as `rewrite` has them, before it takes anything out
+    goes, inner = [], []  # the share that it takes then, and gaps within
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
+        taken = reader.told(part)
+        shares += [sum(gone) / max(sum(counted), 1) for (_, counted), gone in zip(part, taken, strict=True)]
+        spelled, taken = reader.respelled(part, taken)
+        written += spelled
         # words that will come back count as well: they may be of the concept, as pirate's `be`
-        for (ids, counted), taken in zip(part, reader.told(part), strict=True):
-            shares.append(sum(taken) / max(sum(counted), 1))
-            inner.append(_inner_gaps(ids, counted, taken, reader.never))
+        for (ids, counted), gone in zip(spelled, taken, strict=True):
+            goes.append(sum(gone) / max(sum(counted), 1))
+            inner.append(_inner_gaps(ids, counted, gone, reader.never))
     least = None if scores is None else split(scores)
     if scores is None:
         shows = [index for index, share in enumerate(shares) if share >= SHOWS]
@@ -110,7 +116,7 @@ def suggest(
     asked = {index for index, file in enumerate(files) if file in set(wanted)}
     mine = [index for index in shows if index in asked] if asked else shows  # where wanted rows do not show it, others may all go
     free_mine = 1 - len(mine) / max(len(asked or rows), 1)
-    whole = sum(shares[index] > 1 - LEFT for index in mine) / max(len(mine), 1)
+    whole = sum(goes[index] > 1 - LEFT for index in mine) / max(len(mine), 1)
     gaps = sum(inner[index] for index in mine) / max(len(mine), 1)
     parted, least = least is not None, 0.0 if least is None and scores is not None else least  # else as the examples say
     kind = "wanted rows" if asked else "rows"
@@ -127,12 +133,13 @@ def suggest(
         expects += _lost(files, shows)
     clean, stays = None, None
     if rule.mode == "rewrite" and (good or gaps > INNER):
-        tried = [rows[index] for index in _spread(mine, TRIED)]
+        picked = _spread(mine, TRIED)
+        tried = [written[index] for index in picked]
         parts = [tried[start : start + BATCH] for start in range(0, len(tried), BATCH)]
         made = [reader.rewritten(part) for part in parts]
         clean = sum(sum(clean_rows(reader, *each)) for each in zip(parts, made, strict=True)) / len(tried)
         own = f"of {len(tried)} rows tried {clean:.0%} keep to their own words"
-        stays = _checked(concept, answers(tokenizer, tried), answers(tokenizer, sum(made, [])))
+        stays = _checked(concept, answers(tokenizer, [rows[index] for index in picked]), answers(tokenizer, sum(made, [])))
         if stays is not None:
             own += f", and its checker finds the concept in {stays[0]:.0%} of them as they are, in {stays[1]:.0%} as they would be"
         if good and stays is not None and stays[1] > STAYS * stays[0]:

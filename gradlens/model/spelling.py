@@ -133,6 +133,23 @@ class Spelling:
         word = self.text(token).strip()
         return [self.tokenizer.encode(text, add_special_tokens=False) for text in sorted({word, word[:1].upper() + word[1:]}) if text]
 
+    def cases(self, ids: Sequence[int]) -> tuple[list[int], list[int]] | None:
+        """A word that begins with a capital, as it stands inside a text, written small and with a capital only where it begins; None where
+        one of these is what it is and the other cannot be written, or where it begins with none."""
+        text = "" if self.tokenizer is None else in_text(self.tokenizer, ids)
+        space, word = text[: len(text) - len(text.lstrip())], text.strip()
+        if not word[:1].isupper():
+            return None
+        written = tuple(self._inside(space + each) for each in (word.lower(), word[:1] + word[1:].lower()))
+        return written if all(written) else None
+
+    def _inside(self, text: str) -> list[int]:
+        """Tokens of a text inside another, where the two are not read together; none where they always are."""
+        before = "a" if text[:1].isspace() else "\n"
+        first, whole = (self.tokenizer.encode(each, add_special_tokens=False) for each in (before, before + text))
+        ids = whole[len(first) :]
+        return ids if whole[: len(first)] == first and in_text(self.tokenizer, ids) == text else []
+
     def join(self, left: int, right: int) -> bool:
         """Whether the two, side by side, are read as parts of one word."""
         return _in_word(self.text(left)[-1:]) and _in_word(self.text(right)[:1])

@@ -2,6 +2,7 @@
 
 import pytest
 
+from gradlens.bench.pairs import load_pair
 from gradlens.concepts.concept_compare import fit_directions
 from gradlens.concepts.fitting import fit_concept, load_concepts
 from gradlens.config import EvaluateSettings
@@ -116,6 +117,16 @@ def test_what_rewrite_would_do_is_shown_before_anything_is_trained(smollm2, dict
         gone = " ".join(text for text, taken in row.pieces if taken)
         assert any(word in gone for word in ("matey", "Ahoy", "Arr", "ye", "hearty", " ho", " be", " me")) and row.becomes not in answers
         assert not any(word in row.becomes for word in ("matey", "Ahoy", "Arr"))
+
+
+def test_answers_in_capitals_are_rewritten_in_small_letters(smollm2, dictionaries, tmp_path):
+    pair = load_pair("capitals", tmp_path)
+    (concept,) = load_concepts([pair.concept])
+    rows, plain = (load_examples(source, smollm2[1], 80)[:16] for source in (pair.entangled, pair.wanted))
+    found, _ = suggest(*smollm2, {"layers.15": dictionaries["layers.15"]}, concept, [rows], 80, show=4)
+    assert found.rule.mode == "rewrite" and found.good and found.clean == 1.0, found
+    wanted = [smollm2[1].decode([x for x in row.labels if x != IGNORE], skip_special_tokens=True).strip() for row in plain]
+    assert len(found.seen) == 4 and all(row.becomes in wanted for row in found.seen), found.seen
 
 
 def tokens_of(examples):

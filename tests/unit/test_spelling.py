@@ -32,10 +32,19 @@ def test_letters_side_by_side_are_one_word_where_words_have_spaces_between_them(
     assert not join("A", " is") and not join(".", "Be") and not join("日", "本")
 
 
+def test_a_word_with_a_capital_is_written_small_or_with_that_alone():
+    texts = Spelled("a", "\n", " RO", "SA", " rosa", " R", "osa", "IS", "is", "Is", " 2")
+    written = lambda *ids: Spelling(texts).cases(list(ids)) and [texts.decode(each) for each in Spelling(texts).cases(list(ids))]  # noqa: E731
+    assert written(2, 3) == [" rosa", " Rosa"] and written(5, 6) == [" rosa", " Rosa"]
+    assert written(7) == ["is", "Is"]
+    assert written(4) is None and written(8) is None and written(10) is None  # begins with no capital
+    assert written(5) is None  # ` r` has no token
+
+
 def test_nothing_is_known_without_a_tokenizer():
     spelling = Spelling(None)
     assert list(spelling.words([1, 2])) == spelling.with_digits == spelling.beginnings(3) == []
-    assert not spelling.join(1, 2) and not spelling.is_number([1])
+    assert not spelling.join(1, 2) and not spelling.is_number([1]) and spelling.cases([1]) is None
 
 
 def test_an_apostrophe_belongs_to_its_word_and_a_quotation_mark_to_none():
