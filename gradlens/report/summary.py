@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from copy import copy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -31,12 +33,14 @@ from gradlens.report.rules_in_force import rule_text
 from gradlens.report.top import MEASURED, has, nothing_taught, ranked_by, ranking
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.table import Column, Table
 
     from gradlens.recording.store import RunReader
 
 TOP_FEATURES = 20
 ALARMS = 12  # on the screen
+WORDS = 20  # characters that a column of words needs at least
 SHOWN = ("uptake", "drift", "push", "attribution")  # of features and concepts, the best measured first
 WEIGHED = "uptake_weighed"  # of concepts whose examples were told (`concept_uptake.py`); before all others
 CURVES = (WEIGHED, "uptake", "drift", "drift_direction", "own", "update", "update_direction", "taught", "push", "attribution", "energy")
@@ -230,12 +234,12 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
         loss = "loss not recorded: the loop says it by `lens.log({'train/loss': ...})`"
     parts: list[Any] = [Text.from_markup(head, emoji=False), Text(loss)]
 
-    def table(title: str, *columns: str) -> Table:
+    def table(title: str, *columns: str, keep: str = "") -> Table:
         made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for column in columns:
             words = column in ("concept", "hookpoint", "label", "curve", "measure", "alarm", "in its own answers")
             made.add_column(column, justify="left" if words else "right", overflow="fold", no_wrap=not words or column == "hookpoint")
-        parts.extend([Text(""), made])
+        parts.extend([Text(""), _Fitted(made, keep) if keep else made])
         return made
 
     def figures(rows: Iterable[dict[str, Any]]) -> list[str]:
@@ -258,11 +262,14 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
             parts.append(Text(f"and {len(summary['alarms']) - ALARMS} more in events.jsonl"))
     if summary["concepts"]:
         shown = figures(entry for hookpoints in summary["concepts"].values() for entry in hookpoints.values())
-        rows = table("Concepts", "concept", "hookpoint", *shown, "curve")
+        rows = table("Concepts", "concept", "hookpoint", *shown, "curve", keep=shown[0] if shown else "curve")
+        drawn = {curve["estimator"] for hookpoints in summary["curves"].values() for curve in hookpoints.values()}
+        if len(drawn) == 1:
+            parts.append(Text(f"Curve: {', '.join(drawn)} over the run, from its lowest to its highest reading.", style="dim"))
         for name, hookpoints in summary["concepts"].items():
             for hookpoint, entry in hookpoints.items():
                 curve = summary["curves"].get(name, {}).get(hookpoint)
-                line = f"{sparkline(curve['values'], 16)} {curve['estimator']}" if curve else ""
+                line = f"{sparkline(curve['values'], 16)} {curve['estimator'] if len(drawn) > 1 else ''}".rstrip() if curve else ""
                 rows.add_row(escape(name), hookpoint, *(_figure(entry.get(key), "+") for key in shown), line)
     none = nothing_taught(summary["top_features"], learned, "attribution")
     if none:
@@ -270,7 +277,7 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
     elif summary["top_features"]:
         by = ranked_by(summary["top_features"], "attribution")
         shown = figures(summary["top_features"])
-        rows = table("Features that were taught most", "hookpoint", "feature", *shown, "label")
+        rows = table("Features that were taught most", "hookpoint", "feature", *shown, "label", keep=by)
         parts.append(Text(ranking(summary["top_features"], "attribution"), style="dim" if by in MEASURED else "yellow"))
         for row in summary["top_features"]:
             if has(row, by):
@@ -298,6 +305,29 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
     where = summary["report"] or f"not written yet: gradlens report {called(summary['run_dir'])}"
     parts += [Text(f"run folder: {summary['run_dir']}"), Text(f"report: {where}")]
     return Group(*parts)
+
+
+@dataclass
+class _Fitted:
+    """A table with as many columns of figures as there is room for: what names a row stays, and no figure is cut to another one."""
+
+    table: Table
+    keep: str  # the column that rows are ranked by
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        kept = copy(self.table)
+        kept.columns = list(self.table.columns)
+        for name in ("attribution", "push", "drift", "curve", "uptake"):  # what tells least first
+            if sum(map(self._width, kept.columns)) + 2 * (len(kept.columns) - 1) <= options.max_width:
+                break
+            kept.columns = [column for column in kept.columns if column.header != name or name == self.keep]
+        yield kept
+
+    @staticmethod
+    def _width(column: Column) -> int:
+        """What a column needs; words may go on in the next line."""
+        width = max(len(str(column.header)), *(len(str(cell)) for cell in column.cells), 0)
+        return width if column.no_wrap or column.header == "curve" else min(width, WORDS)
 
 
 def _clipped(text: str, length: int = 90) -> str:

@@ -184,6 +184,25 @@ def test_a_checker_that_is_not_to_be_believed_is_told_of_once(tmp_path):
     assert render(summarize(again)).replace("\n", " ").count(told["text"]) == 1
 
 
+@pytest.mark.parametrize("width", [45, 60, 80, 160])
+def test_a_narrow_screen_has_fewer_columns_and_no_other_figures(tmp_path, width):
+    shown = summarize(write_run(tmp_path / "run", uptake=True))
+    figures = {"uptake": 0.0123, "drift": -0.000456, "push": 6.84e-07, "attribution": 0.000434, "uptake_weighed": -0.0465}
+    shown["concepts"] = {"arithmetic": {"layers.15": figures, "layers.27": figures}}
+    shown["curves"] = {"arithmetic": {"layers.15": {"estimator": "uptake_weighed", "steps": [3, 6], "values": [0.0, 0.6]}}}
+    text = render(shown, width=width)
+    concepts = text[text.index("Concepts") :].split("\n\n")[0]
+    heads = concepts.split("\n")[1].split()
+    assert heads[:3] == ["concept", "hookpoint", "uptake_weighed"] and ("attribution" in heads) == (width > 80)
+    for row, hookpoint in zip(concepts.split("\n")[2:4], ("layers.15", "layers.27"), strict=True):
+        assert row.split()[: len(set(heads) - {"curve"})] == ["arithmetic", hookpoint] + [
+            f"{figures[name]:+.3g}" for name in heads if name in figures
+        ]
+    assert "Curve: uptake_weighed" in concepts or "curve" not in heads
+    features = text[text.index("Features that were taught most") :]
+    assert "ahoy" in features and "[salt]" in features and "uptake" in features.split("\n")[1]
+
+
 def test_where_nothing_was_learned_the_screen_says_so_in_place_of_the_features(tmp_path):
     shown = summarize(write_run(tmp_path / "run", uptake=True))
     text = render(shown)
