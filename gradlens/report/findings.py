@@ -70,15 +70,18 @@ def labelled(found: Iterable[Mapping[str, Any]], labels: Labels) -> list[dict[st
 
 
 def alarms(events: Iterable[Mapping[str, Any]], scalars: Scalars) -> list[dict[str, Any]]:
-    """`{"step", "about", "name", "text", "behaviour_step", "behaviour_before"}` of each alarm.
+    """`{"step", "about", "name", "text", "behaviour_step", "behaviour_before", "doubted"}` of each alarm.
 
-    For a concept the step at which the model's own answers were seen to show it, and the step of the reading before; see `behaviour`.
+    For a concept the step at which the model's own answers were seen to show it, and the step of the reading before, see `behaviour`;
+    `doubted`: whether the checker that says so is in doubt.
     """
-    found = []
+    found, events = [], list(events)
+    doubtful = {event["concept"] for event in current(events, "doubtful_checker")}
     for event in current(events, "alarm"):
         told, before = behaviour(scalars, str(event.get("name"))) if event.get("about") == "concept" else (None, None)
         about = {key: event.get(key) for key in ("step", "about", "name", "text")}
-        found.append({**about, "behaviour_step": told, "behaviour_before": before})
+        doubted = event.get("about") == "concept" and event.get("name") in doubtful
+        found.append({**about, "behaviour_step": told, "behaviour_before": before, "doubted": doubted})
     return found
 
 
@@ -153,7 +156,8 @@ def told_of_answers(alarm: Mapping[str, Any]) -> str:
         return "-"
     if step is None:
         return "not read" if before is None else f"not at step {before}"
-    return f"at step {step}" + ("" if before is None else f", not at step {before}")
+    doubt = " (its checker is in doubt)" if alarm.get("doubted") else ""
+    return f"at step {step}" + ("" if before is None else f", not at step {before}") + doubt
 
 
 def beyond_chance(counts: Mapping[str, int]) -> str:

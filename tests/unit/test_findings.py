@@ -86,6 +86,7 @@ def test_alarms_say_when_answers_would_have_told():
         "text": "sea is being learned",
         "behaviour_step": 12,
         "behaviour_before": 8,
+        "doubted": False,
     }
     assert found[1]["behaviour_step"] is None
     assert [told_of_answers(entry) for entry in found] == ["at step 12, not at step 8", "-"]
@@ -93,6 +94,10 @@ def test_alarms_say_when_answers_would_have_told():
     assert told_of_answers(silent) == "not read"
     (later,) = alarms([alarm(4)], rates("sea", (0, 0.0), (6, 0.05)))
     assert told_of_answers(later) == "not at step 6"
+    doubt = {"kind": "doubtful_checker", "step": 0, "concept": "sea", "text": "before training 3 of 8 show sea"}
+    (doubted,) = alarms([doubt, alarm(4)], scalars)
+    assert told_of_answers(doubted) == "at step 12, not at step 8 (its checker is in doubt)"
+    assert [entry["doubted"] for entry in alarms(iter([doubt, alarm(4, "salt"), alarm(8, "sea", "mover")]), scalars)] == [False, False]
 
 
 def test_passages_are_taken_apart_at_their_marks():

@@ -100,9 +100,8 @@ def test_what_was_learned_stands_in_the_summary_in_words_with_labels_and_alarms(
     summary = write_run(tmp_path / "run", uptake=True).summary
     (entry,) = summary["learned_in_words"]
     assert entry == {"step": 6, **SEA, "labels": ["[salt] and sea", "ahoy"]}
-    assert summary["alarms"] == [
-        {"step": 3, "about": "concept", "name": "sea/salt", "text": "sea/salt is being learned", "behaviour_step": 6, "behaviour_before": 3}
-    ]
+    read = {"behaviour_step": 6, "behaviour_before": 3, "doubted": False}
+    assert summary["alarms"] == [{"step": 3, "about": "concept", "name": "sea/salt", "text": "sea/salt is being learned", **read}]
     assert summary["concepts"]["sea/salt"]["layers.3"] == {"uptake": 0.6, "drift": 5.0, "push": 12.0, "attribution": None}
     assert summary["concepts"]["sea/salt"]["layers.1"]["uptake"] is None
 
