@@ -68,8 +68,11 @@ def nothing_taught(rows: Sequence[Mapping[str, Any]], learned: Mapping[str, int]
 
 def ranking(rows: Iterable[Mapping[str, Any]], unread: str = "push") -> str:
     """By what rows are ranked, in words."""
+    rows = list(rows)
     by = ranked_by(rows, unread)
-    return RANKED.get(by) or UNREAD.format(by=by)
+    several = len({row.get("hookpoint") for row in rows}) > 1
+    scales = " Hookpoints have scales of their own: each in units of its largest." if several else ""
+    return (RANKED.get(by) or UNREAD.format(by=by)) + scales
 
 
 class Top(list):

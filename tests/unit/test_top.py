@@ -47,6 +47,8 @@ def test_a_table_says_by_what_it_is_ranked_and_shows_no_rows_of_zeros():
     unread = str(Top([row(4, push=-1.0)]))
     assert "Ranked by |push|: there is no finite reading of the probe set yet, and push alone does not tell" in unread.replace("\n", " ")
     assert "attribution alone" in ranking([row(4, attribution=1.0)], "attribution")
+    one, other = row(3, uptake=0.5), {**row(4, uptake=8.0), "hookpoint": "layers.99"}
+    assert "in units of its largest" in ranking([one, other]) and "in units" not in ranking([one, one])
 
 
 def test_where_nothing_was_learned_the_table_says_so_in_place_of_its_rows():
