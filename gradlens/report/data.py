@@ -113,7 +113,10 @@ def gather(readers: Sequence[RunReader]) -> dict[str, Any]:
 
 
 def encode(value: Any) -> Any:
-    """JSON data with four significant digits; what is not finite becomes its word."""
+    """JSON data with nine significant digits; what is not finite becomes its word.
+
+    The page shows three: of 1.30501 it would show 1.30 where it were given 1.305, and the terminal 1.31.
+    """
     if isinstance(value, dict):
         return {str(key): encode(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -121,7 +124,7 @@ def encode(value: Any) -> Any:
     if isinstance(value, (float, np.floating)):
         if math.isnan(value):
             return "NaN"
-        return float(f"{value:.4g}") if math.isfinite(value) else ("Infinity" if value > 0 else "-Infinity")
+        return float(f"{value:.9g}") if math.isfinite(value) else ("Infinity" if value > 0 else "-Infinity")
     if value is None or isinstance(value, (bool, int, str)):
         return value
     return value.item() if hasattr(value, "item") else str(value)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from synthetic_runs import HOOKS, STRAY, make_run, make_study
 
+from gradlens.compare import percent
 from gradlens.errors import InputError
 from gradlens.recording.store import RunReader, RunWriter
 from gradlens.report.data import GROUP, MAX_CLUSTERS, MAX_CONCEPTS, encode, gather
@@ -135,6 +136,19 @@ def test_curves_begin_with_the_best_that_every_concept_has(tmp_path, weighed, sh
             ]
             writer.record({"step": step, "scalars": dict.fromkeys(read, 0.5)})
     assert drawn_text(tmp_path, "((body) => body.append(view.estimator))", RunReader(tmp_path / "run")).strip() == shown
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_a_figure_is_the_same_wherever_it_stands(tmp_path):
+    shares = [hits / 32 for hits in range(33)]
+    figures = [1.3050055556363158, 0.2704998552799225, 0.49554, -2.67506, 0.000141234, -0.000265]
+    data = json.dumps(encode({"shares": shares, "figures": figures}))
+    draw = (
+        f"((body) => {{ const d = {data}; body.append(d.shares.map(percent).join(' '), ' ', d.figures.map((v) => format(v)).join(' ')); }})"
+    )
+    shown = drawn_text(tmp_path, draw, RunReader(make_run(tmp_path / "a", steps=2))).split()
+    assert shown[:33] == [percent(share) for share in shares]
+    assert [float(text.replace("−", "-")) for text in shown[33:]] == [float(f"{value:.3g}") for value in figures]
 
 
 def test_what_was_learned_is_in_the_data_with_its_marks_answers_and_labels(tmp_path):
@@ -400,7 +414,7 @@ def test_a_wide_and_long_run_stays_under_five_megabytes(tmp_path):
 
 def test_encoding_names_what_is_not_finite():
     assert encode({"a": [float("nan"), float("inf"), -float("inf"), 1 / 3, np.float32(2), np.int64(3), True, None]}) == {
-        "a": ["NaN", "Infinity", "-Infinity", 0.3333, 2.0, 3, True, None]
+        "a": ["NaN", "Infinity", "-Infinity", 0.333333333, 2.0, 3, True, None]
     }
 
 

@@ -51,7 +51,9 @@ const resolved = (name) => getComputedStyle(document.documentElement).getPropert
 const dot = (run) => el("span", { cls: "dot", style: { background: color(run) }, "aria-hidden": "true" });
 const runName = (run) => el("span", { cls: "runname" }, RUNS.length > 1 ? dot(run) : null, run.title);
 const isWord = (value) => typeof value === "string"; // "NaN", "Infinity", "-Infinity"
-const percent = (share) => (share === null || share === undefined ? "–" : `${Math.round(100 * share)}%`);
+// Halves to the even number, as in what Python has written: 4 of 32 are 12% in the heading and beside a bar.
+const whole = (value) => (Math.abs(value) % 1 === 0.5 ? 2 * Math.round(value / 2) : Math.round(value));
+const percent = (share) => (share === null || share === undefined ? "–" : `${whole(100 * share)}%`);
 
 function format(value, sign) {
   if (value === null || value === undefined) return "–";
@@ -60,7 +62,7 @@ function format(value, sign) {
   let text;
   if (value === 0) text = "0";
   else if (size >= 1e5 || size < 1e-4) text = value.toExponential(1);
-  else text = value.toFixed(Math.max(0, Math.min(5, 2 - Math.floor(Math.log10(size))))).replace("-", "−");
+  else text = value.toFixed(Math.max(0, Math.min(6, 2 - Math.floor(Math.log10(size))))).replace("-", "−");
   return sign && value > 0 ? `+${text}` : text;
 }
 
