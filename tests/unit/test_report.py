@@ -139,6 +139,35 @@ def test_curves_begin_with_the_best_that_every_concept_has(tmp_path, weighed, sh
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_a_dark_page_is_printed_light_and_is_dark_again_afterwards(tmp_path):
+    draw = """((body) => {
+      const on = {};
+      globalThis.addEventListener = (kind, call) => { on[kind] = call; };
+      lightOnPaper(() => body.append(document.documentElement.dataset.theme, " "));
+      on.beforeprint(); on.afterprint(); body.append("| ");
+      setTheme(true);
+      on.beforeprint(); on.afterprint(); body.append(document.documentElement.dataset.theme);
+    })"""
+    run = RunReader(make_run(tmp_path / "a", steps=2))
+    assert drawn_text(tmp_path, draw, run).split() == ["|", "light", "dark", "dark"]
+    assert "lightOnPaper(() =>" in report_of(tmp_path, run).text["script:"]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_a_control_that_is_drawn_anew_keeps_the_focus(tmp_path):
+    draw = """((body) => {
+      const control = (name) => ({ focus: () => body.append(name) });
+      const before = [control("old"), control("old")], after = [control("first"), control("second")];
+      const holder = { controls: before, querySelectorAll() { return this.controls; } };
+      document.activeElement = before[1];
+      keepFocus(holder, () => { holder.controls = after; });
+      document.activeElement = control("elsewhere");
+      keepFocus(holder, () => {});
+    })"""
+    assert drawn_text(tmp_path, draw, RunReader(make_run(tmp_path / "a", steps=2))).strip() == "second"
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 def test_a_figure_is_the_same_wherever_it_stands(tmp_path):
     shares = [hits / 32 for hits in range(33)]
     figures = [1.3050055556363158, 0.2704998552799225, 0.49554, -2.67506, 0.000141234, -0.000265]

@@ -34,6 +34,13 @@ function setTheme(dark) {
 }
 setTheme(matchMedia("(prefers-color-scheme: dark)").matches);
 
+// Paper is white: a dark page would be printed with white letters on it.
+function lightOnPaper(redraw) {
+  let dark = false;
+  addEventListener("beforeprint", () => { dark = document.documentElement.dataset.theme === "dark"; if (dark) { setTheme(false); redraw(); } });
+  addEventListener("afterprint", () => { if (dark) { setTheme(true); redraw(); } });
+}
+
 function el(tag, options, ...children) {
   const node = document.createElement(tag);
   for (const [key, value] of Object.entries(options || {})) {
@@ -90,12 +97,20 @@ function checkbox(label, value, change) {
   return el("label", {}, node, label);
 }
 
+// Whoever goes by keyboard is not sent back to the top of the page when what is drawn anew holds what has the focus.
+function keepFocus(body, draw) {
+  const all = () => [...body.querySelectorAll("select, input, button")];
+  const held = all().indexOf(document.activeElement);
+  draw();
+  if (held >= 0 && all()[held]) all()[held].focus({ preventScroll: true });
+}
+
 // A section with its heading; `draw(body)` fills it and may be called again.
 function section(id, short, title, lead, draw) {
   const body = el("div", {});
   document.getElementById("page").append(el("section", { id }, el("h2", {}, title), lead ? el("p", { cls: "lead" }, lead) : null, body));
   document.getElementById("nav").append(el("a", { href: `#${id}` }, short));
-  const redraw = () => { body.replaceChildren(); draw(body, redraw); };
+  const redraw = () => keepFocus(body, () => { body.replaceChildren(); draw(body, redraw); });
   redraw();
   return redraw;
 }

@@ -126,7 +126,7 @@ function drawMovers(body, redraw) {
     const shown = moversView.all ? rows : rows.slice(0, 15);
     const top = Math.max(1e-12, ...movers.rows.map((row) => (typeof row[movers.by] === "number" ? Math.abs(row[movers.by]) : 0)));
     const head = columns.map(([key, name]) => el("th", { cls: key === "label" || !key ? null : "num", "aria-sort": key === moversView.sort ? (moversView.down ? "descending" : "ascending") : null },
-      key ? el("button", { type: "button", tabindex: "0", onclick: () => { moversView.down = moversView.sort === key ? !moversView.down : true; moversView.sort = key; fill(); } }, name) : name));
+      key ? el("button", { type: "button", tabindex: "0", onclick: () => { moversView.down = moversView.sort === key ? !moversView.down : true; moversView.sort = key; keepFocus(holder, fill); } }, name) : name));
     const cell = (row, key) => {
       if (key === "label") return el("td", { cls: "label" }, row.label || el("span", { cls: "quiet" }, "no label"), " ", row.concepts.map((c) => el("span", { cls: "pill" }, c)));
       if (key === "") return el("td", {}, spark(row.spark));
@@ -138,7 +138,7 @@ function drawMovers(body, redraw) {
     holder.replaceChildren(el("div", { cls: `scroll${shown.length > 15 ? " tall" : ""}`, tabindex: "0", role: "region", "aria-label": "Features that were taught most" }, el("table", {}, el("thead", {}, el("tr", {}, head)),
       el("tbody", {}, shown.map((row) => el("tr", {}, columns.map(([key]) => cell(row, key))))))),
     el("p", { cls: "quiet small", style: { margin: "12px 0 0" } }, `${shown.length} of ${rows.length} kept here, of ${movers.of} features; after step ${movers.step}. `,
-      rows.length > 15 ? el("button", { cls: "link", type: "button", onclick: () => { moversView.all = !moversView.all; fill(); } }, moversView.all ? "Show fewer" : "Show all") : null));
+      rows.length > 15 ? el("button", { cls: "link", type: "button", onclick: () => { moversView.all = !moversView.all; keepFocus(holder, fill); } }, moversView.all ? "Show fewer" : "Show all") : null));
   }
   fill();
 }
@@ -242,5 +242,6 @@ section("events", "Events", "Events", null, drawEvents);
 section("details", "Details", "Details", null, drawDetails);
 
 document.getElementById("theme").addEventListener("click", () => { setTheme(document.documentElement.dataset.theme !== "dark"); redrawCurves(); });
+lightOnPaper(() => { redrawCurves(); resize(); });
 let pending = 0;
 new ResizeObserver(() => { cancelAnimationFrame(pending); pending = requestAnimationFrame(resize); }).observe(document.getElementById("page"));
