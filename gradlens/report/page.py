@@ -130,7 +130,8 @@ def _clusters(run: dict[str, Any]) -> list[tuple[str, str]]:
     for entry in run["learned_in_words"][:1]:
         before, now = map(chance, entry["probability"])
         words = listed(entry["words"][:6]) or "tokens without words"
-        return [(f"What it learned most: {words}.", f"{chance(entry['share'])} of all; said with probability {before} → {now}."), *less]
+        share = f"{chance(entry['share'])} of what was learned"
+        return [(f"What it learned most: {words}.", f"{share}; said with probability {before} → {now}."), *less]
     if learned_nothing(run):
         return less + [
             ("Nothing beyond chance was learned.", f"No feature at {', '.join(run['learned'])}, at a false discovery rate of {FDR:.0%}.")
@@ -148,7 +149,8 @@ def _learned(concept: str, run: dict[str, Any]) -> dict[str, Any] | None:
             clear = after["low"] > before["high"] or after["high"] < before["low"]
             words = f"{percent(before['rate'])} → {percent(after['rate'])} of answers to {prompts} prompts"
             note = " (its checker is in doubt: see below)" if doubted else "" if clear else " (no clear change)"
-            changes.append(((clear and not doubted) * abs(after["rate"] - before["rate"]), words, note))
+            counts = f"{before['hits']} of {before['n']} → {after['hits']} of {after['n']} answers to {prompts} prompts"
+            changes.append(((clear and not doubted) * abs(after["rate"] - before["rate"]), words, note, counts))
     changes.sort(key=lambda change: -change[0])
     by = next((name for name in MEASURED if run[name].get(concept)), MEASURED[-1])
     moved = []
@@ -163,8 +165,8 @@ def _learned(concept: str, run: dict[str, Any]) -> dict[str, Any] | None:
     return {
         "size": changes[0][0] if changes else 0.0,
         "heading": f"{concept}: {changes[0][1]}" if changes else "",
-        "text": f"{concept}: {'; '.join(words + note for _, words, note in changes) or 'not looked for in answers'}.",
-        "aside": f"{MOVED[by]}: {'; '.join(moved)}." if moved else "",
+        "text": f"{concept}: {'; '.join(words + note for _, words, note, _ in changes) or 'not looked for in answers'}.",
+        "aside": " ".join([f"{counts}." for *_, counts in changes] + [f"{MOVED[by]}: {'; '.join(moved)}."] * bool(moved)),
     }
 
 

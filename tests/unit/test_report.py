@@ -65,11 +65,12 @@ def test_a_single_run_says_what_it_taught(tmp_path):
     page = report_of(tmp_path, RunReader(make_run(tmp_path / "a", steps=10)))
     assert page.text["h1:"] == "pirate: 0% → 100% of answers to chat prompts"
     assert "Training loss went from" in page.text["li:"] and "(no clear change)" in page.text["li:"]
+    assert "0 of 32 → 32 of 32 answers to chat prompts." in page.text["li:"]  # a share says little without how many there were
 
 
 def test_the_first_fact_of_a_run_is_what_it_learned_most_in_words(tmp_path):
     page = report_of(tmp_path, RunReader(make_run(tmp_path / "a", steps=10)))
-    assert re.search(r"^What it learned most: matey, Ahoy, ye\.60% of all; said with probability 2% → 39%\.", page.text["li:"])
+    assert re.search(r"^What it learned most: matey, Ahoy, ye\.60% of what was learned; said with probability 2% → 39%\.", page.text["li:"])
     assert "Uptake of its features" in page.text["li:"]
     older = report_of(tmp_path, RunReader(make_run(tmp_path / "b", steps=10, uptake=False)))
     assert "learned most" not in older.text["li:"] and "Change of its features' mean activation" in older.text["li:"]
@@ -178,6 +179,24 @@ def test_a_figure_is_the_same_wherever_it_stands(tmp_path):
     shown = drawn_text(tmp_path, draw, RunReader(make_run(tmp_path / "a", steps=2))).split()
     assert shown[:33] == [percent(share) for share in shares]
     assert [float(text.replace("−", "-")) for text in shown[33:]] == [float(f"{value:.3g}") for value in figures]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_a_plot_says_what_it_shows_and_a_doubt_is_no_plain_text(tmp_path):
+    run = RunReader(make_run(tmp_path / "a", steps=10))
+    draw = """((body) => {
+      getComputedStyle = () => ({ getPropertyValue: () => "" });
+      requestAnimationFrame = () => 0;
+      uPlot = class { destroy() {} };
+      uPlot.join = () => [];
+      drawCurves(body, () => {});
+      view.estimator = "push";
+      drawCurves(body, () => {});
+    })"""
+    text = drawn_text(tmp_path, draw, run)
+    assert "piratelayers.15 · uptake" in text and "piratelayers.27 · push, summed" in text
+    css = report_of(tmp_path, run).text["style:"]
+    assert "\n.warn { color" in css
 
 
 def test_what_was_learned_is_in_the_data_with_its_marks_answers_and_labels(tmp_path):

@@ -180,7 +180,7 @@ function drawCurves(body, redraw) {
     const sum = estimator.summable && view.summed;
     const all = lines(`concept/${concept}/${hook}/${estimator.key}`, sum);
     if (view.loss && all.length) all.push(...lines("train/loss", false, { scale: "loss" }));
-    grid.append(plot(concept, hook, all, { concept }));
+    grid.append(plot(concept, `${hook} · ${estimator.name.toLowerCase()}${sum ? ", summed" : ""}`, all, { concept }));
   }
   for (const { name: concept } of DATA.concepts) {
     if ((!view.concept || view.concept === concept) && RUNS.some((run) => run.curves[`own/${concept}/rate`])) grid.append(plot(`Own answers that show ${concept}`, "share", lines(`own/${concept}/rate`, false), { concept }));

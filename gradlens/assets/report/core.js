@@ -11,7 +11,7 @@ RUNS.forEach((run, i) => {
 
 // The best measured first. `zero`: 0 before training, by definition.
 const ESTIMATORS = [
-  { key: "uptake_weighed", name: "Uptake, weighed", zero: true, text: "How much more the model says what speaks for the concept than before training, by all features, weighed as the concept's examples were told, beyond what ordinary text would make of it. Measured on the probe texts; concepts with examples have it, and alarms go by it." },
+  { key: "uptake_weighed", name: "Uptake, weighed", zero: true, text: "How much more the model says what speaks for the concept than before training, by all features, weighed as the concept's examples were told, beyond what ordinary text would make of it. Measured on the probe texts; concepts with examples have it, and alarms go by it and by uptake." },
   { key: "uptake", name: "Uptake", zero: true, text: "How much more the model says what expresses the concept's features than before training, beyond what ordinary text would make of it. Measured on the probe texts; it tells what was learned from what was not better than any curve below." },
   { key: "drift", name: "Drift", zero: true, text: "How much more the concept's features fire on the probe texts than before training. Measured, not estimated: what the model reads in a text, not what it says." },
   { key: "drift_direction", name: "Drift along direction", zero: true, text: "How far the residual stream moved along the features' directions on the probe texts. Measured; a different question from whether the features fire." },
