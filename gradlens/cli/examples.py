@@ -136,7 +136,9 @@ def _cluster(reader: RunReader, number: int) -> tuple[str, Features]:
 
 
 def _words(cluster: Mapping[str, Any]) -> str:
-    return ", ".join(cluster.get("words") or cluster.get("labels") or ["no words"])
+    from gradlens.findings import listed
+
+    return listed(cluster.get("words") or cluster.get("labels") or ["no words"])
 
 
 def _concept_of_file(reader: RunReader, file: str) -> tuple[str, Features, dict[str, float], dict[str, RowDetector]]:

@@ -131,12 +131,12 @@ def test_alone_it_lists_what_can_be_asked_for(run):
     assert [entry["words"] for entry in data["clusters"]] == [["ahoy", "aye"], []]
 
 
-def test_shares_of_clusters_are_told_as_elsewhere(run):
-    small = [{**CLUSTERS[0], "share": 0.0065}, {**CLUSTERS[1], "share": float("nan")}]
+def test_shares_and_words_of_clusters_are_told_as_elsewhere(run):
+    small = [{**CLUSTERS[0], "share": 0.0065, "words": [".", ",", "but"]}, {**CLUSTERS[1], "share": float("nan")}]
     with RunWriter.open_existing(run) as writer:
         writer.event("learned", clusters=small)
     text = call(run)
-    assert "--cluster 1  0.65% of what was learned" in text and "--cluster 2  ? of what was learned" in text
+    assert "--cluster 1  0.65% of what was learned: '.', ',', but" in text and "--cluster 2  ? of what was learned" in text
 
 
 def test_a_run_without_rows_says_so_and_a_loop_of_ones_own_how_to_have_them(tmp_path):
