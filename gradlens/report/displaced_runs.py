@@ -68,7 +68,7 @@ def in_words(rows: Sequence[Row]) -> list[str]:
 
 
 def _share(drift: float, had: float) -> str:
-    return f"{drift / had:+.0%}" if had > 0 else f"{drift:+.3g}"
+    return f"{drift / had:+z.0%}" if had > 0 else f"{drift:+.3g}"
 
 
 def _by_arm(arms: Sequence[str | None], values: Sequence[float | None]) -> dict[str, float]:

@@ -51,6 +51,9 @@ def test_it_is_told_in_percent_of_what_the_concept_had(readers):
         "c at layers.1 (a rule acts here), without: its own features +100%, nearest in direction +12%, active on the same tokens +12%",
         "dictionary at layers.1, share it leaves unexplained: +0.050 with rules, +0.100 without",
     ]
+    rows = displacement(readers, ["none", "rules"])
+    next(row for row in rows if row["what"] == "own")["drift"]["rules"] = -0.001
+    assert "its own features +0%, nearest" in in_words(rows)[0]
 
 
 def test_compare_and_report_show_it_unasked(readers):
