@@ -16,7 +16,7 @@ from gradlens.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from gradlens.concepts.fitting.concept_files import RowDetector
+    from gradlens.concepts.concept_files import RowDetector
     from gradlens.recording.store import RunReader
 
 STYLES = ((0.5, "bold black on bright_yellow"), (0.2, "black on yellow"), (0.0, "yellow"))  # from which strength on
@@ -59,7 +59,7 @@ def examples(
 
     Example: gradlens examples last --concept pirate -n 5; gradlens examples last --cluster 1; gradlens examples last --features 27:41,1290
     """
-    from gradlens.report.page.teaching import teachers, teachers_of
+    from gradlens.report.teaching import teachers, teachers_of
 
     asked = {"--concept": concept, "--features": features, "--cluster": cluster, "--concept-file": concept_file}
     given = [name for name, value in asked.items() if value not in (None, [])]
@@ -122,7 +122,7 @@ def _at(wanted: Features, hookpoint: str | None, title: str) -> Features:
 
 def _cluster(reader: RunReader, number: int) -> tuple[str, Features]:
     """Name and features of one of the clusters of what was learned, counted from 1."""
-    from gradlens.report.page.findings import clusters
+    from gradlens.report.findings import clusters
 
     found = clusters(reader.events)
     if not found:
@@ -144,8 +144,8 @@ def _words(cluster: Mapping[str, Any]) -> str:
 def _concept_of_file(reader: RunReader, file: str) -> tuple[str, Features, dict[str, float], dict[str, RowDetector]]:
     """Name and features of the one concept in a file, at the hookpoints that the run has; how well its texts are told at each, and by
     what."""
-    from gradlens.concepts.fitting.concept_files import load_concepts
-    from gradlens.report.page.teaching import aucs_of, recorded_lessons
+    from gradlens.concepts.concept_files import load_concepts
+    from gradlens.report.teaching import aucs_of, recorded_lessons
 
     concepts = load_concepts([file])
     if len(concepts) > 1:
@@ -197,8 +197,8 @@ def _print_choices(reader: RunReader, json_output: bool) -> None:
 
 
 def _print_rows(title: str, found: dict[str, Any]) -> None:
-    from gradlens.report.page.teaching import UNKNOWN
-    from gradlens.report.page.texts import marked_tokens
+    from gradlens.report.teaching import UNKNOWN
+    from gradlens.report.texts import marked_tokens
 
     shown = [row for row in found["rows"] if row["share"] > 0]
     where = "all hookpoints together" if found["hookpoint"] == "all" else found["hookpoint"]

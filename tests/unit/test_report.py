@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gradlens.compare import percent
 from synthetic_runs import HOOKS, STRAY, make_run, make_study
 
-from gradlens.compare import percent
 from gradlens.errors import InputError
 from gradlens.recording.store import RunReader, RunWriter
 from gradlens.report.data import GROUP, MAX_CLUSTERS, MAX_CONCEPTS, encode, gather
