@@ -136,7 +136,7 @@ def _cluster(reader: RunReader, number: int) -> tuple[str, Features]:
 
 
 def _words(cluster: Mapping[str, Any]) -> str:
-    from gradlens.findings import listed
+    from gradlens.report.findings import listed
 
     return listed(cluster.get("words") or cluster.get("labels") or ["no words"])
 

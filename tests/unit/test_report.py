@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gradlens.compare import percent
 from synthetic_runs import HOOKS, STRAY, make_run, make_study
 
 from gradlens.errors import InputError
 from gradlens.recording.store import RunReader, RunWriter
+from gradlens.report.compare import percent
 from gradlens.report.data import GROUP, MAX_CLUSTERS, MAX_CONCEPTS, encode, gather
 from gradlens.report.page import ASSETS, write_report
 from gradlens.report.summary import CURVES
