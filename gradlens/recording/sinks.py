@@ -32,7 +32,8 @@ MAX_KEYS = 256  # a W&B project bears under 10,000 distinct metrics
 INCREMENTS = 100  # W&B shows the last 100 increments of a table
 TABLE_ROWS = 100  # of one increment, over all hookpoints: 10,000 in all is W&B's limit
 STALL_SECONDS = 60.0  # a child that takes no row for so long is hanging
-ARTIFACT = ("config.yaml", "versions.json", "events.jsonl", "evaluation.json", "labels.json", "summary.json", "concepts.yaml")
+# summary.json is not among them: it is made when all is written, and of a run that goes on there is an old one
+ARTIFACT = ("config.yaml", "versions.json", "events.jsonl", "evaluation.json", "labels.json", "concepts.yaml")
 
 
 def make_sinks(wandb: WandbSettings, trackers: Sequence[str], run_dir: str | Path, config: Any) -> list[Any]:

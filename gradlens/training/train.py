@@ -79,6 +79,8 @@ def train_rank(rank: Rank) -> str:
         if rank.shared.before is None:
             rank.shared.before = read_evaluation(rank.run_dir).get("before") or _evaluated(rank, model, tokenizer, concepts, "before")
         if rank.shared.before:
+            if "before" not in read_evaluation(rank.run_dir):
+                rank.recorder.record(evaluation_record(rank.shared.before, step=0))
             write_evaluation(rank.run_dir, "before", rank.shared.before)
             for found in doubts_of(rank.shared.before):
                 log.warning(found["text"])
@@ -96,6 +98,7 @@ def train_rank(rank: Rank) -> str:
         after = _evaluated(rank, model, tokenizer, concepts, "after")
         if after:
             write_evaluation(rank.run_dir, "after", after)
+            rank.recorder.record(evaluation_record(after, config.train.steps))
     world.broadcast(None)  # nobody leaves while rank 0 still works
     return status
 
@@ -380,6 +383,14 @@ def to_train(config: RunConfig, model: nn.Module, device: torch.device) -> nn.Mo
     if config.model.gradient_checkpointing:
         enable_checkpointing(model)
     return model.requires_grad_(True)
+
+
+def evaluation_record(result: dict[str, Any], step: int) -> dict[str, Any]:
+    """What the model does (see `evaluate`) as curves: `eval/nll/SET`, `eval/rate/PROMPTS/CONCEPT`."""
+    scalars = {f"eval/nll/{name}": value for name, value in result.get("nll", {}).items()}
+    for prompts, rates in result.get("rates", {}).items():
+        scalars |= {f"eval/rate/{prompts}/{concept}": rate for concept, rate in rates.items()}
+    return {"step": step, "time": time.time(), "scalars": scalars}
 
 
 def _evaluated(rank: Rank, model: nn.Module, tokenizer: Any, concepts: list[Concept], when: str) -> dict[str, Any]:

@@ -273,6 +273,10 @@ def test_arms_share_concepts_and_the_base_evaluation(inputs):
     assert [(summary["arm"], summary["status"]) for summary in summaries] == [("rules", "done"), ("none", "done")]
     before = [summary["evaluation"]["nll"]["low"]["before"] for summary in summaries]
     assert before[0] == before[1]
+    for summary in summaries:
+        steps, losses = curve(summary, "eval/nll/low")
+        nll = summary["evaluation"]["nll"]["low"]
+        assert list(steps) == [0, 6] and list(losses) == pytest.approx([nll["before"], nll["after"]])
     first = [curve(summary, "train/loss")[1][0] for summary in summaries]
     assert first[0] == first[1]
 
