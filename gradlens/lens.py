@@ -52,6 +52,10 @@ from gradlens.world import Single, World, flat_sum_
 
 log = logging.getLogger(__name__)
 
+NOTHING_COUNTS = (
+    "so far no batch has had a token to learn (all labels are -100?): nothing is read, and the probe set waits for the first that has one"
+)
+
 
 class Lens:
     """Watches `model` while `optimizer` trains it. See `gradlens.watch` for the friendly way to make one."""
@@ -294,6 +298,8 @@ class Lens:
         self._check_fired()
         if self.dictionaries and self.hooks.observing() and not self.hooks.saw_gradients and self.world.size == 1:
             self._event("gap", reason="no gradient reached a hookpoint in this step")
+        if self.probe is None and self.hooks.fired and self._tell_once("no_tokens", "not_read", reading="steps", reason=NOTHING_COUNTS):
+            log.warning("%s", NOTHING_COUNTS)
         flat_sum_(self.world, self.control.counters())
         self.control.step = self.step
         self.control.before_step()

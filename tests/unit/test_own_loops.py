@@ -148,6 +148,26 @@ def test_a_model_that_is_called_without_labels_is_told_of_once(caplog):
     assert caplog.text.count("called without labels") == 1
 
 
+def test_batches_with_nothing_to_learn_are_told_of_once(caplog):
+    model = tiny_model().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with lens_of(model, optimizer, probe=None) as lens:
+        for step in range(4):
+            batch = tiny_batch(step)
+            if step < 2:
+                batch["labels"] = torch.full_like(batch["labels"], -100)
+            model(**batch).logits.mean().backward()
+            optimizer.step()
+    assert caplog.text.count("so far no batch has had a token to learn") == 1
+    assert [event["reading"] for event in lens.recorder.events if event["kind"] == "not_read"].count("steps") == 1
+    assert lens.probe is not None  # of the third
+    caplog.clear()
+    with lens_of(model, optimizer, probe=None):
+        model(**tiny_batch()).loss.backward()
+        optimizer.step()
+    assert "no batch" not in caplog.text
+
+
 def test_where_answers_have_one_token_the_gradient_that_teaches_it_is_read():
     batch = tiny_batch(B=2)
     batch["labels"][:, :-1] = -100
