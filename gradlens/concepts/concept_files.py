@@ -56,6 +56,11 @@ class CheckerSpec(BaseModel):
             self.arguments  # noqa: B018
         except ValueError as error:
             raise ValueError(f"command: {error}: {self.command!r}") from None
+        for pattern in self.pattern:  # here, lest a file that `concepts fit` and `config check` take ends a run
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"pattern: {pattern!r} is not a regular expression: {error}") from None
         return self
 
 

@@ -169,6 +169,7 @@ def test_a_program_that_is_not_there_is_named():
         ({"pattern": ["a"], "command": "b"}, "give one of pattern, classifier and command, found pattern and command"),
         ({"min_matches": 2}, "found none of them"),
         ({"command": "judge 'a"}, "command: No closing quotation"),
+        ({"pattern": ["ahoy", "(arr"]}, "pattern: '(arr' is not a regular expression"),
         ({"command": "judge", "timeout": 0}, "timeout"),
     ],
 )
