@@ -159,7 +159,7 @@ def suggest(
     base: Annotated[
         Path | None, typer.Option("--config", help="Of a pair file: the config with model and dictionaries. Default: the demo's.")
     ] = None,
-    concept: Annotated[str | None, typer.Option(help="Name of one of the config's concepts; default: the first.")] = None,
+    concept: Annotated[str | None, typer.Option(help="One of the config's concepts; default: its first rule's, else the first.")] = None,
     show: Annotated[int, typer.Option(min=0, help="Rows to show with what the rule would make of them; reweight: of either kind.")] = 3,
     changes: SetOption = [],  # noqa: B006 (typer reads it)
     json_output: JsonOption = False,
@@ -186,6 +186,7 @@ def suggest(
     from gradlens.cli.bench import teller
     from gradlens.cli.run import DEMO, fetch_model
     from gradlens.concepts.fitting import load_concepts
+    from gradlens.control.rules import load_rules
     from gradlens.control.suggest import suggest as read
     from gradlens.data.rows import load_examples
     from gradlens.dictionaries.formats import load_dictionary
@@ -214,7 +215,8 @@ def suggest(
         tell("reading examples and rows: texts", done=texts)
 
     tell("reading examples and rows")
-    about, data = named[concept] if concept else found[0], settings.data
+    ruled = [rule.concept for rule in load_rules(settings.rules) if rule.concept in named]
+    about, data = named[concept or (ruled or list(named))[0]], settings.data
     said, _ = read(model, tokenizer, dictionaries, about, sources, data.max_length, advance, show=show, wanted=data.wanted or ())
     if json_output:
         print_json(said.as_dict())

@@ -204,6 +204,12 @@ def test_a_pair_file_is_told_from_a_config_and_a_rule_is_suggested_for_it(comman
         (folder / "same.yaml").write_text(yaml.safe_dump(settings | {"concepts": ["high.yaml"]}))
         found = json.loads(call("rules", "suggest", pair, "--config", job, "--shape", shape, "--json").stdout)
         assert found == json.loads(call("rules", "suggest", folder / "same.yaml", "--json").stdout)
+    other = yaml.safe_load((folder / "high.yaml").read_text()) | {"name": "other"}
+    (folder / "other.yaml").write_text(yaml.safe_dump(other))
+    ruled = settings | {"concepts": ["other.yaml", "high.yaml"], "rules": [{"concept": "high", "mode": "auto"}]}
+    for rules, about in ((ruled["rules"], "high"), ([], "other")):  # a config with a rule is asked about what the rule is for
+        (folder / "ruled.yaml").write_text(yaml.safe_dump(ruled | {"rules": rules}))
+        assert json.loads(call("rules", "suggest", folder / "ruled.yaml", "--json").stdout)["rule"]["concept"] == about
     alone = yaml.safe_load(pair.read_text())
     del alone["unwanted"]
     pair.write_text(yaml.safe_dump(alone))
