@@ -31,7 +31,7 @@ def table(columns: Mapping[str, Mapping[str, Tensor]], n: int) -> list[dict[str,
             continue
         sizes = _sizes(part, by)
         best = sizes.topk(min(n, len(sizes)))
-        scale = max(part[by].abs().nan_to_num().max().item(), 1e-30)  # hookpoints have scales of their own
+        scale = max(sizes.max().item(), 1e-30)  # hookpoints have scales of their own
         for i, size in zip(best.indices.tolist(), (best.values / scale).tolist(), strict=True):
             rows.append((size, {"hookpoint": name, "feature": i, **{key: value[i].item() for key, value in part.items()}}))
     return [row for _, row in sorted(rows, key=lambda pair: -pair[0])[:n]]

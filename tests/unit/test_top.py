@@ -36,8 +36,12 @@ def test_features_are_ranked_by_the_best_reading_that_has_something_to_tell():
     assert ranked(uptake=some, drift=-some, push=some) == [2, 0]
     assert ranked(uptake=zero, drift=some, push=-some) == [1, 2]
     assert ranked(push=some) == [1, 2] and len(table({HOOK: {"energy": some}}, 2)) == 2 and table({HOOK: {}}, 2) == []
-    both = table({"layers.1": {"uptake": some}, HOOK: {"uptake": 100 * torch.tensor([0.0, 1.0, 0.9])}}, 3)
-    assert [(found["hookpoint"], found["feature"]) for found in both] == [(HOOK, 1), (HOOK, 2), ("layers.1", 2)]  # in units of their own
+    both = table({"layers.1": {"uptake": torch.tensor([0.0, 0.5, 1.0])}, HOOK: {"uptake": 100 * torch.tensor([0.0, 1.0, 0.9])}}, 4)
+    order = [("layers.1", 2), (HOOK, 1), (HOOK, 2), ("layers.1", 1)]
+    assert [(found["hookpoint"], found["feature"]) for found in both] == order  # in units of their own
+    both = table({"layers.1": {"uptake": 30 * some}, HOOK: {"uptake": torch.tensor([0.0, 1.0, 0.9])}}, 2)
+    assert {found["hookpoint"] for found in both} == {"layers.1", HOOK}  # what is said less sinks nothing that was learned there
+    assert "each in units of its largest" in ranking(both) and "units" not in ranking(both[:1])
 
 
 def test_a_table_says_by_what_it_is_ranked_and_shows_no_rows_of_zeros():
