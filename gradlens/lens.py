@@ -419,7 +419,8 @@ class Lens:
         if clusters is None:
             return
         self.recorder.event("learned", step=self.step, clusters=[entry.as_dict() for entry in clusters], less=self.learning.less())
-        self.learning.alarms(self.step, clusters, self.recorder.event)
+        taken_out = {active.rule.concept for active, _ in self.control.in_force("rewrite") if active.rule.random_control is None}
+        self.learning.alarms(self.step, clusters, self.recorder.event, taken_out)
 
     def finish(self) -> bool:
         """Last readings and dense snapshot, which the state holds afterwards; does nothing where the last step had them. Whether it did."""

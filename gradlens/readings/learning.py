@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -41,6 +41,8 @@ from gradlens.readings.uptake import MIN_GAIN, Pairs, uptake
 from gradlens.report.excerpts import cut, place_of_words
 
 SAID = 300  # characters that are kept of an answer
+# of an alarm for a concept whose words `rewrite` takes out of the rows
+AROUND = "; its words are taken out of the rows, so this may be of what stands around them in these texts: go by its own answers"
 
 Batch = dict[str, Tensor]
 Report = Callable[..., None]
@@ -371,9 +373,12 @@ class Learning:
         own = [reading.answers if reading is not None else [] for reading in (self.own_start, self.own_last)]
         return said_less.in_words(fallen, *own)
 
-    def alarms(self, step: int, clusters: list[movers.Cluster], report: Report) -> None:
-        """Report, once each, that a watched concept or something unannounced is being learned (`alarms.py`)."""
+    def alarms(self, step: int, clusters: list[movers.Cluster], report: Report, taken_out: Collection[str] = ()) -> None:
+        """Report, once each, that a watched concept or something unannounced is being learned (`alarms.py`). `taken_out`: concepts whose
+        words a rule takes out of the rows."""
         for alarm in new_alarms(self, clusters):
+            if alarm["about"] == "concept" and alarm["name"] in taken_out:
+                alarm = alarm | {"text": alarm["text"] + AROUND}
             self.alarmed.append({"step": step, **alarm})
             report("alarm", step=step, **alarm)
 

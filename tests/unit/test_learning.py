@@ -53,7 +53,11 @@ def test_a_watched_concept_raises_one_alarm_when_its_uptake_is_beyond_chance():
     again.load_state_dict(made.state_dict(), made.probe)
     again._uptake = made._uptake
     again.alarms(4, [], report)
-    assert len(told) == 1  # also after a restart
+    assert len(told) == 1 and "taken out" not in alarm["text"]  # also after a restart
+    told.clear()
+    again.alarmed.clear()
+    again.alarms(5, [], report, taken_out={"taught"})
+    assert alarm["text"] in told[0][1]["text"] and "its words are taken out of the rows" in told[0][1]["text"]
 
 
 def test_what_is_certain_but_tiny_was_not_learned():
