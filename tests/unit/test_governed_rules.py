@@ -258,7 +258,8 @@ def test_a_run_goes_back_before_its_alarm_and_on_from_there_and_nothing_is_lost(
     assert list(RunReader(folder).curve("train/loss")[1]) == list(before)  # without other rules: the same run again
     with pytest.raises(ConfigError, match="has raised no alarm"):
         roll_back(folder)
-    assert roll_back(folder, 0).step == 0 and not checkpoints(folder) and RunReader(folder).keys() == []
+    assert roll_back(folder, 0).step == 0 and not checkpoints(folder)
+    assert RunReader(folder).keys() == ["eval/nll/x"] and list(RunReader(folder).curve("eval/nll/x")[0]) == [0]  # before training
     assert (folder / "set_aside" / "002" / "checkpoints" / "step-000002").is_dir()
 
 

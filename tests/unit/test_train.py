@@ -62,21 +62,25 @@ def test_a_run_leaves_curves_rows_checkpoint_model_and_evaluation(inputs, tmp_pa
     config = tiny_config(inputs, evaluate={"heldout": heldout, "prompts": heldout, "max_new_tokens": 2, "max_rows": 4})
     status, recorder = trained(config, tmp_path)
     assert status == "done"
-    assert [record["step"] for record in recorder.records] == [0, 1, 2, 3, 4, 5, 6]  # step 0: what the model says before training
-    assert set(recorder.records[0]["scalars"]) == {"own/some/rate"}
+    (before, own, *steps, after) = recorder.records
+    assert (before["step"], own["step"], after["step"]) == (0, 0, 6)  # step 0: what the model says before training
+    assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
+    assert set(own["scalars"]) == {"own/some/rate"}
     losses = curve(recorder, "train/loss")
     assert losses[-1] < losses[0]
-    assert {"train/lr", "train/grad_norm", "train/tokens", "train/step_seconds"} <= set(recorder.records[1]["scalars"])
-    assert recorder.records[1]["features"]["layers.2"]["push"].any()
-    assert len(recorder.records[-1]["dense"]["layers.2"]["drift"]) == 80
+    assert {"train/lr", "train/grad_norm", "train/tokens", "train/step_seconds"} <= set(steps[0]["scalars"])
+    assert steps[0]["features"]["layers.2"]["push"].any()
+    assert len(steps[-1]["dense"]["layers.2"]["drift"]) == 80
     rows = read_lines(tmp_path / "rows.jsonl")
     assert len({row["row_id"] for row in rows}) == len(rows) == 24
-    assert {example["row_id"] for record in recorder.records[1:] for example in record["examples"]} == {row["row_id"] for row in rows}
+    assert {example["row_id"] for record in steps for example in record["examples"]} == {row["row_id"] for row in rows}
     assert last_checkpoint(tmp_path)[0] == 6
     assert (tmp_path / "model" / "adapter_model.safetensors").is_file()
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     assert evaluation["after"]["nll"]["high"] < evaluation["before"]["nll"]["high"]
     assert len(evaluation["after"]["answers"]["high"]) == 4
+    for record, found in ((before, evaluation["before"]), (after, evaluation["after"])):  # as curves too
+        assert record["scalars"] == {"eval/nll/high": found["nll"]["high"], "eval/rate/high/some": found["rates"]["high"]["some"]}
 
 
 def test_micro_batches_give_the_same_loss_and_attribution(inputs, tmp_path):
