@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from gradlens.control.restoring import runs
 from gradlens.control.rewriting import LogProbs
+from gradlens.control.row_teller import Row
 from gradlens.model.spelling import Spelling
 
 WORDS = 3  # in an answer, at least: one in capitals may be a name
@@ -20,8 +21,7 @@ NEARLY_ALL = 0.8  # of them
 FEWER = 0.5
 PLACES = 256  # at which logits of the whole vocabulary are made at a time
 
-Row = tuple[list[int], list[bool]]  # token ids, and which of them the loss counts
-Made = tuple[list[int], list[bool], list[int]]  # and where each stood before
+Made = tuple[list[int], list[bool], list[int]]  # a row, and where each of its tokens stood before
 
 
 @dataclass

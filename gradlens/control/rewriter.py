@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gradlens.concepts.detector import score
-from gradlens.control.respelling import respell
+from gradlens.control.respelling import Made, respell
 from gradlens.control.restoring import Asked, Told, restore, runs
 from gradlens.control.rewriting import LEFT, rewrite
 from gradlens.control.row_teller import Row, RowTeller, digest, digests, key_of, padded, rows_of
@@ -50,8 +50,7 @@ class Tokens:
     instead_of_F: Tensor | None = None
 
 
-Made = tuple[list[int], list[bool], list[int]]  # and where each token stood before
-Packed = tuple[array, bytes, array]  # the same in 17 bytes a token: as lists 20,000 rows of 4096 tokens would be 7 GiB
+Packed = tuple[array, bytes, array]  # a `Made` in 17 bytes a token: as lists 20,000 rows of 4096 tokens would be 7 GiB
 
 
 def packed(made: Made) -> Packed:

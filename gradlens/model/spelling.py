@@ -134,8 +134,8 @@ class Spelling:
         return [self.tokenizer.encode(text, add_special_tokens=False) for text in sorted({word, word[:1].upper() + word[1:]}) if text]
 
     def cases(self, ids: Sequence[int]) -> tuple[list[int], list[int]] | None:
-        """A word that begins with a capital, as it stands inside a text, written small and with a capital only where it begins; None where
-        one of these is what it is and the other cannot be written, or where it begins with none."""
+        """A word that begins with a capital, as it stands inside a text, written small, and with that capital alone; None where it begins
+        with none, or where no tokens spell one of the two."""
         text = "" if self.tokenizer is None else in_text(self.tokenizer, ids)
         space, word = text[: len(text) - len(text.lstrip())], text.strip()
         if not word[:1].isupper():
