@@ -30,7 +30,8 @@ from gradlens.model.spelling import characters_in_text, each_in_text
 from gradlens.readings import movers, said_less
 from gradlens.readings.alarms import new_alarms
 from gradlens.readings.concept_uptake import ConceptUptake
-from gradlens.readings.own import OwnReading, before_training, place_in_answer, prompts_of, read_own, weights_in
+from gradlens.readings.noise import by_text, with_noise
+from gradlens.readings.own import OwnReading, before_training, change_by_answer, place_in_answer, prompts_of, read_own, weights_in
 from gradlens.readings.probe import ProbeReading, ProbeTokens, read_probe, read_tokens, spread
 from gradlens.readings.projection import RowDetectors
 from gradlens.readings.rollouts import mean_by, prompt_of_row
@@ -184,13 +185,27 @@ class Learning:
             scalars |= {f"{name}/fvu": now.fvu, f"{name}/l0": now.l0, f"{name}/fvu_start": then.fvu}
             moved = now.mean - then.mean
             for concept, members in self._of(name):
+                parts = self._by_text(name, members)
                 for key in ("uptake", "drift", "drift_direction"):
                     if key in columns:
-                        scalars[f"concept/{concept}/{name}/{key}"] = columns[key][members].mean().item()
+                        with_noise(scalars, f"concept/{concept}/{name}/{key}", columns[key][members].mean().item(), parts.get(key))
                 if (weighed := self.weighed_uptake(concept, name)) is not None:
-                    scalars[f"concept/{concept}/{name}/uptake_weighed"] = weighed[0].mean().item()
+                    values_R = weighed[0]
+                    with_noise(scalars, f"concept/{concept}/{name}/uptake_weighed", values_R.mean().item(), values_R / len(values_R))
                 scalars |= {f"concept/{concept}/{name}/{key}": v for key, v in group_change(dictionary, members, moved).items()}
         return dense
+
+    def _by_text(self, hookpoint: str, members: Tensor) -> dict[str, Tensor]:
+        """What every text of the probe set contributes to the figures of some features, `[R]` each; {} where texts are not kept."""
+        now, then, tokens_R = self.last[hookpoint], self.start[hookpoint], torch.bincount(self.known.row_T.long())
+        if now.rows is None or then.rows is None or now.row_means is None or then.row_means is None:
+            return {}
+        along_O = self.dictionaries[hookpoint].unit_directions(members).double().mean(0).cpu()
+        parts = {
+            "drift": by_text((now.rows - then.rows)[:, members], tokens_R),
+            "drift_direction": by_text((now.row_means - then.row_means).double() @ along_O, tokens_R),
+        }
+        return parts | ({"uptake": by_text(self._uptake[hookpoint][1][:, members], tokens_R)} if hookpoint in self._uptake else {})
 
     def _routed(self) -> AbstractContextManager[None]:
         return self.routers.reading() if self.routers is not None else nullcontext()
@@ -215,8 +230,10 @@ class Learning:
             if change is None:
                 continue
             dense.setdefault(name, {})["own"] = change.float().numpy()
+            parts_RF = change_by_answer(self.own_start, self.own_last, name)
             for concept, members in self._of(name):
-                scalars[f"concept/{concept}/{name}/own"] = change[members].mean().item()
+                parts_R = None if parts_RF is None else parts_RF[:, members].mean(1)
+                with_noise(scalars, f"concept/{concept}/{name}/own", change[members].mean().item(), parts_R)
         scalars |= self.own_rates()
 
     def read_generated(self, batches: list[Batch]) -> None:
@@ -470,6 +487,7 @@ class Learning:
         if self.own_start is not None:
             state["own_start"] = {
                 "answers": list(self.own_start.answers),
+                "lengths": list(self.own_start.lengths),
                 "at": {name: vars(reading).copy() for name, reading in self.own_start.at.items()},
             }
         if self.routed_start is not None:
@@ -496,4 +514,6 @@ class Learning:
             self.routed_start = self.routed_last = RouterReading(**state["routed"])
         if "own_start" in state:
             at = {name: ProbeReading(**values) for name, values in state["own_start"]["at"].items()}
-            self.own_start = self.own_last = OwnReading(state["own_start"]["answers"], at, None)
+            self.own_start = self.own_last = OwnReading(
+                state["own_start"]["answers"], at, None, list(state["own_start"].get("lengths", []))
+            )

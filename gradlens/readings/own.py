@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,8 @@ class OwnReading:
 
     answers: list[str]
     at: dict[str, ProbeReading]  # hookpoint -> means over the answers' tokens; empty where no answer has a token to read
-    known: ProbeTokens | None
+    known: ProbeTokens | None  # not kept over a restart
+    lengths: list[int] = field(default_factory=list)  # read tokens of every answer that has some
 
 
 def prompts_of(batches: list[dict[str, Tensor]], rows: int) -> list[list[int]]:
@@ -57,7 +58,20 @@ def read_own(
     """Let the model continue the prompts, greedily, and read what it wrote. Costs a generation and a forward pass."""
     written = continue_texts(model, tokenizer, prompts, max_new_tokens)
     answers = [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in written]
-    return OwnReading(answers, *read_written(model, dictionaries, prompts, written, pad_id_of(tokenizer)))
+    at, known = read_written(model, dictionaries, prompts, written, pad_id_of(tokenizer))
+    return OwnReading(answers, at, known, [] if known is None else torch.bincount(known.row_T.long()).tolist())
+
+
+def change_by_answer(before: OwnReading, now: OwnReading, hookpoint: str) -> Tensor | None:
+    """What the answer to every prompt contributes to the change of each feature's mean over all answers' tokens, `[R, F]`, float64; None
+    where a prompt has no answer to compare."""
+    parts = []
+    for reading in (before, now):
+        if not reading.lengths or len(reading.lengths) != len(reading.answers):
+            return None
+        tokens_R1 = torch.tensor(reading.lengths, dtype=torch.float64)[:, None]
+        parts.append(reading.at[hookpoint].rows.double() * tokens_R1 / tokens_R1.sum())
+    return parts[1] - parts[0]
 
 
 def read_written(

@@ -27,6 +27,7 @@ import numpy as np
 from gradlens.config import WandbSettings
 from gradlens.files import jsonable
 from gradlens.recording.wandb_worker import PREFIX, WandbLogger
+from gradlens.report.findings import NOISE
 
 MAX_KEYS = 256  # a W&B project bears under 10,000 distinct metrics
 INCREMENTS = 100  # W&B shows the last 100 increments of a table
@@ -402,7 +403,7 @@ def key_rank(key: str) -> tuple[int, str]:
     if head == "own" or key == "probe/probability" or last == "learned":
         return 1, key
     if head == "concept":
-        return CONCEPT_RANK.get(last, 6), key
+        return (2 if last.endswith(NOISE) else CONCEPT_RANK.get(last, 6)), key
     if head in ("rule", "eval"):
         return 3, key
     return (2 if key.count("/") == 1 else 7), key  # HOOKPOINT/unexplained and its like

@@ -16,7 +16,7 @@ import numpy as np
 from gradlens.bench.intervals import rate_of, rate_over_runs
 from gradlens.errors import InputError
 from gradlens.report.displaced_runs import displacement, in_words
-from gradlens.report.findings import current, doubts
+from gradlens.report.findings import IN_BRACKETS, NOISE, beside_noise, current, doubts
 from gradlens.report.rules_in_force import rule_text, rules_of
 
 if TYPE_CHECKING:
@@ -71,11 +71,13 @@ def describe(reader: RunReader) -> dict[str, Any]:
     loss = scalars.get("train/loss", (np.zeros(0, int), np.zeros(0)))
     seconds = scalars.get("train/step_seconds", loss)[1] if "train/step_seconds" in scalars else np.zeros(0)
     measured: dict[str, dict[str, dict[str, float | None]]] = {name: defaultdict(dict) for name in MEASURED}
+    noise: dict[str, dict[str, dict[str, float | None]]] = {name: defaultdict(dict) for name in MEASURED}
     for key, (_, values) in scalars.items():
         if key.startswith("concept/") and key.count("/") >= 3:
             concept, hookpoint, name = key.removeprefix("concept/").rsplit("/", 2)
-            if name in measured:
-                measured[name][concept][hookpoint] = _finite(values[-1])
+            into, name = (noise, name.removesuffix(NOISE)) if name.endswith(NOISE) else (measured, name)
+            if name in into:
+                into[name][concept][hookpoint] = _finite(values[-1])
     return {
         "run_id": reader.run_id,
         "name": config.get("name", reader.run_id),
@@ -98,6 +100,7 @@ def describe(reader: RunReader) -> dict[str, Any]:
         "doubted": sorted({event["concept"] for event in current(events, "doubtful_checker")}),
         "doubts": doubts(events),
         **{name: dict(found) for name, found in measured.items()},
+        "noise": {name: dict(found) for name, found in noise.items()},
     }
 
 
@@ -364,9 +367,11 @@ def render(comparison: dict[str, Any]) -> RenderableType:
     for name, concept, hookpoint in _measured(runs):
         row(
             f"{name} {concept} {hookpoint}",
-            lambda run, _, n=name, c=concept, h=hookpoint: _significant(run[n].get(c, {}).get(h)),
+            lambda run, _, n=name, c=concept, h=hookpoint: beside_noise(
+                _significant(run[n].get(c, {}).get(h)), run[n].get(c, {}).get(h), run["noise"][n].get(c, {}).get(h)
+            ),
         )
-    return Group(table, *_verdict_lines(comparison))
+    return Group(table, *_bracket_lines(runs), *_verdict_lines(comparison))
 
 
 def _table_of_arms(runs: Sequence[dict[str, Any]]) -> RenderableType:
@@ -410,6 +415,14 @@ def _table_of_arms(runs: Sequence[dict[str, Any]]) -> RenderableType:
 def _measured(runs: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
     """What of `MEASURED` there is: name, concept, hookpoint."""
     return list(dict.fromkeys((name, c, h) for name in MEASURED for run in runs for c, hooks in run[name].items() for h in hooks))
+
+
+def _bracket_lines(runs: Sequence[dict[str, Any]]) -> list[Any]:
+    """What brackets mean, where a figure of `MEASURED` stands in some."""
+    from rich.text import Text
+
+    figures = [(run[name].get(c, {}).get(h), run["noise"][name].get(c, {}).get(h)) for run in runs for name, c, h in _measured(runs)]
+    return [Text(IN_BRACKETS, style="dim")] if any(beside_noise("", *pair) for pair in figures) else []
 
 
 def _pooled_cell(rate: dict[str, Any] | None) -> str:

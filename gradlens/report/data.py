@@ -17,7 +17,18 @@ import yaml
 from gradlens.readings.ranking import rank_correlation
 from gradlens.report.compare import ARMS, MEASURED, check_text, compare_runs, scalars_by_key
 from gradlens.report.displaced_runs import in_words
-from gradlens.report.findings import alarms, beyond_chance, chance, clusters, labelled, less_in_words, marked, said_less, told_of_answers
+from gradlens.report.findings import (
+    NOISE,
+    alarms,
+    beyond_chance,
+    chance,
+    clusters,
+    labelled,
+    less_in_words,
+    marked,
+    said_less,
+    told_of_answers,
+)
 from gradlens.report.rules_in_force import rule_text
 from gradlens.report.summary import CURVES, feature_labels, learned_counts
 from gradlens.report.texts import MAX_EVENTS, answers, clip, event_rows, teaching_rows
@@ -225,8 +236,8 @@ def _curve_keys(scalars: dict[str, Any], concepts: Sequence[dict[str, Any]]) -> 
     more: list[tuple[int, str]] = []
     for key in scalars:
         parts = key.split("/")
-        if parts[0] == "concept" and "/".join(parts[1:-2]) in shown and parts[-1] in order:
-            more.append((order.index(parts[-1]), key))
+        if parts[0] == "concept" and "/".join(parts[1:-2]) in shown and parts[-1].removesuffix(NOISE) in order:
+            more.append((order.index(parts[-1].removesuffix(NOISE)), key))
         elif parts[0] == "own" and parts[-1] == "rate" and "/".join(parts[1:-1]) in shown:
             keys.append(key)
         elif (parts[0] == "rule" and parts[-1] == "share") or parts[-1] in ("unexplained", "fvu"):

@@ -17,6 +17,8 @@ from gradlens.report.excerpts import Place, around, place_of_words
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+IN_BRACKETS = "In brackets: no larger than chance makes it in 95 of 100 cases (its noise floor)."
+NOISE = "_noise"  # of the key that holds a figure's noise floor (`readings/noise.py`)
 FDR = 0.05  # of `gradlens.readings.significance`, which is not imported here for torch's sake
 LABELS = 3  # of each cluster
 RISE = 0.1  # of the share of own answers that show a concept: from here on they tell of it
@@ -141,6 +143,11 @@ def behaviour(scalars: Scalars, concept: str) -> tuple[int | None, int | None]:
 def chance(value: float | None) -> str:
     """A probability or share in percent, with two digits where it is small; `?` for one that was not finite."""
     return "?" if not isinstance(value, (int, float)) else f"{value:.0%}" if value >= 0.1 else f"{100 * value:.2g}%"
+
+
+def beside_noise(figure: str, value: float | None, floor: float | None) -> str:
+    """A figure as it is shown: in brackets where it is no larger than its noise floor (`IN_BRACKETS`)."""
+    return f"({figure})" if value is not None and floor is not None and abs(value) <= floor else figure
 
 
 def marked(passage: str) -> list[tuple[str, bool]]:

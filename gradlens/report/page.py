@@ -20,7 +20,7 @@ from gradlens import __version__
 from gradlens.files import write_atomic
 from gradlens.report.compare import MEASURED, check_text, percent
 from gradlens.report.data import gather
-from gradlens.report.findings import FDR, chance, listed
+from gradlens.report.findings import FDR, beside_noise, chance, listed
 
 if TYPE_CHECKING:
     from gradlens.recording.store import RunReader
@@ -159,7 +159,9 @@ def _learned(concept: str, run: dict[str, Any]) -> dict[str, Any] | None:
         rank = (movers.get("concept_rank") or {}).get(concept) if movers.get("by") == by else None
         if isinstance(value, (int, float)):
             share = "" if rank is None else f" (higher than {min(rank, 0.999):.1%} of all features there)"
-            moved.append(f"{value:+.3g} at {hookpoint}{share}")
+            floor = ((run.get("noise") or {}).get(by) or {}).get(concept, {}).get(hookpoint)
+            within = ", within its noise" if beside_noise("", value, floor) else ""
+            moved.append(f"{value:+.3g} at {hookpoint}{share}{within}")
     if not changes and not moved:
         return None
     return {

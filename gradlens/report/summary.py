@@ -17,7 +17,10 @@ from gradlens.recording.lookup import called
 from gradlens.recording.worked import seconds_until_stop, seconds_worked
 from gradlens.report.compare import describe, percent, scalars_by_key
 from gradlens.report.findings import (
+    IN_BRACKETS,
+    NOISE,
     alarms,
+    beside_noise,
     beyond_chance,
     clusters,
     current,
@@ -165,15 +168,16 @@ def learned_counts(scalars: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[st
 
 
 def _concepts(scalars: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """`{name: {hookpoint: {uptake, drift, push, attribution}}}`, with `uptake_weighed` where that was read, from the scalars
-    `concept/NAME/HOOKPOINT/ESTIMATOR`."""
+    """`{name: {hookpoint: {uptake, drift, push, attribution}}}`, with `uptake_weighed` where that was read and noise floors
+    (`uptake_noise`) where they are known, from the scalars `concept/NAME/HOOKPOINT/ESTIMATOR`."""
     found: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for key, (_, values) in scalars.items():
         if key.startswith("concept/") and key.count("/") >= 3:
             name, hookpoint, estimator = key.removeprefix("concept/").rsplit("/", 2)
             entry = found[name].setdefault(hookpoint, dict.fromkeys(SHOWN))
             finite = values[np.isfinite(values)]
-            if (estimator in entry or estimator == WEIGHED) and len(finite):
+            shown = estimator.removesuffix(NOISE)
+            if (shown in entry or shown == WEIGHED) and len(finite):
                 entry[estimator] = float(finite.sum() if estimator in ("push", "attribution") else finite[-1])
     return dict(found)
 
@@ -266,11 +270,14 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
         drawn = {curve["estimator"] for hookpoints in summary["curves"].values() for curve in hookpoints.values()}
         if len(drawn) == 1:
             parts.append(Text(f"Curve: {', '.join(drawn)} over the run, from its lowest to its highest reading.", style="dim"))
+        cell = lambda entry, key: beside_noise(_figure(entry.get(key), "+"), entry.get(key), entry.get(key + NOISE))  # noqa: E731
+        if any(cell(entry, key)[0] == "(" for hookpoints in summary["concepts"].values() for entry in hookpoints.values() for key in shown):
+            parts.append(Text(IN_BRACKETS, style="dim"))
         for name, hookpoints in summary["concepts"].items():
             for hookpoint, entry in hookpoints.items():
                 curve = summary["curves"].get(name, {}).get(hookpoint)
                 line = f"{sparkline(curve['values'], 16)} {curve['estimator'] if len(drawn) > 1 else ''}".rstrip() if curve else ""
-                rows.add_row(escape(name), hookpoint, *(_figure(entry.get(key), "+") for key in shown), line)
+                rows.add_row(escape(name), hookpoint, *(cell(entry, key) for key in shown), line)
     none = nothing_taught(summary["top_features"], learned, "attribution")
     if none:
         parts += [Text(""), Text.assemble(("Features that were taught most", "bold"), f": {none}")]

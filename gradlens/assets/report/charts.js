@@ -36,7 +36,10 @@ function lines(key, sum, extra) {
     let y = sum ? summed(curve) : smoothed(finite(curve), view.smooth);
     let x = DATA.axes[curve.axis];
     if (x[0] > 0 && ESTIMATORS.some((e) => e.zero && key.startsWith("concept/") && key.endsWith(`/${e.key}`))) { x = [0, ...x]; y = [0, ...y]; }
-    return { run, x, y, curve, scale: "y", ...extra };
+    const floor = !sum && run.curves[`${key}_noise`];
+    // What chance makes, drawn as a band around zero; where it is not known (null) there is none.
+    const noise = floor && floor.axis === curve.axis ? [...(y.length > floor.y.length ? [0] : []), ...smoothed(finite(floor), view.smooth)] : null;
+    return { run, x, y, curve, noise, scale: "y", ...extra };
   });
 }
 
@@ -61,11 +64,12 @@ function plot(title, aside, all, options = {}) {
   const ink = resolved("--quiet"), grid = resolved("--line");
   const axis = { stroke: ink, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid, width: 1, size: 4 }, font: "12px system-ui, sans-serif" };
   const hasLoss = all.some((line) => line.scale === "loss");
+  const noise = options.zero === false ? -Infinity : Math.max(0, ...all.flatMap((line) => line.noise || []));
   const few = all.every((line) => line.x.length <= 24);
   const settings = {
     width: 400, height: options.height || 220, padding: [12, hasLoss ? 0 : 16, 0, 0], legend: { show: false },
     cursor: { sync: { key: "steps" }, y: false, points: { size: 6 } },
-    scales: { x: { time: false }, y: { range: (u, low, high) => span(low, high, options.zero !== false) }, loss: {} },
+    scales: { x: { time: false }, y: { range: (u, low, high) => (low === null ? [0, 1] : span(Math.min(low, -noise), Math.max(high, noise), options.zero !== false)) }, loss: {} },
     axes: [{ ...axis, size: 30, values: (u, ticks) => ticks.map((v, i) => (!Number.isInteger(v) ? "" : i === 0 ? `step ${v}` : v)) },
       { ...axis, size: 56, values: (u, ticks) => ticks.map(tick) },
       ...(hasLoss ? [{ ...axis, scale: "loss", side: 1, size: 44, grid: { show: false }, values: (u, ticks) => ticks.map(tick) }] : [])],
@@ -74,13 +78,14 @@ function plot(title, aside, all, options = {}) {
       dash: line.scale === "loss" ? [2, 4] : line.dash, points: { show: few && line.scale === "y", size: 5, fill: resolved(`--c${line.run.color}`) },
     }))],
     hooks: {
+      drawClear: [(u) => bands(u, all)],
       draw: [(u) => { marks(u, all); alarmMarks(u, alarms); }],
       setCursor: [(u) => {
         const i = u.cursor.idx;
         readout.replaceChildren(...(i === null || i === undefined ? [] : [el("span", {}, `step ${u.data[0][i]}`), ...all.map((line, n) => {
-          const value = u.data[n + 1][i];
+          const value = u.data[n + 1][i], floor = line.noise ? line.noise[line.x.indexOf(u.data[0][i])] : null;
           return value === undefined || value === null ? null : el("span", {}, el("span", { style: { color: color(line.run) } }, "● "),
-            `${line.scale === "loss" ? "loss " : ""}${format(value)}`);
+            `${line.scale === "loss" ? "loss " : ""}${format(value)}${floor ? ` (noise ±${format(floor)})` : ""}`);
         }).filter(Boolean), ...alarms.filter((a) => a.step === u.data[0][i]).map((a) => el("span", { cls: "alarm" }, `▼ ${a.text}`))]));
       }],
     },
@@ -97,6 +102,24 @@ function span(low, high, zero) {
   if (zero) { low = Math.min(low, 0); high = Math.max(high, 0); }
   const room = (high - low) * 0.06 || Math.abs(high) * 0.1 || 1;
   return [low === 0 ? 0 : low - room, high === 0 ? 0 : high + room];
+}
+
+// The noise floor of every line: a band around zero that it stays in by chance in 95 of 100 cases.
+function bands(u, all) {
+  const { left, top, width, height } = u.bbox, ctx = u.ctx;
+  ctx.save();
+  ctx.beginPath();
+  ctx.rect(left, top, width, height);
+  ctx.clip();
+  ctx.globalAlpha = 0.13;
+  for (const line of all.filter((l) => l.noise)) {
+    const edge = line.x.map((x, i) => [x, line.noise[i]]).filter(([, floor]) => floor !== null && floor !== undefined);
+    ctx.fillStyle = resolved(`--c${line.run.color}`);
+    ctx.beginPath();
+    for (const [x, y] of [...edge, ...edge.map(([x, floor]) => [x, -floor]).reverse()]) ctx.lineTo(u.valToPos(x, "x", true), u.valToPos(y, "y", true));
+    ctx.fill();
+  }
+  ctx.restore();
 }
 
 // Zero line, a strip along the top while a rule acts, a dashed line where the policy changed.
@@ -189,6 +212,7 @@ function drawCurves(body, redraw) {
   const shares = RUNS.flatMap((run) => Object.keys(run.curves).filter((key) => key.startsWith("rule/")));
   for (const key of new Set(shares)) grid.append(plot(`Touched by ${key.slice(5, -6)}`, "share of tokens or energy", lines(key, false)));
   body.append(grid);
+  if (estimator && RUNS.some((run) => Object.keys(run.curves).some((key) => key.endsWith(`/${estimator.key}_noise`)))) body.append(el("p", { cls: "note" }, "The band around zero is what chance makes: flipping the signs of whole texts keeps the curve within it in 95 of 100 cases. A curve inside its band says nothing yet."));
   if (RUNS.some((run) => run.markers.spans.length)) body.append(el("p", { cls: "note" }, "A strip along the top of a plot shows while a rule acts in the run of that colour; a dashed line shows where a rule begins or ends."));
   if (RUNS.some((run) => run.alarms.length)) body.append(el("p", { cls: "note" }, "A triangle with a dotted line marks the step of an alarm: about the concept of the plot, and every alarm on the training loss."));
   if (shown.length < pairs.length && !view.concept && !view.hookpoint) body.append(el("p", { cls: "note" }, `${pairs.length - shown.length} more plots: choose a concept or a hookpoint.`));
