@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from gradlens.cli.runs import RUNS, RunArgument, RunsDirOption
 if TYPE_CHECKING:
     from gradlens.config import RunConfig
     from gradlens.control.rule_preview import Seen
+    from gradlens.control.suggest import Suggestion
 
 app = typer.Typer(no_args_is_help=True, help="Rules: what they are, which one suits a concept; those of a run: change, undo, switch off.")
 
@@ -154,10 +156,13 @@ def _say(folder: Path, state: dict[str, Any], json_output: bool) -> None:
 
 @app.command()
 def suggest(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A run config, or a pair file. Default: the demo's.")] = None,
-    shape: Annotated[str | None, typer.Option(help="Of a pair file: mix or entangled, as in `gradlens bench control`.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Argument(metavar="[CONFIG]", help="A run config, a pair file, or the name of a shipped pair. Default: the demo's."),
+    ] = None,
+    shape: Annotated[str | None, typer.Option(help="Of a pair: mix or entangled, as in `gradlens bench control`.")] = None,
     base: Annotated[
-        Path | None, typer.Option("--config", help="Of a pair file: the config with model and dictionaries. Default: the demo's.")
+        Path | None, typer.Option("--config", help="Of a pair: the config with model and dictionaries. Default: the demo's.")
     ] = None,
     concept: Annotated[str | None, typer.Option(help="One of the config's concepts; default: its first rule's, else the first.")] = None,
     show: Annotated[int, typer.Option(min=0, help="Rows to show with what the rule would make of them; reweight: of either kind.")] = 3,
@@ -181,10 +186,36 @@ def suggest(
       gradlens rules suggest configs/quickstart.yaml --concept pirate
       gradlens rules suggest mine.yaml --show 10
       gradlens rules suggest pair.yaml --shape entangled
+      gradlens rules suggest flattery --shape entangled
       gradlens rules suggest mine.yaml --json
     """
+    from gradlens.cli.run import DEMO
+
+    with tempfile.TemporaryDirectory() as folder:  # a shipped pair's rows are made by code
+        settings = _to_read(config or DEMO, shape, base, changes, Path(folder))
+        said = _suggested(settings, str(config or "demo"), concept, show)
+    if json_output:
+        print_json(said.as_dict())
+        return
+    rule = said.rule
+    said_in_yaml = {"concept": rule.concept, "mode": rule.mode} | rule.model_dump(exclude_defaults=True, include={"rows", "hookpoints"})
+    flow = yaml.safe_dump(said_in_yaml, default_flow_style=True, sort_keys=False, width=1000).strip()
+    out.print(f"rule: {flow}", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"expect: {said.expects}", soft_wrap=True, highlight=False)
+    own, common = ("-" if value is None else f"{value:.0%}" for value in (said.flagged_own, said.flagged_common))
+    out.print(
+        f"read: {said.rows} rows; free {said.free:.0%}, expressed {said.expressed:.0%}, gaps {said.inner:.1f} a row; "
+        f"at {said.hookpoint}: own {own}, ordinary {common}; rows told {'-' if said.rows_auc is None else f'{said.rows_auc:.2f}'}",
+        soft_wrap=True, highlight=False,
+    )  # fmt: skip
+    for row in said.seen:
+        out.print(_row(row), soft_wrap=True)
+
+
+def _suggested(settings: RunConfig, source: str, concept: str | None, show: int) -> Suggestion:
+    """What `suggest` says of a config; `source`: what that is called in a complaint."""
     from gradlens.cli.bench import teller
-    from gradlens.cli.run import DEMO, fetch_model
+    from gradlens.cli.run import fetch_model
     from gradlens.concepts.fitting import load_concepts
     from gradlens.control.rules import load_rules
     from gradlens.control.suggest import suggest as read
@@ -194,10 +225,9 @@ def suggest(
     from gradlens.model.hookpoints import by_place
     from gradlens.model.loading import load_model
 
-    settings = _to_read(config or DEMO, shape, base, changes)
     found = load_concepts(settings.concepts)
     if not found or not settings.dictionaries:
-        raise ConfigError(f"{config or 'demo'}: a suggestion needs `concepts` and `dictionaries`")
+        raise ConfigError(f"{source}: a suggestion needs `concepts` and `dictionaries`")
     named = {each.name: each for each in found}
     if concept is not None and concept not in named:
         raise ConfigError(f"--concept {concept}: unknown; the config has {', '.join(named)}")
@@ -218,40 +248,28 @@ def suggest(
     ruled = [rule.concept for rule in load_rules(settings.rules) if rule.concept in named]
     about, data = named[concept or (ruled or list(named))[0]], settings.data
     said, _ = read(model, tokenizer, dictionaries, about, sources, data.max_length, advance, show=show, wanted=data.wanted or ())
-    if json_output:
-        print_json(said.as_dict())
-        return
-    rule = said.rule
-    said_in_yaml = {"concept": rule.concept, "mode": rule.mode} | rule.model_dump(exclude_defaults=True, include={"rows", "hookpoints"})
-    flow = yaml.safe_dump(said_in_yaml, default_flow_style=True, sort_keys=False, width=1000).strip()
-    out.print(f"rule: {flow}", markup=False, highlight=False, soft_wrap=True)
-    out.print(f"expect: {said.expects}", soft_wrap=True, highlight=False)
-    own, common = ("-" if value is None else f"{value:.0%}" for value in (said.flagged_own, said.flagged_common))
-    out.print(
-        f"read: {said.rows} rows; free {said.free:.0%}, expressed {said.expressed:.0%}, gaps {said.inner:.1f} a row; "
-        f"at {said.hookpoint}: own {own}, ordinary {common}; rows told {'-' if said.rows_auc is None else f'{said.rows_auc:.2f}'}",
-        soft_wrap=True, highlight=False,
-    )  # fmt: skip
-    for row in said.seen:
-        out.print(_row(row), soft_wrap=True)
+    return said
 
 
-def _to_read(path: Path, shape: str | None, base: Path | None, changes: list[str]) -> RunConfig:
-    """A run config; of a pair file what `gradlens bench control` would train on in a shape."""
-    from gradlens.bench.pairs import load_pair, shapes_of, training_files
+def _to_read(path: Path, shape: str | None, base: Path | None, changes: list[str], folder: Path) -> RunConfig:
+    """A run config; of a pair what `gradlens bench control` would train on in a shape, a shipped one written into `folder`."""
+    from gradlens.bench.pairs import SHIPPED, load_pair, shapes_of, training_files
     from gradlens.cli.run import DEMO
     from gradlens.config import is_pair, load_config, read_yaml
     from gradlens.errors import ConfigError
 
-    if not (path.is_file() and is_pair(read_yaml(path))):
+    shipped = str(path) in SHIPPED and not path.exists()
+    if not (shipped or (path.is_file() and is_pair(read_yaml(path)))):
         if shape is not None or base is not None:
-            raise ConfigError(f"{path}: --shape and --config are for a pair file (docs/own-pair.md), and this is none")
+            raise ConfigError(
+                f"{path}: --shape and --config are for a pair (docs/own-pair.md; shipped: {', '.join(SHIPPED)}), and this is none"
+            )
         return load_config(path, changes)
-    pair = load_pair(str(path), path.parent)
+    pair = load_pair(str(path), folder if shipped else path.parent)
     shapes = shapes_of(pair)
     if shape not in (None, "mix", "entangled") or (shape is None and len(shapes) != 1):
         has = f"has rows for {' and '.join(shapes)}" if shapes else "has rows for neither: give `unwanted` or `entangled`"
-        raise ConfigError(f"{path}: a pair file; --shape {'' if shape is None else f'{shape}: expected '}mix or entangled? It {has}")
+        raise ConfigError(f"{path}: a pair; --shape {'' if shape is None else f'{shape}: expected '}mix or entangled? It {has}")
     settings = load_config(base or DEMO, changes)
     data = settings.data.model_copy(update={"train": training_files(pair, shape or shapes[0])})
     return settings.model_copy(update={"data": data, "concepts": [pair.concept]})

@@ -196,8 +196,10 @@ def test_a_pair_file_is_told_from_a_config_and_a_rule_is_suggested_for_it(comman
         call("rules", "suggest", pair, "--config", job)
     with pytest.raises(ConfigError, match="--shape both: expected mix or entangled"):
         call("rules", "suggest", pair, "--config", job, "--shape", "both")
-    with pytest.raises(ConfigError, match="job.yaml: --shape and --config are for a pair file"):
+    with pytest.raises(ConfigError, match="job.yaml: --shape and --config are for a pair"):
         call("rules", "suggest", job, "--shape", "mix")
+    shipped = json.loads(call("rules", "suggest", "question", "--config", job, "--shape", "mix", "--json").stdout)
+    assert shipped["rule"]["concept"] == "question"
     settings = yaml.safe_load(job.read_text())
     for shape, files in (("mix", ["wanted", "unwanted"]), ("entangled", ["entangled"])):
         settings["data"] |= {"train": [f"{name}.jsonl" for name in files], "wanted": None}
