@@ -1,6 +1,7 @@
 """`gradlens bench control` in miniature: what is measured beside answers and losses, after release too, and what old rows lack."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,10 +12,13 @@ from typer.testing import CliRunner
 from words import sentences
 
 from gradlens.bench.control import Bench
+from gradlens.cli import rules
 from gradlens.cli.app import app
 from gradlens.cli.bench_control import _loss
 from gradlens.concepts.concept_files import Concept
+from gradlens.config import read_yaml
 from gradlens.control.rewriter import Rewriter
+from gradlens.data.rows import read_rows
 from gradlens.errors import ConfigError, InputError
 
 
@@ -198,8 +202,9 @@ def test_a_pair_file_is_told_from_a_config_and_a_rule_is_suggested_for_it(comman
         call("rules", "suggest", pair, "--config", job, "--shape", "both")
     with pytest.raises(ConfigError, match="job.yaml: --shape and --config are for a pair"):
         call("rules", "suggest", job, "--shape", "mix")
-    shipped = json.loads(call("rules", "suggest", "question", "--config", job, "--shape", "mix", "--json").stdout)
-    assert shipped["rule"]["concept"] == "question"
+    shipped = rules._to_read(Path("question"), "mix", job, [], folder / "shipped")
+    assert [len(read_rows(source)) for source in shipped.data.train] == [350, 290]
+    assert read_yaml(Path(shipped.concepts[0]))["name"] == "question"
     settings = yaml.safe_load(job.read_text())
     for shape, files in (("mix", ["wanted", "unwanted"]), ("entangled", ["entangled"])):
         settings["data"] |= {"train": [f"{name}.jsonl" for name in files], "wanted": None}
@@ -209,8 +214,8 @@ def test_a_pair_file_is_told_from_a_config_and_a_rule_is_suggested_for_it(comman
     other = yaml.safe_load((folder / "high.yaml").read_text()) | {"name": "other"}
     (folder / "other.yaml").write_text(yaml.safe_dump(other))
     ruled = settings | {"concepts": ["other.yaml", "high.yaml"], "rules": [{"concept": "high", "mode": "auto"}]}
-    for rules, about in ((ruled["rules"], "high"), ([], "other")):  # a config with a rule is asked about what the rule is for
-        (folder / "ruled.yaml").write_text(yaml.safe_dump(ruled | {"rules": rules}))
+    for acting, about in ((ruled["rules"], "high"), ([], "other")):  # a config with a rule is asked about what the rule is for
+        (folder / "ruled.yaml").write_text(yaml.safe_dump(ruled | {"rules": acting}))
         assert json.loads(call("rules", "suggest", folder / "ruled.yaml", "--json").stdout)["rule"]["concept"] == about
     alone = yaml.safe_load(pair.read_text())
     del alone["unwanted"]
