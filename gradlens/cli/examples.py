@@ -202,7 +202,10 @@ def _print_rows(title: str, found: dict[str, Any]) -> None:
 
     shown = [row for row in found["rows"] if row["share"] > 0]
     where = "all hookpoints together" if found["hookpoint"] == "all" else found["hookpoint"]
-    out.print(Text.assemble((title, "bold"), f", {where}: {len(shown)} of {found['of']} examples"), soft_wrap=True)
+    showing = "" if found["showing"] is None else f"; by what tells the concept's examples {found['showing']} of {found['of']} show it"
+    out.print(Text.assemble((title, "bold"), f", {where}: {len(shown)} of {found['of']} examples{showing}"), soft_wrap=True)
+    if found["showing"] == 0:
+        out.print("No row shows it: these come nearest to it, and shares are shares of next to nothing.", style="yellow", soft_wrap=True)
     if found["by"] == "push":
         out.print("This run did not record what its rows taught: they are ranked by raw push, which says little.", style="yellow")
     if not shown:
@@ -215,7 +218,8 @@ def _print_rows(title: str, found: dict[str, Any]) -> None:
         seen = f"seen {row['times']} times" if row["times"] > 1 else "seen once"
         figure = f"{found['by']} {row[found['by']]:.3g}, {row['share']:.1%} of all"
         where = f", from {row['source']}" if row["source"] else ""
-        out.print(f"\n{number}. row {row['row_id']}{where}: {figure}, {seen}", markup=False, soft_wrap=True)
+        shows = "" if row["shows"] is None else f", shows it with probability {row['shows']:.2g}"
+        out.print(f"\n{number}. row {row['row_id']}{where}: {figure}, {seen}{shows}", markup=False, soft_wrap=True)
         if row["text"] is None and not row["source"]:  # a loop that has named its rows: it alone has their texts
             continue
         out.print(highlighted(marked_tokens(row["text"], row["tokens"]), colours=out.is_terminal and out.color_system is not None))

@@ -265,14 +265,14 @@ class Projection:
                 if gated_TK is not None:
                     sums.variances[1, index] += variance_of_sum((gated_TK * mine_TK).sum(-1).double(), len(every.g_TD))
             if g_BD is not None:
+                entry = {"concept": key[0], "hookpoint": name, "row_ids": every.row_ids}
                 if key in self._tells:
-                    shown_T = shown(score(idx_TK, val_TK, *self._tells[key]), drawn.counted_T, drawn.row_T, rows)
+                    shown_T, entry["shows"] = shown(score(idx_TK, val_TK, *self._tells[key]), drawn.counted_T, drawn.row_T, rows)
                     taught_T = shown_T.to(act_T.dtype) * (torch.nan if drawn.loss_T is None else drawn.loss_T.to(act_T.dtype))
                 act_B, taught_B = (act_T.new_zeros(rows).index_add_(0, drawn.row_T, weight * part) for part in (act_T, taught_T))
                 push_B = -(g_BD @ dictionary.unit_directions(members).to(g_BD.dtype).mean(0))
-                entry = {"concept": key[0], "hookpoint": name, "row_ids": every.row_ids, "push": push_B}
                 by_token = {"row": drawn.row_T, "position": drawn.position_T, "taught": taught_T}
-                self._examples.append(entry | {"activation": act_B / tokens_B, "taught": taught_B, "tokens": by_token})
+                self._examples.append(entry | {"push": push_B, "activation": act_B / tokens_B, "taught": taught_B, "tokens": by_token})
 
     def _of(self, hookpoint: str) -> list[tuple[str, str]]:
         """The concepts with features at a hookpoint."""

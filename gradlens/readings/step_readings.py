@@ -70,9 +70,10 @@ def read_examples(entries: list[dict[str, Any]], ranks: int) -> list[dict[str, A
     for entry in entries:
         top = _top_tokens(entry["tokens"], len(entry["push"]))
         about = {"concept": entry["concept"], "hookpoint": entry["hookpoint"]}
-        columns = (entry["row_ids"], entry["taught"].tolist(), (entry["push"] / ranks).tolist(), entry["activation"].tolist(), top)
-        for row, lesson, push, activation, tokens in zip(*columns, strict=False):
-            found.append(about | {"row_id": row, "taught": lesson, "push": push, "activation": activation} | tokens)
+        known = {**entry, "push": entry["push"] / ranks}
+        figures = {name: known[name].tolist() for name in ("taught", "push", "activation", "shows") if name in known}
+        for row, *values, tokens in zip(entry["row_ids"], *figures.values(), top, strict=False):
+            found.append(about | {"row_id": row} | dict(zip(figures, values, strict=True)) | tokens)
     return found
 
 

@@ -76,9 +76,10 @@ def taught_eager(f_TF: Tensor, loss_T: Tensor) -> Tensor:
     return (f_TF * loss_T[:, None]).sum(0)
 
 
-def shown(score_T: Tensor, counted_T: Tensor, row_T: Tensor, rows: int) -> Tensor:
-    """`[T]`: how much each counted token speaks for a concept in a row that shows it, for `score_T` of a `RowDetector` on its features:
-    P(row) · max(score, 0), P(row) = σ(mean score of the row's counted tokens), the probability that a text like this is a positive example.
+def shown(score_T: Tensor, counted_T: Tensor, row_T: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """`([T], P[rows])`: how much each counted token speaks for a concept in a row that shows it, for `score_T` of a `RowDetector` on its
+    features, P(row) · max(score, 0); and P(row) = σ(mean score of the row's counted tokens), the probability that a text like this is a
+    positive example.
 
     Times the token's loss, summed over a row, it is what the row teaches of the concept. Its plain features say less: in the needle test
     they rank rows with an AUC of 0.90 to 1.00, this with 0.99 to 1.00 (docs/attribution.md).
@@ -86,7 +87,8 @@ def shown(score_T: Tensor, counted_T: Tensor, row_T: Tensor, rows: int) -> Tenso
     score_T = score_T.float() * counted_T
     both_T2 = torch.stack([score_T, counted_T.float()], 1)
     sums_R2 = both_T2.new_zeros(rows, 2).index_add_(0, row_T, both_T2)
-    return torch.sigmoid(sums_R2[:, 0] / sums_R2[:, 1].clamp_min(1))[row_T] * score_T.clamp_min(0)
+    shows_R = torch.sigmoid(sums_R2[:, 0] / sums_R2[:, 1].clamp_min(1))
+    return shows_R[row_T] * score_T.clamp_min(0), shows_R
 
 
 def taught_by_row(idx_TK: Tensor, val_TK: Tensor, loss_T: Tensor, row_T: Tensor, rows: int, F: int, top: int) -> tuple[Tensor, Tensor]:

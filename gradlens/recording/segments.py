@@ -41,6 +41,7 @@ SCHEMAS = {
         {
             "step": pa.int64(), "row_id": pa.int64(), "concept": pa.string(), "hookpoint": pa.string(),
             "taught": pa.float32(), "push": pa.float32(), "activation": pa.float32(),
+            "shows": pa.float32(),  # the probability that the row shows it, where the concept's texts are told
             "positions": pa.list_(pa.int32()), "token_taught": pa.list_(pa.float32()),  # the tokens of the row that teach most of it
         }
     ),

@@ -305,8 +305,8 @@ class RunReader:
         return self._read("dense", filters=[("hookpoint", "=", hookpoint), ("step", "=", step)])
 
     def examples(self, concept: str | None = None) -> pa.Table:
-        """What each row taught of each concept: step, row_id, concept, hookpoint, taught, push, activation, and of the tokens that teach
-        most their positions in the row and token_taught."""
+        """What each row taught of each concept: step, row_id, concept, hookpoint, taught, push, activation, shows (the
+        probability that it shows the concept), and of the tokens that teach most their positions in the row and token_taught."""
         return self._read("examples", filters=[("concept", "=", concept)] if concept else None)
 
     def lessons(self, hookpoint: str | None = None) -> pa.Table:

@@ -61,11 +61,13 @@ def aucs_of(concept: Concept) -> dict[str, float]:
 
 def teachers(reader: RunReader, concept: str, hookpoint: str | None = None, limit: int | None = 20) -> Result:
     """The rows that taught a concept of the run most, largest first (None: every row):
-    `{"concept", "hookpoint", "by", "of": rows seen, "sources": {source: share}, "rows": [...]}`.
+    `{"concept", "hookpoint", "by", "of": rows seen, "showing", "sources": {source: share}, "rows": [...]}`.
 
-    A row: `row_id`, `source`, `taught` and `push` (each summed over the times it was seen), `share` of all that was taught, `activation`,
-    `times`, `at`: these figures at each hookpoint, `text`, and `tokens`: `[{"position", "token", "taught", "start", "end"}]`, those that
-    teach most, with their place in the text. Without `hookpoint` all are combined (see `rank`) and `hookpoint` is "all", unless there
+    `showing`: how many of the rows seen show the concept, by what tells its examples (a probability of one half or more); None where
+    nothing tells them. A row: `row_id`, `source`, `taught` and `push` (each summed over the times it was seen), `share` of all that was
+    taught, `activation`, `shows` (that probability, mean over hookpoints), `times`, `at`: these figures at each hookpoint, `text`, and
+    `tokens`: `[{"position", "token", "taught", "start", "end"}]`, those that teach most, with their place in the text. Without
+    `hookpoint` all are combined (see `rank`) and `hookpoint` is "all", unless there
     is only one. `by` is "push" where the run has recorded no `taught`. Raises `InputError` for a concept or hookpoint it has not.
     """
     seen = _examples(reader, [concept])
@@ -243,7 +245,7 @@ def _examples(reader: RunReader, concepts: Collection[str]) -> dict[str, _Seen]:
     """Those of the concepts that the run has recorded, in the order asked for."""
     if not concepts:
         return {}
-    kinds = {"taught": "sum", "push": "sum", "activation": "avg"}
+    kinds = {"taught": "sum", "push": "sum", "activation": "avg", "shows": "avg"}
     sums = ", ".join(f"{kind}({name}) FILTER (isfinite({name})) AS {name}" for name, kind in kinds.items())
     table = reader.query(
         f"SELECT concept, hookpoint, row_id, {sums}, count(*) FILTER (isfinite(taught) OR isfinite(push)) AS times "
@@ -257,7 +259,7 @@ def _examples(reader: RunReader, concepts: Collection[str]) -> dict[str, _Seen]:
         mine = table.filter(names == concept)
         if len(mine):
             hookpoints = _by_depth(set(mine["hookpoint"].to_pylist()))
-            seen = _Seen.of(mine, hookpoints, ("taught", "push", "activation", "times"))
+            seen = _Seen.of(mine, hookpoints, ("taught", "push", "activation", "shows", "times"))
             found[concept] = seen.weighed(told.get(concept, {}))
     return found
 
@@ -290,6 +292,7 @@ def _result(seen: _Seen, by: str, limit: int | None, texts: Mapping[int, Mapping
     whole = score_R[score_R > 0].sum()
     share_R = score_R / whole if whole > 0 else np.zeros_like(score_R)
     together = {name: rank(seen.columns[name], seen.aucs_H)[1] for name in ("lesson", *SUMS) if name in seen.columns}
+    shows_R = _mean(seen.columns["shows"]) if "shows" in seen.columns else np.full(len(seen.row_R), np.nan)
     rows = []
     for index in order[:limit]:
         row_id = int(seen.row_R[index])
@@ -306,6 +309,7 @@ def _result(seen: _Seen, by: str, limit: int | None, texts: Mapping[int, Mapping
                 **{name: _number(together[name][index]) if _has(seen, name, index) else None for name in (*SUMS, *together)},
                 "share": float(share_R[index]),
                 "activation": float(np.mean(activations)) if activations else None,
+                "shows": _number(shows_R[index]),
                 "times": int(np.nanmax(seen.columns["times"][:, index])),
                 "at": figures,
                 "text": about.get("text"),
@@ -318,7 +322,15 @@ def _result(seen: _Seen, by: str, limit: int | None, texts: Mapping[int, Mapping
             sources[str(texts.get(row_id, {}).get("source") or UNKNOWN)] += share
     name = seen.hookpoints[0] if len(seen.hookpoints) == 1 else ALL
     by_share = dict(sorted(sources.items(), key=lambda item: -item[1]))
-    return {"hookpoint": name, "by": by, "of": len(order), "sources": by_share, "rows": rows}
+    showing = int((shows_R >= 0.5).sum()) if np.isfinite(shows_R).any() else None
+    return {"hookpoint": name, "by": by, "of": len(order), "showing": showing, "sources": by_share, "rows": rows}
+
+
+def _mean(values_HR: np.ndarray) -> np.ndarray:
+    """Over the hookpoints that have a figure; NaN where none has."""
+    known_HR = np.isfinite(values_HR)
+    counts_R = known_HR.sum(0)
+    return np.where(counts_R > 0, np.where(known_HR, values_HR, 0.0).sum(0) / np.maximum(counts_R, 1), np.nan)
 
 
 def _has(seen: _Seen, name: str, index: int) -> bool:

@@ -38,6 +38,7 @@ def teaching_rows(reader: RunReader, concepts: Collection[str]) -> dict[str, dic
                 "rows": [_teaching_row(row, concept) for row in found["rows"] if row["share"] > 0],
                 "sources": dict(sorted(sources.items(), key=lambda item: -item[1])[:6]),
                 "of": found["of"],
+                "showing": found["showing"],
                 "by": found["by"],
             }
     return examples

@@ -67,6 +67,14 @@ def test_rows_that_a_rule_left_out_are_not_passed_over_in_silence(run, rule, sai
     assert ("A rule of this run left whole rows out" in result.stderr) == said and json.loads(result.stdout)["rows"]
 
 
+@pytest.mark.parametrize("shows, said", [(0.8, "2 of 2 show it"), (0.1, "No row shows it: these come nearest")])
+def test_it_says_how_many_rows_show_the_concept(tmp_path, shows, said):
+    rows = [example(row, 1.0 + row) | {"shows": shows} for row in (0, 1)]
+    write_run(tmp_path / "runs" / "demo", rows)
+    text = call(tmp_path / "runs" / "demo", "--concept", "pirate")
+    assert said in text and f"seen once, shows it with probability {shows}" in text
+
+
 def test_json_holds_the_rows_asked_for_or_all(run):
     assert ids(run, "--concept", "pirate", "-n", 1) == [2]
     data = json.loads(call(run, "--concept", "pirate", "--hookpoint", "2", "--json", "--all-rows", "-n", 1))

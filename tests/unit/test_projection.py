@@ -227,6 +227,8 @@ def test_rows_teach_by_what_tells_the_texts_of_a_concept_where_that_is_known():
         assert entry["taught"] == pytest.approx(lesson_T.sum().item(), rel=1e-4, abs=1e-6)
         largest = lesson_T.sort(descending=True).values[: len(entry["token_taught"])]
         assert entry["token_taught"] == pytest.approx(largest.tolist(), rel=1e-4)
+        assert entry["shows"] == pytest.approx(torch.sigmoid(score_T[mine].mean()).item(), rel=1e-4)
+        assert "shows" not in next(e for e in found[False]["examples"] if (e["row_id"], e["concept"]) == (row, "some"))
     same = [[e for e in part["examples"] if e["concept"] == "other"] for part in found.values()]
     assert same[0] == same[1]
     assert found[True]["scalars"] == found[False]["scalars"]

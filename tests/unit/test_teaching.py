@@ -78,6 +78,18 @@ def test_rows_are_ranked_by_what_they_taught_over_all_steps(reader):
     assert len(teachers(reader, "pirate", "layers.2", limit=1)["rows"]) == 1 and len(teachers(reader, "pirate", limit=None)["rows"]) == 3
 
 
+def test_how_many_rows_show_the_concept_is_known_where_its_examples_are_told(reader, tmp_path):
+    assert teachers(reader, "pirate")["showing"] is None and teachers(reader, "pirate")["rows"][0]["shows"] is None
+    shows = {(0, "layers.2"): 0.9, (0, "layers.10"): 0.3, (1, "layers.2"): 0.4, (1, "layers.10"): 0.5, (2, "layers.2"): 0.2}
+    rows = [example(row, 1.0, hookpoint=hookpoint) | {"shows": value} for (row, hookpoint), value in shows.items()]
+    rows.append(example(2, 1.0, hookpoint="layers.10"))  # of an older part of the run
+    found = teachers(write_run(tmp_path / "told", rows), "pirate", limit=1)
+    assert found["showing"] == 1 and found["of"] == 3
+    every = {row["row_id"]: row["shows"] for row in teachers(RunReader(tmp_path / "told"), "pirate", limit=None)["rows"]}
+    assert every == {0: pytest.approx(0.6), 1: pytest.approx(0.45), 2: pytest.approx(0.2)}
+    assert teachers(RunReader(tmp_path / "told"), "pirate", "layers.10")["showing"] == 1  # row 1
+
+
 def test_tokens_are_those_that_taught_with_their_place_in_the_text(reader):
     ship, aye, sums = (row["tokens"] for row in teachers(reader, "pirate", "layers.2")["rows"])
     assert ship[0] == {"position": 1, "token": " ahoy", "taught": 5.0, "start": 4, "end": 9}

@@ -25,9 +25,10 @@ def pairs_of(f_TF: torch.Tensor, first: int = 0) -> Pairs:
 def test_what_rows_show_of_a_concept_is_zero_where_a_token_speaks_against_it_or_does_not_count():
     score_T, row_T = torch.tensor([2.0, -1.0, 5.0, 1.0, -3.0]), torch.tensor([0, 0, 0, 1, 1])
     counted_T = torch.tensor([True, True, False, True, True])
-    found_T = shown(score_T, counted_T, row_T, rows=3)
+    found_T, shows_R = shown(score_T, counted_T, row_T, rows=3)
     torch.testing.assert_close(found_T, torch.tensor([2 / (1 + np.exp(-0.5)), 0, 0, 1 / (1 + np.exp(1.0)), 0], dtype=torch.float32))
-    assert not shown(score_T, torch.zeros(5, dtype=torch.bool), row_T, rows=3).any()
+    torch.testing.assert_close(shows_R, torch.tensor([1 / (1 + np.exp(-0.5)), 1 / (1 + np.exp(1.0)), 0.5], dtype=torch.float32))
+    assert not shown(score_T, torch.zeros(5, dtype=torch.bool), row_T, rows=3)[0].any()
 
 
 @settings(deadline=None, max_examples=30)

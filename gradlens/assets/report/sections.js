@@ -159,7 +159,9 @@ function drawExamples(body, redraw) {
     const found = (run.examples[concept] || {})[teachView.hook];
     if (!found) continue;
     const sources = Object.entries(found.sources);
+    const showing = found.showing === null ? null : found.showing ? `${found.showing} of ${found.of} rows show it, by what tells the concept's examples.` : `No row of ${found.of} shows it, by what tells the concept's examples: these come nearest.`;
     grid.append(el("div", { cls: "card" }, el("h3", {}, concept),
+      showing ? el("p", { cls: "quiet small" }, showing) : null,
       sources.length ? [el("div", { cls: "stack", "aria-hidden": "true" }, sources.map(([name, share]) => el("span", { style: { width: `${100 * share}%`, background: sourceColor(name) } }))),
         el("div", { cls: "legend small" }, sources.map(([name, share]) => el("span", {}, el("span", { cls: "dot", style: { background: sourceColor(name) } }), `${percent(share)} of it from ${name}`)))] : null,
       found.rows.length ? found.rows.map((row) => exampleRow(row, found.by)) : el("p", { cls: "quiet" }, "No row taught this concept.")));
