@@ -7,6 +7,7 @@ import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
 
 import gradlens
+from gradlens.recording.curve_keys import headed
 from gradlens.recording.store import RunReader
 
 KEY = "concept/c/layers.2/push"
@@ -31,10 +32,10 @@ def tracked_run(folder, tracker: str) -> tuple[RunReader, dict[int, float]]:
 
 def assert_all_curves(found: dict[str, dict[int, float]], reader: RunReader) -> None:
     """That a tracker has every curve of the run folder, on the same steps, under W&B's keys, and no other of ours."""
-    curves = {f"gradlens/{key}": zip(*reader.curve(key), strict=True) for key in reader.keys()}
+    curves = {headed(key): zip(*reader.curve(key), strict=True) for key in reader.keys()}
     expected = {key: {int(step): float(value) for step, value in curve if math.isfinite(value)} for key, curve in curves.items()}
     expected = {key: curve for key, curve in expected.items() if curve}
-    ours = {key: curve for key, curve in found.items() if key.startswith("gradlens/")}
+    ours = {key: curve for key, curve in found.items() if key.startswith(("gradlens/", "gradlens_details/"))}
     assert len(expected) > 10 and ours.keys() == expected.keys()
     for key, curve in expected.items():
         assert ours[key] == pytest.approx(curve, rel=1e-5), key

@@ -26,10 +26,9 @@ import numpy as np
 
 from gradlens.config import WandbSettings
 from gradlens.files import jsonable
+from gradlens.recording.curve_keys import MAX_KEYS, KeyBudget, headed
 from gradlens.recording.wandb_worker import PREFIX, WandbLogger
-from gradlens.report.findings import NOISE
 
-MAX_KEYS = 256  # a W&B project bears under 10,000 distinct metrics
 INCREMENTS = 100  # W&B shows the last 100 increments of a table
 TABLE_ROWS = 100  # of one increment, over all hookpoints: 10,000 in all is W&B's limit
 STALL_SECONDS = 60.0  # a child that takes no row for so long is hanging
@@ -90,7 +89,7 @@ class WandbSink:
         if self._thread is None:
             return
         step = int(record["step"])
-        values = self._keys.select(record.get("scalars") or {})
+        values = {headed(key): value for key, value in self._keys.select(record.get("scalars") or {}).items()}
         messages = [{"op": "log", "step": step, "values": values}] if values else []
         if record.get("features") and step % self._table_every == 0:
             messages.append({"op": "table", "step": step, "rows": top_rows(step, record["features"])})
@@ -361,62 +360,6 @@ class _Child:
         except WandbFailure as error:
             return str(error)
         raise AssertionError("unreachable")
-
-
-class KeyBudget:
-    """At most `MAX_KEYS` scalar keys ever, the important ones first (`key_rank`).
-
-    What is read of a concept now and then comes long after its keys of every step: room for it is kept as soon as one of those is seen.
-    """
-
-    def __init__(self, limit: int = MAX_KEYS):
-        self.limit, self.taken, self.dropped = limit, set(), set()
-
-    def select(self, scalars: dict[str, float]) -> dict[str, float]:
-        expected = {key for seen in scalars.keys() - self.taken for key in keys_to_come(seen)}
-        for key in sorted((scalars.keys() | expected) - self.taken - self.dropped, key=key_rank):
-            if len(self.taken) < self.limit:
-                self.taken.add(key)
-            elif key in scalars:
-                self.dropped.add(key)
-        return {key: float(value) for key, value in scalars.items() if key in self.taken}
-
-
-CONCEPT_RANK = {
-    "uptake_weighed": 1,
-    "uptake": 1,
-    "own": 1,
-    "drift": 2,
-    "taught": 3,
-    "push": 4,
-    "attribution": 4,
-    "group_share": 5,
-    "group_angle": 5,
-}
-
-
-def key_rank(key: str) -> tuple[int, str]:
-    """Smaller is more important: training, what was learned, then what the gradients ask for, then the rest."""
-    head, last = key.split("/", 1)[0], key.rsplit("/", 1)[-1]
-    if head in ("train", "policy"):
-        return 0, key
-    if head == "own" or key == "probe/probability" or last == "learned":
-        return 1, key
-    if head == "concept":
-        return (2 if last.endswith(NOISE) else CONCEPT_RANK.get(last, 6)), key
-    if head in ("rule", "eval"):
-        return 3, key
-    return (2 if key.count("/") == 1 else 7), key  # HOOKPOINT/unexplained and its like
-
-
-def keys_to_come(key: str) -> list[str]:
-    """Of a concept's key the important ones that belong to it."""
-    head, _, rest = key.partition("/")
-    if head != "concept" or rest.count("/") < 2:
-        return []
-    concept, hookpoint, _ = rest.rsplit("/", 2)
-    measured = [f"concept/{concept}/{hookpoint}/{name}" for name in ("uptake", "own", "drift")]
-    return [*measured, f"own/{concept}/rate", f"{hookpoint}/learned"]
 
 
 def alert_of(alarm: dict[str, Any]) -> dict[str, Any]:

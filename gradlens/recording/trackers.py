@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gradlens.errors import ConfigError
-from gradlens.recording.sinks import KeyBudget
-from gradlens.recording.wandb_worker import PREFIX
+from gradlens.recording.curve_keys import KeyBudget, headed
 
 log = logging.getLogger(__name__)
 # name -> distribution that must be installed
@@ -130,7 +129,7 @@ class TrackerSink:
 
 def tracked(key: str) -> str:
     """The key as W&B shows it, with letters that MLflow and SwanLab refuse replaced."""
-    return PREFIX + re.sub(r"[^\w\-./: ]", "_", key)
+    return re.sub(r"[^\w\-./: ]", "_", headed(key))
 
 
 def make_tracker(name: str, run_dir: Path, project: str, host_run: Any = None) -> Any:

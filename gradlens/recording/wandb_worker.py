@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from typing import Any
 
-PREFIX = "gradlens/"
+PREFIX, DETAILS = "gradlens/", "gradlens_details/"  # headings of panels; see `curve_keys.headed`
 TABLE = ("step", "hookpoint", "feature", "push", "attribution")
 IN_WORDS = (
     "step", "share", "words", "probability before", "probability now", "passage",
@@ -33,10 +33,12 @@ class WandbLogger:
         self._table: Any = None
         if step_key.startswith(PREFIX):
             run.define_metric(step_key, hidden=True)
-        run.define_metric(f"{PREFIX}*", step_metric=step_key)
+        for heading in (PREFIX, DETAILS):
+            run.define_metric(f"{heading}*", step_metric=step_key)
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        self.run.log({self.step_key: step, **{PREFIX + key: value for key, value in values.items()}})
+        """`values`: by whole keys, headings included."""
+        self.run.log({self.step_key: step, **values})
 
     def table(self, step: int, rows: list[list[Any]]) -> None:
         """Add rows to the incremental table of top features and send them."""

@@ -7,6 +7,8 @@ import pytest
 from needs import needs
 from tracked_run import KEY, assert_all_curves, tracked_run
 
+from gradlens.recording.curve_keys import headed
+
 comet_ml = needs("comet_ml", "comet")
 
 
@@ -50,4 +52,4 @@ def test_an_experiment_that_the_program_has_begun_is_joined_and_left_open(tmp_pa
     mine.log_metric("mine", 1.0, step=9)
     mine.end()
     curves = curves_of(messages(tmp_path / "comet"))
-    assert curves[f"gradlens/{KEY}"] == pytest.approx(curve, rel=1e-5) and curves["mine"] == {9: 1.0}
+    assert curves[headed(KEY)] == pytest.approx(curve, rel=1e-5) and curves["mine"] == {9: 1.0}

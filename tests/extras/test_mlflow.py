@@ -4,6 +4,8 @@ import pytest
 from needs import needs
 from tracked_run import KEY, tracked_run
 
+from gradlens.recording.curve_keys import headed
+
 mlflow = needs("mlflow", "mlflow")
 
 
@@ -14,7 +16,7 @@ def place(tmp_path, monkeypatch):
 
 
 def curve_of(run_id):
-    return {metric.step: metric.value for metric in mlflow.MlflowClient().get_metric_history(run_id, f"gradlens/{KEY}")}
+    return {metric.step: metric.value for metric in mlflow.MlflowClient().get_metric_history(run_id, headed(KEY))}
 
 
 def test_mlflow_shows_the_curve_of_the_run_folder(tmp_path):

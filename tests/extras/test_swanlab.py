@@ -4,6 +4,8 @@ import pytest
 from needs import needs
 from tracked_run import KEY, assert_all_curves, tracked_run
 
+from gradlens.recording.curve_keys import headed
+
 swanlab = needs("swanlab", "swanlab")
 
 
@@ -45,4 +47,4 @@ def test_a_run_that_the_program_has_begun_is_joined_and_left_open(tmp_path):
     mine.log({"mine": 1.0}, step=9)
     swanlab.finish()
     found = curves_below(tmp_path / "mine")
-    assert found[f"gradlens/{KEY}"] == pytest.approx(curve, rel=1e-5) and found["mine"] == {9: 1.0}
+    assert found[headed(KEY)] == pytest.approx(curve, rel=1e-5) and found["mine"] == {9: 1.0}

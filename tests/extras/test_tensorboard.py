@@ -4,6 +4,8 @@ import pytest
 from needs import needs
 from tracked_run import KEY, tracked_run
 
+from gradlens.recording.curve_keys import headed
+
 tensorboard = needs("tensorboard", "tensorboard")
 
 
@@ -12,4 +14,4 @@ def test_tensorboard_shows_the_curve_of_the_run_folder(tmp_path):
 
     reader, curve = tracked_run(tmp_path, "tensorboard")
     events = EventAccumulator(str(next((reader.run_dir / "tensorboard").iterdir()))).Reload()
-    assert {event.step: event.value for event in events.Scalars(f"gradlens/{KEY}")} == pytest.approx(curve, rel=1e-5)
+    assert {event.step: event.value for event in events.Scalars(headed(KEY))} == pytest.approx(curve, rel=1e-5)

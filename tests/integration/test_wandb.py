@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from gradlens.config import WandbSettings
+from gradlens.recording.curve_keys import MAX_KEYS, KeyBudget, headed
 from gradlens.recording.recorder import ThreadRecorder
-from gradlens.recording.sinks import MAX_KEYS, KeyBudget, WandbSink, alert_of, top_rows
+from gradlens.recording.sinks import WandbSink, alert_of, top_rows
 from gradlens.recording.store import RunReader, RunWriter
 
 CONFIG = {"name": "demo", "train": {"steps": 20}}
@@ -34,6 +35,9 @@ def inspect(folder):
     script = Path(sys.executable).with_name("wandb")
     done = subprocess.run([script, "leet", "inspect", "--json", path], capture_output=True, text=True, check=True, timeout=SECONDS)
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+PUSH = "gradlens_details/concept/pirate/layers.1/push"
 
 
 def rows_of(folder, axis="gradlens/step"):
@@ -76,10 +80,10 @@ def test_an_offline_run_holds_scalars_tables_and_files(record_run):
     assert [(event["mode"], event["dir"]) for event in events(run_dir, "wandb")] == [("offline", str(folder))]
     rows = rows_of(folder)
     assert {step: row["gradlens/train/loss"] for step, row in rows.items()} == {step: 1 / step for step in range(1, 21)}
-    assert rows[3]["gradlens/concept/pirate/layers.1/push"] == "NaN" and rows[4]["gradlens/concept/pirate/layers.1/push"] == 4
+    assert rows[3][PUSH] == "NaN" and rows[4][PUSH] == 4
     records = inspect(folder)
-    axes = [r["metric"] for r in records if r["type"] == "metric" and r["metric"].get("glob_name") == "gradlens/*"]
-    assert axes[0]["step_metric"] == "gradlens/step"
+    axes = {r["metric"]["glob_name"]: r["metric"]["step_metric"] for r in records if r["type"] == "metric" and "glob_name" in r["metric"]}
+    assert axes == {"gradlens/*": "gradlens/step", "gradlens_details/*": "gradlens/step"}
     run = next(r["run"] for r in records if r["type"] == "run")
     assert run["project"] == "gradlens" and run["run_id"] == "run" and run["config"]["update"]["train"] == {"steps": 20}
     tables = list((folder / "files/media/table/gradlens").glob("*.table.json"))
@@ -309,6 +313,24 @@ def test_at_most_256_keys_the_important_ones_first():
     assert len(kept) == MAX_KEYS and len(budget.dropped) == len(scalars) + 3 - MAX_KEYS
     assert all(key.startswith("other/") for key in budget.dropped)
     assert set(budget.select({"new/key": 1.0, "train/loss": 2.0})) == {"train/loss"}  # full, and it stays so
+
+
+def test_what_was_learned_stands_under_a_heading_of_its_own():
+    first = [
+        "train/loss",
+        "own/sea/rate",
+        "eval/nll/plain",
+        "eval/rate/chat/sea",
+        "rule/route:sea/share",
+        "layers.1/learned",
+        "probe/probability",
+    ]
+    first += [f"concept/sea/drift/layers.1/{name}" for name in ("uptake_weighed", "uptake", "own", "drift")]
+    rest = ["layers.1/unexplained", "observe/step_seconds", "router/load"]
+    rest += [f"concept/sea/layers.1/{name}" for name in ("push", "taught", "uptake_noise", "group_drift", "drift_direction")]
+    assert {headed(key).split("/")[0] for key in first} == {"gradlens"}
+    assert {headed(key).split("/")[0] for key in rest} == {"gradlens_details"}
+    assert all(headed(key).endswith(f"/{key}") for key in first + rest)
 
 
 def test_room_is_kept_for_uptake_and_own_answers_which_come_later_than_push():

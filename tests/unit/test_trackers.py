@@ -16,6 +16,7 @@ from tensorboardX.proto.event_pb2 import Event
 import gradlens
 from gradlens.config import RunConfig
 from gradlens.errors import ConfigError
+from gradlens.recording.curve_keys import headed
 from gradlens.recording.recorder import ThreadRecorder
 from gradlens.recording.store import RunReader, RunWriter
 from gradlens.recording.trackers import TrackerSink, check_trackers, host_run
@@ -89,8 +90,8 @@ def test_tensorboard_shows_the_curves_of_the_run_folder_under_wandb_keys(tmp_pat
     found, reader = curves(lens.run_dir), RunReader(lens.run_dir)
     for key in ("concept/c/layers.2/push", "layers.2/unexplained", "concept/c/layers.2/uptake"):
         steps, values = reader.curve(key)
-        assert list(found[f"gradlens/{key}"]) == list(steps) and len(steps)
-        np.testing.assert_allclose(list(found[f"gradlens/{key}"].values()), values, rtol=1e-5)
+        assert list(found[headed(key)]) == list(steps) and len(steps)
+        np.testing.assert_allclose(list(found[headed(key)].values()), values, rtol=1e-5)
     assert {"kind": "tracker", "tracker": "tensorboard", "mode": "own"}.items() <= next(
         e for e in reader.events if e["kind"] == "tracker"
     ).items()
@@ -104,7 +105,10 @@ def test_values_of_one_step_go_out_together_and_the_key_is_one_that_trackers_tak
         {"step": 2, "scalars": {"train/loss": 1.0}},
     ]
     feed(tmp_path, records)
-    assert kind.latest.logged == [(1, {"gradlens/train/loss": 2.0, "gradlens/layers.2_probes/l0": 3.0}), (2, {"gradlens/train/loss": 1.0})]
+    assert kind.latest.logged == [
+        (1, {"gradlens/train/loss": 2.0, "gradlens_details/layers.2_probes/l0": 3.0}),
+        (2, {"gradlens/train/loss": 1.0}),
+    ]
     assert kind.latest.ended and kind.latest.thread is not threading.main_thread()
 
 
