@@ -47,13 +47,15 @@ def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads), *("| " + " | ".join(cells) + " |" for cells in rows)])
 
 
-def attribution() -> str:
-    """One row per estimator, one column per hookpoint, truth and window: Spearman, and the top-20 precision of the longest window."""
+def attribution(short: bool = False) -> str:
+    """One row per estimator, one column per hookpoint, truth and window: Spearman, and the top-20 precision of the longest window.
+    `short`: of the longest window alone."""
     rows = [row for row in read("attribution", ("config", "seed", "hookpoint", "estimator", "truth", "window")) if row["config"] == "demo"]
     merged, windows = table(rows), sorted({row["window"] for row in rows})
     hooks = sorted({entry["hookpoint"] for entry in merged})
     cells = {(e["hookpoint"], e["truth"], e["window"], e["estimator"]): e for e in merged}
     longest = max(windows)
+    shown = [longest] if short else windows
 
     def best(name: str) -> float:
         return -sum(
@@ -65,7 +67,7 @@ def attribution() -> str:
         line, cost = [f"`{name}`"], None
         for hook in hooks:
             for truth in TRUTHS:
-                found = [cells.get((hook, truth, window, name)) for window in windows]
+                found = [cells.get((hook, truth, window, name)) for window in shown]
                 text = " / ".join("-" if entry is None else f"{entry['spearman']:.2f}" for entry in found)
                 line.append(text + ("" if found[-1] is None else f" ({found[-1]['precision']:.0%})"))
                 cost = found[-1]["cost"] if found[-1] else cost
@@ -265,13 +267,16 @@ def displaced() -> str:
     return grid(heads, lines) if lines else "(not measured yet)"
 
 
-def control_best() -> str:
-    """One row per pair and shape: the mode nearest to the goal, as many random features in its place, the best of each tuned baseline."""
+def control_best(short: bool = False) -> str:
+    """One row per pair and shape: the mode nearest to the goal, as many random features in its place, the best of each tuned baseline.
+    `short`: the pairs with three seeds or more, and every one whose best mode keeps less than three quarters of the gain."""
     lines = []
     for pair, shape, entries in _control_panels():
         by_arm, best = {entry["arm"]: entry for entry in entries}, tuned(entries, MODES | FAMILIES)
         if "modes" in best:
             mode = by_arm[best["modes"]]
+            if short and mode["seeds"] < 3 and mode["gain"] is not None and mode["gain"] >= 0.75:
+                continue
             twin = "route" if mode["arm"] == "auto" and "auto-random" not in by_arm else mode["arm"]  # auto is route in a mix
             others = [by_arm.get(f"{twin}-random"), *(by_arm.get(best.get(family)) for family in FAMILIES)]
             lines.append([f"{pair}, {shape}", str(mode["seeds"]), _both(by_arm.get("none")), _both(mode), *map(_both, others)])
@@ -329,7 +334,8 @@ def _range(values: Sequence[float], digits: int = 2) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "attribution": attribution, "concepts": concepts, "needle": needle, "needle_blind": partial(needle, "needle_blind"),
     "unnamed": unnamed, "overhead": overhead, "shapes": shapes, "scaling": scaling, "control": control, "amplify": amplify,
-    "alarms": alarms, "displaced": displaced, "control_best": control_best, "telling": telling, "examples": examples, "release": release,
+    "alarms": alarms, "displaced": displaced, "control_best": control_best, "control_short": partial(control_best, short=True),
+    "attribution_short": partial(attribution, short=True), "telling": telling, "examples": examples, "release": release,
 }  # fmt: skip
 
 
