@@ -283,9 +283,10 @@ def _entry(arm: str, seconds: dict[str, list[float]], losses: dict[str, list[flo
     rng = np.random.default_rng(0)
     ratios = mine / bare
     picks = rng.integers(0, len(bare), (RESAMPLES, len(bare)))
-    # readings of the probe set come every so many steps: whole periods are drawn, so that each has its share of them
+    # readings of the probe set come every so many steps: whole periods are summed and drawn, so that each has its share of them
     period = min(max(job.observe.drift_every, 1), len(bare))
     blocks = np.array([[m.sum(), b.sum()] for m, b in zip(_blocks(mine, period), _blocks(bare, period), strict=True)])
+    whole = blocks.sum(0)
     drawn = blocks[rng.integers(0, len(blocks), (RESAMPLES, len(blocks)))].sum(1)
     return {
         "arm": arm,
@@ -293,7 +294,7 @@ def _entry(arm: str, seconds: dict[str, list[float]], losses: dict[str, list[flo
         "seconds": float(np.median(mine)),
         "median_ratio": float(np.median(ratios)),
         "median_interval": np.percentile(np.median(ratios[picks], axis=1), (2.5, 97.5)).tolist(),
-        "total_ratio": float(mine.sum() / bare.sum()),
+        "total_ratio": float(whole[0] / whole[1]),
         "total_interval": np.percentile(drawn[:, 0] / drawn[:, 1], (2.5, 97.5)).tolist(),
         "whole_model_ratio": float(1 + np.median((mine - bare) / (bare * job.scale))),
         "same_losses": losses[arm] == losses["bare"],

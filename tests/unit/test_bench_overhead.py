@@ -1,12 +1,14 @@
 """The meter of `bench overhead`: on a GPU it times by events, with stand-ins for them here."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import tiny_batch, tiny_dictionary, tiny_model
 
 from gradlens.bench import overhead as bench_overhead
 from gradlens.bench.jobs import Job
-from gradlens.bench.overhead import Meter, bench, measured_peaks
+from gradlens.bench.overhead import Meter, _entry, bench, measured_peaks
 from gradlens.config import ObserveSettings
 
 
@@ -81,3 +83,13 @@ def test_what_compiles_and_tunes_is_not_counted(monkeypatch):
     job = Job("tiny", tiny_model().train(), {"layers.1": tiny_dictionary()}, batch, ObserveSettings(self_test=False))
     rows = bench(job, ["bare", "push"], 3, Device(), lambda *args, **fields: None)
     assert asked == [0, 0, 0, 1, 2, 3] and [row["steps"] for row in rows] == [3, 3]
+
+
+def test_the_ratio_of_the_sums_is_of_whole_periods_like_its_interval():
+    job = SimpleNamespace(observe=SimpleNamespace(drift_every=8), scale=1.0)
+    bare = [1.0] * 20
+    mine = [2.0 if step % 8 == 7 else 1.0 for step in range(20)]  # four steps of a third period without its reading
+    found = _entry("default", {"bare": bare, "default": mine}, {"bare": [0.0] * 20, "default": [0.0] * 20}, job)
+    assert found["median_ratio"] == 1 and found["total_ratio"] == pytest.approx(18 / 16)
+    low, high = found["total_interval"]
+    assert low - 1e-12 <= found["total_ratio"] <= high + 1e-12
