@@ -277,7 +277,9 @@ def control_best(short: bool = False) -> str:
             mode = by_arm[best["modes"]]
             if short and mode["seeds"] < 3 and mode["gain"] is not None and mode["gain"] >= 0.75:
                 continue
-            twin = "route" if mode["arm"] == "auto" and "auto-random" not in by_arm else mode["arm"]  # auto is route in a mix
+            twin = mode["arm"]
+            if twin == "auto" and "auto-random" not in by_arm:  # what it settles on
+                twin = "route" if shape == "mix" else "rewrite"
             others = [by_arm.get(f"{twin}-random"), *(by_arm.get(best.get(family)) for family in FAMILIES)]
             lines.append([f"{pair}, {shape}", str(mode["seeds"]), _both(by_arm.get("none")), _both(mode), *map(_both, others)])
     return grid(["pair", "seeds", "no rule", "best mode", "random features", *FAMILIES], lines)
