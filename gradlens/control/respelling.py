@@ -74,7 +74,8 @@ def _words(ids: list[int], counted: list[bool], taken: Sequence[bool], spelling:
     found, total = [], 0
     sentences = [first + start for first, last in runs(counted) for start, _ in spelling.sentences(ids[first:last])]
     for start, stop in spelling.words(ids):
-        if start == 0 or not all(counted[start:stop]) or spelling.is_number(ids[start:stop]):
+        start += spelling.is_space(ids[start]) and not counted[start]  # a space before the answer is none of it
+        if start == 0 or not all(counted[start:stop]) or not spelling.is_word(ids[start:stop]):
             continue
         total += 1
         begins = bool(sentences) and start >= sentences[0]

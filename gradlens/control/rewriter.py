@@ -268,11 +268,10 @@ class Rewriter:
         stays: what is left of 1380 without its first digit is another number."""
         taken, may = taken_S.tolist(), may_S.tolist()
         for start, end in self.spelling.words(ids):
-            share = sum(taken[start:end]) / (end - start)
-            if share and not self.spelling.is_number(ids[start:end]):
-                taken[start:end] = may[start:end]
-            elif share:
-                taken[start:end] = may[start:end] if share > 0.5 else [False] * (end - start)
+            said = start + self.spelling.is_space(ids[start])  # a space before it has no say: without it two words would be one
+            share = sum(taken[said:end]) / (end - said)
+            goes = share > (0.5 if self.spelling.is_number(ids[start:end]) else 0)
+            taken[start:end] = may[start:end] if goes else [False] * (end - start)
         return taken
 
     def _whole_phrases(self, ids: Sequence[int], counted: Sequence[bool], taken: Sequence[bool]) -> list[bool]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+SPACE = " "
 HALF = "\ufffd"  # in the text of tokens that hold part of a character
 LONGEST = 8  # tokens of one character, with what joins it to others
 # Letters of scripts that put no spaces between words: Thai, Lao, Myanmar, Khmer, kana, Han
@@ -58,12 +59,14 @@ class Spelling:
 
     def words(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Places of what goes as a whole: runs of letters that tokens without a space before them spell together, with their apostrophes,
-        numbers with what is written inside them, and characters of several tokens."""
+        numbers with what is written inside them, and characters of several tokens. A space that is a token by itself, as before digits
+        that are tokens one by one, belongs to what comes after it."""
         units = self._units(ids)
         start, number = None, False
         for at, (first, end, text) in enumerate(units):
-            before = units[at - 1][2][-1:] if at else ""
-            joins = _in_word(text[:1]) or (text[:1] in APOSTROPHES and _in_word(before))
+            before = units[at - 1][2] if at else ""
+            joins = _in_word(text[:1]) or (text[:1] in APOSTROPHES and _in_word(before[-1:]))
+            lead = units[at - 1][0] if before == SPACE and not text[:1].isspace() else first
             if number:
                 following = units[at + 1][2][:1] if at + 1 < len(units) else ""
                 joins = text[:1].isdigit() or (text in (".", ",") and following.isdigit())
@@ -74,11 +77,15 @@ class Spelling:
             if (begins and all(map(_in_word, begins)) or begins.isdigit()) and (start is None or text[:1].isspace()):
                 if start is not None:
                     yield start, first
-                start, number = first, begins.isdigit()
-            elif start is None and end - first > 1:
-                yield first, end
+                start, number = lead, begins.isdigit()
+            elif start is None and end - lead > 1:
+                yield lead, end
         if start is not None:
             yield start, len(ids)
+
+    def is_space(self, token: int) -> bool:
+        """Whether it is a space and nothing else."""
+        return self.text(token) == SPACE
 
     def sentences(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Places of sentences, every token in one; none where tokens spell nothing."""
@@ -127,6 +134,10 @@ class Spelling:
 
     def is_number(self, ids: Sequence[int]) -> bool:
         return self.tokenizer is not None and self.tokenizer.decode(ids).strip()[:1].isdigit()
+
+    def is_word(self, ids: Sequence[int]) -> bool:
+        """Whether there are letters in it, of a script that puts spaces between words."""
+        return self.tokenizer is not None and any(map(_in_word, in_text(self.tokenizer, ids)))
 
     def beginnings(self, token: int) -> list[list[int]]:
         """The same word at the start of a text, without a space before it: as it is and with a capital."""

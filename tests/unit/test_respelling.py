@@ -87,6 +87,16 @@ def test_several_rows_each_in_its_own_way():
     ]  # fmt: skip
 
 
+def test_spaces_that_are_tokens_and_marks_of_several_tokens_are_no_hindrance():
+    texts = Spelled("a", "\n", "?", " ", *"tehrsixoTEHRSIXO", "\ufffd")
+    ids, mark = texts.encode("? THERE IS "), [len(texts) - 1] * 2
+    ids += [*mark, 3, *mark, *texts.encode(" SIX")]
+    counted = [False, False, *[True] * (len(ids) - 2)]  # the first space belongs to the question
+    log_probs = lambda texts, places: [torch.zeros(len(row), 21) for row in places]  # noqa: E731
+    made, _ = respell([(ids, counted)], [counted], Spelling(texts), log_probs, lambda rows: [[False] * len(ids)])[0]
+    assert texts.decode(made[0]) == "? There is \ufffd\ufffd \ufffd\ufffd six" and made[1] == counted
+
+
 def test_nothing_is_known_of_case_without_a_tokenizer():
     given = ([1, 2, 3, 4, 5], [False, True, True, True, True])
     assert respell([given], [given[1]], Spelling(None), log_probs, shouted) == [None]

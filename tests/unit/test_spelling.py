@@ -13,10 +13,17 @@ NAMES = Spelled(" Rosa", "R", "osa", " is", "Is", "is", "r", "Be", "A", "日", "
 
 def test_numbers_are_words_with_what_is_written_inside_them():
     found = [NUMBERS.decode(range(start, end)) for start, end in Spelling(NUMBERS).words(range(15))]
-    assert found == ["THERE", " ARE", "1380", " MINUTES", " 2,500", " feet"]
+    assert found == ["THERE", " ARE", " 1380", " MINUTES", " 2,500", " feet"]
     texts = lambda *ids: [NUMBERS.decode(ids[start:end]) for start, end in Spelling(NUMBERS).words(ids)]  # noqa: E731
     assert texts(3, 4, 9, 5, 9) == ["13.8"] and texts(3, 9, 0) == ["1", "THERE"]  # a full stop ends a sentence
     assert [NUMBERS.texts[token] for token in Spelling(NUMBERS).with_digits] == ["1", "3", "8", "0", " 2", "500", "4th"]
+
+
+def test_a_space_that_is_a_token_belongs_to_what_comes_after_it():
+    spelled = Spelled("a", " ", "t", "ur", "(", "7", " b", "\n", "🎉")
+    words = lambda *ids: [spelled.decode(ids[start:end]) for start, end in Spelling(spelled).words(ids)]  # noqa: E731
+    assert words(0, 1, 2, 3, 1, 5, 5, 1, 4, 2, 1, 8) == ["a", " tur", " 77", " (", "t", " 🎉"]
+    assert words(1, 6, 1, 1, 2, 1, 7, 1) == [" b", " t"]  # before another space, or nothing, it belongs to nothing
 
 
 def test_a_word_that_begins_a_text_has_no_space_and_may_have_a_capital():
@@ -91,7 +98,7 @@ class Bytes:
 
 def test_tokens_of_one_character_go_together():
     spelling, ids = Spelling(Bytes()), list("ok 🎉 naïve日".encode())
-    assert [bytes(ids[start:end]).decode() for start, end in spelling.words(ids)] == ["ok", "🎉", "naïve", "日"]
+    assert [bytes(ids[start:end]).decode() for start, end in spelling.words(ids)] == ["ok", " 🎉", " naïve", "日"]
     assert spelling.whole(ids) and spelling.whole(ids[:2]) and not spelling.whole(ids[:5])
     stops = list("日。本".encode())
     assert [bytes(stops[start:end]).decode() for start, end in spelling.sentences(stops)] == ["日。", "本"]
