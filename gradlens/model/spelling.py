@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 SPACE = " "
-HALF = "\ufffd"  # in the text of tokens that hold part of a character
+HALF = "\ufffd"  # in the text of tokens that hold part of a character, where the decoder does not leave these out
 LONGEST = 8  # tokens of one character, with what joins it to others
 # Letters of scripts that put no spaces between words: Thai, Lao, Myanmar, Khmer, kana, Han
 UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
@@ -118,16 +118,20 @@ class Spelling:
         found, at = [], 0
         while at < len(ids):
             end, text = at + 1, self.text(ids[at])
-            while HALF in text and end < len(ids) and end - at < LONGEST and HALF in self.text(ids[end]):
+            while end < len(ids) and end - at < LONGEST and self._is_part(text) and self._is_part(self.text(ids[end])):
                 end += 1
                 text = in_text(self.tokenizer, ids[at:end])
             found.append((at, end, text))
             at = end
         return found
 
+    def _is_part(self, text: str) -> bool:
+        """Whether such a text is that of a token which may hold part of a character."""
+        return self.tokenizer is not None and (not text or HALF in text)
+
     def whole(self, ids: Sequence[int]) -> bool:
         """Whether these tokens hold whole characters only."""
-        return not any(HALF in self.text(token) for token in ids) or HALF not in self.tokenizer.decode(ids)
+        return not any(self._is_part(text) for _, _, text in self._units(ids))
 
     def with_number(self, ids: Sequence[int]) -> bool:
         return any(sign.isdigit() for token in ids for sign in self.text(token))
@@ -142,6 +146,8 @@ class Spelling:
     def beginnings(self, token: int) -> list[list[int]]:
         """The same word at the start of a text, without a space before it: as it is and with a capital."""
         word = self.text(token).strip()
+        if HALF in word:
+            return []
         return [self.tokenizer.encode(text, add_special_tokens=False) for text in sorted({word, word[:1].upper() + word[1:]}) if text]
 
     def cases(self, ids: Sequence[int]) -> tuple[list[int], list[int]] | None:
@@ -161,9 +167,21 @@ class Spelling:
         ids = whole[len(first) :]
         return ids if whole[: len(first)] == first and in_text(self.tokenizer, ids) == text else []
 
-    def join(self, left: int, right: int) -> bool:
-        """Whether the two, side by side, are read as parts of one word."""
-        return _in_word(self.text(left)[-1:]) and _in_word(self.text(right)[:1])
+    def join(self, left: Sequence[int], right: Sequence[int]) -> bool:
+        """Whether the two texts, side by side, have a word that is part of both."""
+        return _in_word(self._last(left)) and _in_word(self._first(right))
+
+    def _first(self, ids: Sequence[int]) -> str:
+        """The first character of a text, none where it begins with part of one."""
+        texts = (self._text(ids[:end]) for end in range(1, min(LONGEST, len(ids)) + 1))
+        return next((text[0] for text in texts if text and text[0] != HALF), "")
+
+    def _last(self, ids: Sequence[int]) -> str:
+        texts = (self._text(ids[start:]) for start in range(len(ids) - 1, max(len(ids) - LONGEST, 0) - 1, -1))
+        return next((text[-1] for text in texts if text and text[-1] != HALF), "")
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.text(ids[0]) if len(ids) == 1 or self.tokenizer is None else in_text(self.tokenizer, ids)
 
     @cached_property
     def with_digits(self) -> list[int]:
