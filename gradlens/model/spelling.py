@@ -65,7 +65,8 @@ class Spelling:
         start, number = None, False
         for at, (first, end, text) in enumerate(units):
             before = units[at - 1][2] if at else ""
-            joins = _in_word(text[:1]) or (text[:1] in APOSTROPHES and _in_word(before[-1:]))
+            after_letter, after_apostrophe = _in_word(before[-1:]), before[-1:] in APOSTROPHES
+            joins = (_in_word(text[:1]) and (after_letter or after_apostrophe)) or (text[:1] in APOSTROPHES and after_letter)
             lead = units[at - 1][0] if before == SPACE and not text[:1].isspace() else first
             if number:
                 following = units[at + 1][2][:1] if at + 1 < len(units) else ""
@@ -74,9 +75,7 @@ class Spelling:
                 yield start, first
                 start = None
             begins = text.strip()
-            if (begins and all(map(_in_word, begins)) or begins.isdigit()) and (start is None or text[:1].isspace()):
-                if start is not None:
-                    yield start, first
+            if start is None and (_is_word(begins) or begins.isdigit()):
                 start, number = lead, begins.isdigit()
             elif start is None and end - lead > 1:
                 yield lead, end
@@ -154,10 +153,11 @@ class Spelling:
         """A word that begins with a capital, as it stands inside a text, written small, and with that capital alone; None where it begins
         with none, or where no tokens spell one of the two."""
         text = "" if self.tokenizer is None else in_text(self.tokenizer, ids)
-        space, word = text[: len(text) - len(text.lstrip())], text.strip()
+        first = next((at for at, letter in enumerate(text) if letter.isalnum()), len(text))
+        before, word = text[:first], text[first:].rstrip()  # a space, and a mark where a token holds one with letters
         if not word[:1].isupper():
             return None
-        written = tuple(self._inside(space + each) for each in (word.lower(), word[:1] + word[1:].lower()))
+        written = tuple(self._inside(before + each) for each in (word.lower(), word[:1] + word[1:].lower()))
         return written if all(written) else None
 
     def _inside(self, text: str) -> list[int]:
@@ -191,6 +191,14 @@ class Spelling:
         spelled = self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
         shown = lambda text: BYTE.sub(lambda found: chr(int(found[1], 16)), text)  # noqa: E731
         return [token for token, text in enumerate(spelled) if isinstance(text, str) and any(map(str.isdigit, shown(text)))]
+
+
+def _is_word(text: str) -> bool:
+    """Whether it is a word or the beginning of one, with its apostrophes; a mark may stand before it, as in `"The` and `-year`, which some
+    tokenizers have as tokens."""
+    marked = bool(text) and not (text[0].isalnum() or _in_word(text[0]))
+    letters = [letter for letter in text[marked:] if letter not in APOSTROPHES]
+    return bool(letters) and all(map(_in_word, letters))
 
 
 def _in_word(letter: str) -> bool:

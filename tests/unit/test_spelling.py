@@ -54,6 +54,15 @@ def test_nothing_is_known_without_a_tokenizer():
     assert not spelling.join([1], [2]) and not spelling.is_number([1]) and spelling.cases([1]) is None
 
 
+def test_a_mark_in_the_token_of_a_word_is_a_part_of_it():
+    """As tokenizers of Llama 3 and Qwen have them before a word, and some others within."""
+    spelled = Spelled("a", "\n", '"AR', "GH", '"ar', "gh", '"Ar', " don't", "cha", " you'", "re", ".", "The", " (", "-ish")
+    words = lambda *ids: [spelled.decode(ids[start:end]) for start, end in Spelling(spelled).words(ids)]  # noqa: E731
+    assert words(0, 2, 3, 14, 10, 11, 12) == ["a", '"ARGH', "-ishre", "The"]
+    assert words(7, 8, 9, 10, 13, 12) == [" don'tcha", " you're", "The"]
+    assert [spelled.decode(each) for each in Spelling(spelled).cases([2, 3])] == ['"argh', '"Argh']
+
+
 def test_an_apostrophe_belongs_to_its_word_and_a_quotation_mark_to_none():
     spelled = Spelled(" be", " missin", "'", " Tom", "'s", " 'yes", "5", "don", "’", "t")
     words = lambda *ids: [spelled.decode(ids[start:end]) for start, end in Spelling(spelled).words(ids)]  # noqa: E731
