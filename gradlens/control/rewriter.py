@@ -221,7 +221,7 @@ class Rewriter:
         if self.tokens.instead_of_F is not None:  # this control takes as many tokens as it is told
             return told
         left = restore(told, Asked(self.spelling.words, self._spellings, self._log_probs, self._flagged, self.never))
-        return [(ids, counted, self._whole_phrases(ids, counted, taken)) for ids, counted, taken in left]
+        return [(ids, counted, self.spelling.apart(ids, self._whole_phrases(ids, counted, taken))) for ids, counted, taken in left]
 
     def _flagged(self, rows: Sequence[Row], starts: Sequence[int] | None = None) -> list[Tensor]:
         """Of every row which counted tokens the detector flags, `bool[S]`; of those before `starts` it may say nothing."""
@@ -272,7 +272,7 @@ class Rewriter:
             share = sum(taken[said:end]) / (end - said)
             goes = share > (0.5 if self.spelling.is_number(ids[start:end]) else 0)
             taken[start:end] = may[start:end] if goes else [False] * (end - start)
-        return taken
+        return self.spelling.apart(ids, taken)
 
     def _whole_phrases(self, ids: Sequence[int], counted: Sequence[bool], taken: Sequence[bool]) -> list[bool]:
         """A sentence or clause of which hardly anything is left goes: "Now" says nothing without the "hoist the sails!" that went. A number

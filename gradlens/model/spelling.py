@@ -82,6 +82,18 @@ class Spelling:
         if start is not None:
             yield start, len(ids)
 
+    def apart(self, ids: Sequence[int], taken: Sequence[bool]) -> list[bool]:
+        """What is taken out, without marks that alone keep two words or numbers apart: `loudly-ish` without its hyphen is another word."""
+        found, left, between = list(taken), "", (0, 0)
+        for first, end, text in self._units(ids):
+            if any(taken[first:end]):
+                between = first, end
+            elif text:
+                if between[1] == first and _said(left) and _said(text[0]):
+                    found[between[0] : between[1]] = [False] * (between[1] - between[0])
+                left = text[-1]
+        return found
+
     def is_space(self, token: int) -> bool:
         """Whether it is a space and nothing else."""
         return self.text(token) == SPACE
@@ -191,6 +203,10 @@ class Spelling:
         spelled = self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
         shown = lambda text: BYTE.sub(lambda found: chr(int(found[1], 16)), text)  # noqa: E731
         return [token for token, text in enumerate(spelled) if isinstance(text, str) and any(map(str.isdigit, shown(text)))]
+
+
+def _said(letter: str) -> bool:
+    return _in_word(letter) or letter.isdigit()
 
 
 def _is_word(text: str) -> bool:

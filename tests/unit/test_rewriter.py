@@ -364,6 +364,13 @@ def test_a_space_that_is_a_token_goes_with_its_word_and_with_nothing_else(parts,
     assert [at for at, gone in enumerate(taken) if gone] == goes
 
 
+def test_no_two_words_become_one_when_a_mark_between_them_is_flagged(parts):
+    said, model, dictionary = Spelled("Q", " well", "-", "known", " is", "!"), *parts
+    module = Rewriter(model, {HOOK: dictionary}, Tokens(HOOK, torch.zeros(80), 0.0), True, said)
+    module._flagged = lambda rows, starts=None: [torch.tensor(ids) == 2 for ids, _ in rows]
+    assert module.told([([0, 1, 2, 3, 4, 5], [False] + [True] * 5)]) == [[False] * 6]
+
+
 def test_no_bridge_says_a_number(parts, monkeypatch):
     """Digits are among what no bridge has, and not among what ends a text."""
     seen = {}

@@ -48,6 +48,20 @@ def test_a_word_with_a_capital_is_written_small_or_with_that_alone():
     assert written(5) is None  # ` r` has no token
 
 
+def test_marks_that_alone_keep_two_words_apart_stay():
+    spelled = Spelled("Q", " loud", "ly", "-", "ish", " 24", ":", "30", " (", "海", "\n", "é")
+    kept = lambda ids, gone: spelled.decode(  # noqa: E731
+        [token for token, out in zip(ids, Spelling(spelled).apart(ids, [at in gone for at in range(len(ids))]), strict=True) if not out]
+    )
+    assert kept([1, 2, 3, 4], [2]) == " loudly-ish" and kept([1, 2, 3, 4], [2, 3]) == " loudly"
+    assert kept([1, 2, 3, 4, 3, 11], [2, 3, 4]) == " loudly-é" and kept([5, 6, 7], [1]) == " 24:30"
+    assert kept([0, 8, 4, 3, 5], [1, 3]) == "Q (ish 24" and kept([9, 3, 9, 10, 4], [1, 3]) == "海海ish"
+    halves = Spelling(Bytes())
+    said = list("é—é".encode())
+    assert halves.apart(said, [2 <= at < 5 for at in range(7)]) == [False] * 7  # a dash of three tokens, between letters of two
+    assert Spelling(None).apart([1, 2, 3], [False, True, False]) == [False, True, False]
+
+
 def test_nothing_is_known_without_a_tokenizer():
     spelling = Spelling(None)
     assert list(spelling.words([1, 2])) == spelling.with_digits == spelling.beginnings(3) == []
