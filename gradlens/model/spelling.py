@@ -82,6 +82,12 @@ class Spelling:
         if start is not None:
             yield start, len(ids)
 
+    def widened(self, ids: Sequence[int], place: tuple[int, int]) -> tuple[int, int]:
+        """Places with the rest of the characters that they hold parts of."""
+        first, last = place
+        units = [(start, end) for start, end, _ in self._units(ids) if start < last and end > first]
+        return (units[0][0], units[-1][1]) if units else place
+
     def apart(self, ids: Sequence[int], taken: Sequence[bool]) -> list[bool]:
         """What is taken out, without marks that alone keep two words or numbers apart: `loudly-ish` without its hyphen is another word."""
         found, left, between = list(taken), "", (0, 0)
@@ -89,7 +95,7 @@ class Spelling:
             if any(taken[first:end]):
                 between = first, end
             elif text:
-                if between[1] == first and _said(left) and _said(text[0]):
+                if between[1] == first and spelled_together(left) and spelled_together(text[0]):
                     found[between[0] : between[1]] = [False] * (between[1] - between[0])
                 left = text[-1]
         return found
@@ -205,7 +211,8 @@ class Spelling:
         return [token for token, text in enumerate(spelled) if isinstance(text, str) and any(map(str.isdigit, shown(text)))]
 
 
-def _said(letter: str) -> bool:
+def spelled_together(letter: str) -> bool:
+    """Whether it makes one word, or one number, with others beside it."""
     return _in_word(letter) or letter.isdigit()
 
 
