@@ -26,15 +26,23 @@ BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how SentencePiece writes a byte that 
 
 def in_text(tokenizer: Any, ids: Sequence[int]) -> str:
     """What tokens spell inside a text: decoders of SentencePiece and WordPiece take the space before the first away."""
-    before = tokenizer.encode("a", add_special_tokens=False)[-1:]
-    letter, text = tokenizer.decode(before), tokenizer.decode([*before, *ids])
-    return text.removeprefix(letter) if before and text.startswith(letter) else tokenizer.decode(list(ids))
+    return _texts(tokenizer, [ids])[0]
 
 
 def each_in_text(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """`in_text` of every token by itself."""
-    known = {token: in_text(tokenizer, [token]) for token in set(ids)}
+    kinds = list(dict.fromkeys(ids))
+    known = dict(zip(kinds, _texts(tokenizer, [[token] for token in kinds]), strict=True))
     return [known[token] for token in ids]
+
+
+def _texts(tokenizer: Any, parts: Sequence[Sequence[int]]) -> list[str]:
+    before = tokenizer.encode("a", add_special_tokens=False)[-1:]
+    letter, found = tokenizer.decode(before), []
+    for ids in parts:
+        text = tokenizer.decode([*before, *ids])
+        found.append(text.removeprefix(letter) if before and text.startswith(letter) else tokenizer.decode(list(ids)))
+    return found
 
 
 def characters_in_text(tokenizer: Any, ids: Sequence[int]) -> list[str]:
