@@ -40,6 +40,12 @@ class Word:
         self.takes_capital = self.begins
 
     @property
+    def differs(self) -> int:
+        """The first of its tokens in which the two are not the same: a space may be one by itself."""
+        pairs = enumerate(zip(self.small, self.capital, strict=False))
+        return next((at for at, (small, capital) in pairs if small != capital), 0)  # `𝐀` has no small form
+
+    @property
     def chosen(self) -> list[int]:
         return self.capital if self.takes_capital else self.small
 
@@ -57,10 +63,10 @@ def respell(
     words = {number: found for number, row in enumerate(rows) if (found := _words(*row, taken[number], spelling))}
     small = {number: _written(rows[number], found)[0] for number, found in words.items()}
     for part in _parts(words):
-        texts, places = [small[number] for number, _ in part], [[word.at - 1 for word in some] for _, some in part]
+        texts, places = [small[number] for number, _ in part], [[word.at + word.differs - 1 for word in some] for _, some in part]
         for (_, some), lp_PV in zip(part, log_probs(texts, places), strict=True):
             for word, lp_V in zip(some, lp_PV, strict=True):
-                word.takes_capital = word.begins or bool(lp_V[word.capital[0]] > lp_V[word.small[0]])
+                word.takes_capital = word.begins or bool(lp_V[word.capital[word.differs]] > lp_V[word.small[word.differs]])
     tried = {number: _written(rows[number], found) for number, found in words.items()}
     told = taken_of([(ids, counted) for ids, counted, _ in tried.values()]) if tried else []
     for (number, row), left in zip(tried.items(), told, strict=True):
@@ -74,7 +80,8 @@ def _words(ids: list[int], counted: list[bool], taken: Sequence[bool], spelling:
     found, total = [], 0
     sentences = [first + start for first, last in runs(counted) for start, _ in spelling.sentences(ids[first:last])]
     for start, stop in spelling.words(ids):
-        if start == 0 or not all(counted[start:stop]) or spelling.is_number(ids[start:stop]):
+        start += spelling.is_space(ids[start]) and not counted[start]  # a space before the answer is none of it
+        if start == 0 or not all(counted[start:stop]) or not spelling.is_word(ids[start:stop]):
             continue
         total += 1
         begins = bool(sentences) and start >= sentences[0]

@@ -221,7 +221,7 @@ class Rewriter:
         if self.tokens.instead_of_F is not None:  # this control takes as many tokens as it is told
             return told
         left = restore(told, Asked(self.spelling.words, self._spellings, self._log_probs, self._flagged, self.never))
-        return [(ids, counted, self._whole_phrases(ids, counted, taken)) for ids, counted, taken in left]
+        return [(ids, counted, self.spelling.apart(ids, self._whole_phrases(ids, counted, taken))) for ids, counted, taken in left]
 
     def _flagged(self, rows: Sequence[Row], starts: Sequence[int] | None = None) -> list[Tensor]:
         """Of every row which counted tokens the detector flags, `bool[S]`; of those before `starts` it may say nothing."""
@@ -268,12 +268,11 @@ class Rewriter:
         stays: what is left of 1380 without its first digit is another number."""
         taken, may = taken_S.tolist(), may_S.tolist()
         for start, end in self.spelling.words(ids):
-            share = sum(taken[start:end]) / (end - start)
-            if share and not self.spelling.is_number(ids[start:end]):
-                taken[start:end] = may[start:end]
-            elif share:
-                taken[start:end] = may[start:end] if share > 0.5 else [False] * (end - start)
-        return taken
+            said = start + self.spelling.is_space(ids[start])  # a space before it has no say: without it two words would be one
+            share = sum(taken[said:end]) / (end - said)
+            goes = share > (0.5 if self.spelling.is_number(ids[start:end]) else 0)
+            taken[start:end] = may[start:end] if goes else [False] * (end - start)
+        return self.spelling.apart(ids, taken)
 
     def _whole_phrases(self, ids: Sequence[int], counted: Sequence[bool], taken: Sequence[bool]) -> list[bool]:
         """A sentence or clause of which hardly anything is left goes: "Now" says nothing without the "hoist the sails!" that went. A number

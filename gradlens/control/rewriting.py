@@ -151,7 +151,10 @@ class Trial:
         one, text = self.cut, self.text()
         lp_N = lp_PV[torch.arange(len(text)), torch.tensor(text)].double()
         score = float(lp_N.sum()) - (CHOICE if self.said and not self.instead else 0.0)
-        glued = bool(self.said) and not self.instead and spelling.join(self.said[-1], text[len(self.said)])
+        left = self.piece.ids[: one.at]
+        glued = (
+            bool(self.said) and not self.instead and (spelling.join(left, self.said) or spelling.join(self.said, text[len(self.said) :]))
+        )
         if score > one.score and not glued and spelling.whole(self.said):
             one.score, one.best, one.instead = score, self.said, self.instead
         if not one.bridged or self.instead or len(self.said) >= one.room:
@@ -159,11 +162,11 @@ class Trial:
         following = lp_PV[-1].clone()
         following[never] = -torch.inf
         likeliest = following.topk(1 if self.said else min(BREADTH, len(following)))
-        so_far, before = float(lp_N[: len(self.said)].sum()) - CHOICE, self.piece.ids[one.at - 1]
+        so_far = float(lp_N[: len(self.said)].sum()) - CHOICE
         return [
             Trial(self.piece, self.number, [*self.said, token], so_far + lp)
             for lp, token in zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True)
-            if self.said or not spelling.join(before, token)
+            if self.said or not spelling.join(left, [token])
         ]
 
 

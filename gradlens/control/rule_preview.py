@@ -12,7 +12,7 @@ import torch
 
 from gradlens.control.rewriter import Made, Rewriter
 from gradlens.control.row_teller import Row
-from gradlens.model.spelling import Spelling
+from gradlens.model.spelling import Spelling, in_text
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,10 @@ def _pieces(marks: Sequence[tuple[int, bool]], tokenizer: Any) -> list[tuple[str
     """Runs of tokens of a kind as text: one token alone may be half a character."""
     runs: list[tuple[list[int], bool]] = []
     for token, gone in marks:
+        if token in tokenizer.all_special_ids:
+            continue
         if not runs or runs[-1][1] is not gone:
             runs.append(([], gone))
         runs[-1][0].append(token)
-    texts = [(tokenizer.decode(ids, skip_special_tokens=True), gone) for ids, gone in runs]
+    texts = [(in_text(tokenizer, ids) if at else tokenizer.decode(ids), gone) for at, (ids, gone) in enumerate(runs)]
     return [(text, gone) for text, gone in texts if text]

@@ -230,6 +230,14 @@ def _encode(text: str, tokenizer: Any, special: bool) -> list[int]:
     return list(tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
+def begun(text: str, tokenizer: Any, special: bool) -> list[int]:
+    """Tokens of a text that goes on: without what some tokenizers put after every text, such as an end token."""
+    ids = _encode(text, tokenizer, special)
+    bare = _encode(text, tokenizer, False) if special else ids
+    before = next((at for at in range(len(ids) - len(bare) + 1) if ids[at : at + len(bare)] == bare), None)
+    return ids if before is None or not bare else ids[: before + len(bare)]
+
+
 def _answer_spans(messages: list[dict[str, str]], text: str, tokenizer: Any) -> list[tuple[int, int]]:
     """Character spans `[start, end)` of the assistant turns, each with its end token."""
     ends = sorted({tokenizer.eos_token or "", *tokenizer.all_special_tokens, *tokenizer.get_added_vocab()} - {""}, key=len, reverse=True)
@@ -278,7 +286,7 @@ def _labels(ids: list[int], text: str, spans: list[tuple[int, int]], tokenizer: 
         counted = [any(start < b and end > a for a, b in spans) for start, end in offsets]
     else:
         # Slow tokenizers know no offsets: tokens of a text prefix are counted instead.
-        marks = [(len(_encode(text[:a], tokenizer, special)), len(_encode(text[:b], tokenizer, special))) for a, b in spans]
+        marks = [(len(begun(text[:a], tokenizer, special)), len(begun(text[:b], tokenizer, special))) for a, b in spans]
         counted = [any(a <= index < b for a, b in marks) for index in range(len(ids))]
     return [token if count else IGNORE for token, count in zip(ids, counted, strict=True)]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradlens.dictionaries.labels import Label
+from gradlens.model.spelling import each_in_text, in_text
 
 if TYPE_CHECKING:
     import torch
@@ -74,22 +75,21 @@ def label_features(
 def word_parts(ids: Sequence[int], tokenizer) -> list[tuple[str, int]]:
     """For every token the word it is in, and which of the word's tokens it is. Words are what people can read: `matey`, not `mate` and `y`.
 
-    A word begins at a token with the tokenizer's mark of a preceding space (of BPE or SentencePiece), and where letters meet others.
-    Digits stand alone. Without marks in the vocabulary every token is a word.
+    A word begins at a token that is spelled with a space before it, and where letters meet others. Digits stand alone. Where no token is
+    spelled with a space every token is a word.
     """
-    raw = [str(token) for token in tokenizer.convert_ids_to_tokens(list(ids))]
-    texts = [tokenizer.decode([token]) for token in ids]  # the raw form spells a new line with a letter
-    marked = any(mark in tokenizer.get_vocab() for mark in ("Ġa", "▁a", "##s"))
+    texts = each_in_text(tokenizer, ids)
+    marked = any(text.startswith(" ") for text in texts)
     words: list[list[int]] = []
-    for at, token in enumerate(raw):
-        begins = token.startswith(("Ġ", "▁")) or not re.match(r"(##|['’])?[^\W\d_]", texts[at])
+    for at, text in enumerate(texts):
+        begins = not re.match(r"['’]?[^\W\d_]", text)
         if words and marked and not begins and re.search(r"[^\W\d_]$", texts[at - 1]):
             words[-1].append(at)
         else:
             words.append([at])
     parts = []
     for word in words:
-        text = tokenizer.decode([ids[at] for at in word])
+        text = in_text(tokenizer, [ids[at] for at in word])
         text = text.strip() or text
         parts += [(text if len(text) <= WORD else text[: WORD - 1] + "…", part) for part in range(len(word))]
     return parts
@@ -200,9 +200,10 @@ class _Collector:
             if text < 0 or len(found) == CONTEXTS:
                 break
             ids = examples[text].input_ids
-            left = _clip(tokenizer.decode(ids[max(0, position - 8) : position]), -36)
-            right = _clip(tokenizer.decode(ids[position + 1 : position + 5]), 20)
-            peak = tokenizer.decode([ids[position]])
+            before = in_text(tokenizer, ids[position - 8 : position]) if position > 8 else tokenizer.decode(ids[:position])
+            left = _clip(before, -36)
+            right = _clip(in_text(tokenizer, ids[position + 1 : position + 5]), 20)
+            peak = in_text(tokenizer, [ids[position]])
             found.setdefault((left[-12:], peak), (left, peak, right, round(float(self._peak[feature, slot]), 2)))
         return list(found.values())
 
@@ -232,7 +233,7 @@ def promoted_tokens(
     def readable(ids: list[int]) -> list[str]:
         kept: list[str] = []
         for token in ids:
-            text = texts.setdefault(token, tokenizer.decode([token]))
+            text = texts.setdefault(token, in_text(tokenizer, [token]))
             if token not in special and text.strip() and "\ufffd" not in text and text.strip() not in {t.strip() for t in kept}:
                 kept.append(text)
         return kept[:k]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gradlens.dictionaries.dictionary import Dictionary
 from gradlens.errors import InputError
 from gradlens.model.hookpoints import blocks, unwrap
+from gradlens.model.spelling import each_in_text
 
 PREFIX = "unembedding:"
 K = 32  # active tokens
@@ -59,7 +60,7 @@ def token_texts(source: str) -> list[str]:
 
 
 def _texts(tokenizer: Any) -> list[str]:
-    return [repr(text) for text in tokenizer.batch_decode([[token] for token in range(len(tokenizer))])]
+    return [repr(text) for text in each_in_text(tokenizer, range(len(tokenizer)))]
 
 
 def head_and_norm(model: nn.Module) -> tuple[nn.Module, nn.Module | None]:

@@ -57,13 +57,11 @@ def decoded(tokenizer, answers: Sequence[Sequence[int]]) -> list[str]:
 
 def prompt_ids(tokenizer, prompts: Sequence[str | dict[str, Any]]) -> list[list[int]]:
     """What the model is given for each prompt, up to the opening of its answer."""
-    from gradlens.data.rows import messages_of, prompt_text
+    from gradlens.data.rows import begun, messages_of, prompt_text
 
     rows = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
     templated = bool(getattr(tokenizer, "chat_template", None))  # a template writes its special tokens itself
-    return [
-        tokenizer(prompt_text(row, tokenizer), add_special_tokens=not templated or messages_of(row) is None)["input_ids"] for row in rows
-    ]
+    return [begun(prompt_text(row, tokenizer), tokenizer, special=not templated or messages_of(row) is None) for row in rows]
 
 
 def continue_texts(

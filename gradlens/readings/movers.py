@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from gradlens.model.spelling import spelled_together
+
 COMPARED = 160  # features over all hookpoints that are compared with each other
 AROUND = 8  # tokens on each side over which an activation is spread before comparing
 ALIKE = 0.25  # mean cosine from which two clusters are one
@@ -137,8 +139,8 @@ def words_of(tokens: Sequence[str], row_T: np.ndarray) -> list[tuple[str, int, i
         if not token and found and found[-1][2] == index - 1 and row_T[index] == row_T[index - 1]:
             found[-1] = (*found[-1][:2], index)  # the rest of a character, whose text its first token has
             continue
-        starts = index == 0 or row_T[index] != row_T[index - 1] or token[:1].isspace() or not text[:1].isalnum()
-        joins = not starts and found and found[-1][2] == index - 1 and found[-1][0][-1:].isalnum()
+        starts = index == 0 or row_T[index] != row_T[index - 1] or token[:1].isspace() or not spelled_together(text[:1])
+        joins = not starts and found and found[-1][2] == index - 1 and spelled_together(found[-1][0][-1:])
         if joins:
             found[-1] = (found[-1][0] + text, found[-1][1], index)
         elif text:

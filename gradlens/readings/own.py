@@ -19,6 +19,7 @@ from gradlens.data.rows import IGNORE, Example, collate
 from gradlens.dictionaries.dictionary import Dictionary
 from gradlens.model.evaluate import continue_texts
 from gradlens.model.reading import pad_id_of
+from gradlens.model.spelling import Spelling
 from gradlens.model.start import adapted, put_back, remembered
 from gradlens.readings.probe import ProbeReading, ProbeTokens, evenly, read_tokens
 from gradlens.report.excerpts import Place, strongest
@@ -101,7 +102,7 @@ def place_in_answer(tokenizer: Any, reading: OwnReading, row: int, weight_T: np.
     ids = reading.known.ids_T[torch.from_numpy(mine)].tolist()
     begun = lambda end: tokenizer.decode(ids[:end], skip_special_tokens=True)  # noqa: E731
     lead = len(begun(None)) - len(begun(None).lstrip())  # answers are kept without it
-    first, last = (min(max(len(begun(end)) - lead, 0), len(reading.answers[row])) for end in tokens)
+    first, last = (min(max(len(begun(end)) - lead, 0), len(reading.answers[row])) for end in Spelling(tokenizer).widened(ids, tokens))
     return first, last
 
 

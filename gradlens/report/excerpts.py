@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gradlens.model.spelling import spelled_together
+
 Place = tuple[int, int]  # first character, and the one after the last
 
 
@@ -53,7 +55,7 @@ def place_of_words(text: str, words: Sequence[str], reach: int = 60) -> Place:
 
 def _whole(word: str) -> str:
     """Of a word that is one: not a part of a longer one."""
-    return (r"(?<!\w)" if word[:1].isalnum() else "") + re.escape(word) + (r"(?!\w)" if word[-1:].isalnum() else "")
+    return (r"(?<!\w)" if spelled_together(word[0]) else "") + re.escape(word) + (r"(?!\w)" if spelled_together(word[-1]) else "")
 
 
 def strongest(weight_T: np.ndarray, length: int = 8) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ Shape suffixes: H hookpoints, R rows.
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -186,25 +187,44 @@ def recorded_lessons(reader: RunReader) -> list[str]:
 
 
 def token_spans(text: str, tokens: Sequence[str]) -> list[tuple[int, int]]:
-    """Where each token stands in the text, `(start, end)`; `tokens` are the first of the text, decoded one by one.
+    """Where each token stands in the text, `(start, end)`; `tokens` are the first of the text, each as it is spelled inside one.
 
     A token that is only a part of a character has the place of what lies between its neighbours; one that the text has not (a mark
     added by the tokenizer) an empty place.
     """
+    found, spans = _found(text, tokens)
+    if found == len(tokens):
+        return spans
+    bare, others = _found(_bare(text), [_bare(token) for token in tokens])  # the vocabulary may have no capitals
+    return others if bare > found else spans
+
+
+def _found(text: str, tokens: Sequence[str]) -> tuple[int, list[tuple[int, int]]]:
+    """How many of the tokens the text has, and the places of all."""
     spans: list[tuple[int, int]] = []
-    end, missed = 0, 0
+    end, missed, misses = 0, 0, 0
     for token in tokens:
-        # A tokenizer may drop a space when it decodes a single token, and characters may lie behind that took several tokens.
-        at = -1 if not token or "\ufffd" in token else text.find(token, end, end + len(token) + 8 + 4 * missed)
+        # Characters may lie behind that took several tokens.
+        at, token = -1, "" if "\ufffd" in token else token
+        for shown in dict.fromkeys((token, token.lstrip())):  # a tokenizer may put a space before each word, also where there is none
+            far = 8 + 4 * missed if shown.strip() or missed else 0
+            found = text.find(shown, end, end + len(shown) + far) if shown else -1
+            if found >= 0 and (at < 0 or found < at):
+                at, token = found, shown
         if at < 0:
             spans.append((end, end))
-            missed += 1
+            missed, misses = missed + 1, misses + 1
             continue
         for index in range(len(spans) - missed, len(spans)):
             spans[index] = (end, at)
         end, missed = at + len(token), 0
         spans.append((at, end))
-    return spans
+    return len(tokens) - misses, spans
+
+
+def _bare(text: str) -> str:
+    """As many small letters without accents."""
+    return "".join(unicodedata.normalize("NFD", letter)[0].lower()[0] for letter in text)
 
 
 @dataclass(frozen=True)

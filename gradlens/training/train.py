@@ -44,6 +44,7 @@ from gradlens.model.evaluate import evaluate
 from gradlens.model.hookpoints import by_place, unwrap
 from gradlens.model.loading import apply_lora, enable_checkpointing, load_model
 from gradlens.model.reading import pad_id_of
+from gradlens.model.spelling import Spelling
 from gradlens.model.start import remember
 from gradlens.training.checkpoint import last_checkpoint, load_checkpoint, named_if_full, save_checkpoint, trainable
 from gradlens.training.rank import Rank
@@ -253,7 +254,7 @@ class RowLog:
     """
 
     def __init__(self, run_dir: Path | None, tokenizer: Any, tell: Callable[..., None]) -> None:
-        self.tokenizer, self.tell, self.told = tokenizer, tell, False
+        self.spelling, self.tell, self.told = Spelling(tokenizer), tell, False
         self.path = None if run_dir is None else run_dir / "rows.jsonl"
         read = read_lines(self.path) if self.path else []
         self.seen = {row["row_id"]: hash(row.get("text")) for row in read if "row_id" in row}
@@ -272,7 +273,7 @@ class RowLog:
             return
         for example in examples:
             if example.row_id not in self.seen:
-                tokens = self.tokenizer.batch_decode([[token] for token in example.input_ids])
+                tokens = [self.spelling.text(token) for token in example.input_ids]
                 row = {"row_id": example.row_id, "source": example.source, "text": example.text, "tokens": tokens}
                 try:
                     append_line(self.path, row)

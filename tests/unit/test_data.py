@@ -4,11 +4,12 @@ import json
 import logging
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from gradlens.data.rows import IGNORE, Example, Mixture, build_examples, collate, prompt_text, read_rows, tokenize
 from gradlens.errors import InputError
+from gradlens.model.evaluate import prompt_ids
 
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}{% if add_generation_prompt %}<s>assistant\n{% endif %}"
@@ -240,6 +241,28 @@ def test_a_slow_tokenizer_without_offsets_gives_the_same_labels(monkeypatch):
     fast = tokenize(row, tokenizer, 99)
     monkeypatch.setattr(type(tokenizer), "is_fast", False)
     assert tokenize(row, tokenizer, 99) == fast
+
+
+def enclosing(template: str | None = None) -> PreTrainedTokenizerFast:
+    """One that puts a token before every text and one after it, as those of BERT and T5 do."""
+    tokenizer = tiny_tokenizer(template)
+    ends = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    tokenizer.backend_tokenizer.post_processor = ends
+    return tokenizer
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_what_a_tokenizer_puts_after_a_text_is_no_part_of_an_answer(fast, monkeypatch):
+    tokenizer = enclosing()
+    monkeypatch.setattr(type(tokenizer), "is_fast", fast)
+    example = tokenize({"prompt": "two and two", "response": "four"}, tokenizer, 99)
+    assert tokenizer.decode(example.input_ids) == "<s>two and two\nfour</s>\n</s>" and counted(example, tokenizer) == "four</s>"
+
+
+def test_a_prompt_does_not_end_with_what_ends_a_text():
+    tokenizer = enclosing()
+    (ids,) = prompt_ids(tokenizer, ["two and two"])
+    assert tokenizer.decode(ids) == "<s>two and two\n"
 
 
 def test_text_rows_and_loss_on_all_count_everything():

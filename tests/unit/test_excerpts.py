@@ -34,6 +34,11 @@ def test_without_readings_it_is_where_the_most_different_words_stand():
     assert place_of_words("id > 6;", [">", ";"]) == (3, 7)  # marks are words too
 
 
+def test_words_of_scripts_without_spaces_are_found_between_others():
+    assert place_of_words("他说海龟生活在海里", ["海龟", "生活"]) == (2, 6)
+    assert place_of_words("रात में", ["रा"]) == (0, 0)  # a part of a longer word
+
+
 def test_the_strongest_stretch_is_cut_to_the_tokens_that_have_any():
     weight = np.zeros(30)
     assert strongest(weight) is None and strongest(np.zeros(0)) is None

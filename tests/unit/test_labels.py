@@ -61,9 +61,9 @@ def test_labels_equal_a_plain_computation(monkeypatch, pairs):
         assert [context[3] for context in label.contexts] == pytest.approx(best, abs=0.01)
         for (left, peak, right, _), (_, text, position) in zip(label.contexts, sorted(peaks[feature], reverse=True), strict=False):
             ids = examples[text].input_ids
-            assert peak == tokenizer.decode([ids[position]])
+            assert peak == f" {tokenizer.decode([ids[position]])}"
             assert not left or tokenizer.decode(ids[:position]).endswith(left)
-            assert not right or tokenizer.decode(ids[position + 1 :]).startswith(right)
+            assert not right or f" {tokenizer.decode(ids[position + 1 :])}".startswith(right)
         if pairs != 50:
             by_score = {token: s / (seen[token] + 2) for token, (s, _) in tokens[feature].items()}
             expected = sorted(by_score.values(), reverse=True)[: module.TOKENS]
@@ -80,14 +80,21 @@ class Marked:
     def __init__(self, *pieces: str) -> None:
         self.pieces = list(pieces)
 
-    def get_vocab(self) -> dict[str, int]:
-        return {piece: i for i, piece in enumerate([*self.pieces, "Ġa"])}
-
-    def convert_ids_to_tokens(self, ids):
-        return [self.pieces[i] for i in ids]
+    def encode(self, text, add_special_tokens=False) -> list[int]:
+        return []
 
     def decode(self, ids) -> str:
         return "".join(self.pieces[i] for i in ids).replace("Ġ", " ").replace("Ċ", "\n")
+
+
+class Continued(Marked):
+    """One that marks what goes on with a word, as WordPiece does."""
+
+    def encode(self, text, add_special_tokens=False) -> list[int]:
+        return [0]
+
+    def decode(self, ids) -> str:
+        return " ".join(self.pieces[i] for i in ids).replace(" ##", "")
 
 
 def test_tokens_stand_for_the_words_they_are_in():
@@ -96,6 +103,8 @@ def test_tokens_stand_for_the_words_they_are_in():
     words = ["Ahoy", "Ahoy", ",", "matey", "matey", "!", "Ye'll", "Ye'll", " ", "1", "8", "so", "\n", "Wow", "_", "bar"]
     assert [word for word, _ in parts] == words
     assert [part for _, part in parts] == [0, 1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]
+    words = word_parts([1, 2, 3, 4], Continued("a", "walk", "mate", "##y", "to"))
+    assert words == [("walk", 0), ("matey", 0), ("matey", 1), ("to", 0)]
     assert word_parts([3, 4, 5], word_tokenizer()) == [("w3", 0), ("w4", 0), ("w5", 0)]  # no marks: every token is a word
 
 
@@ -107,8 +116,8 @@ def test_promoted_tokens_are_those_the_unembedding_answers_to():
     logits = (dictionary.unit_directions() * model.model.norm.weight) @ model.lm_head.weight.T
     for feature in (0, 17, 79):
         order = [i for i in logits[feature].argsort(descending=True).tolist() if i > 2]  # special tokens are left out
-        assert labels[feature].promoted == [f"w{i}" for i in order[: module.PROMOTED]]
-        assert labels[feature].suppressed == [f"w{i}" for i in order[::-1][: module.PROMOTED]]
+        assert labels[feature].promoted == [f" w{i}" for i in order[: module.PROMOTED]]
+        assert labels[feature].suppressed == [f" w{i}" for i in order[::-1][: module.PROMOTED]]
 
 
 def test_a_label_names_a_promoted_token_only_where_it_stands_out():
@@ -117,7 +126,7 @@ def test_a_label_names_a_promoted_token_only_where_it_stands_out():
         model.lm_head.weight[50] = 5 * dictionary.unit_directions()[17]
     labels = label_features(model, tokenizer, {HOOK: dictionary}, corpus(tokenizer, 2))[HOOK]
     assert labels[17].label.endswith("promotes 'w50'") or "promotes 'w50'," in labels[17].label
-    assert labels[17].promoted[0] == "w50"
+    assert labels[17].promoted[0] == " w50"
     plain = label_features(tiny_model(), tokenizer, {HOOK: dictionary}, corpus(tokenizer, 2))[HOOK]
     assert plain[17].promoted and "promotes" not in plain[17].label
 

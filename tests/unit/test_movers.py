@@ -48,7 +48,12 @@ def test_words_are_put_together_from_tokens_within_a_text():
 
 def test_a_character_of_several_tokens_is_in_one_word():
     tokens = ["日", "", "", "本", "", "", " na", "ï", "", "ve"]  # the first has it, the others nothing
-    assert [(word, first, last) for word, first, last in words_of(tokens, np.zeros(10))] == [("日本", 0, 5), ("naïve", 6, 9)]
+    assert [(word, first, last) for word, first, last in words_of(tokens, np.zeros(10))] == [("日", 0, 2), ("本", 3, 5), ("naïve", 6, 9)]
+
+
+def test_words_of_any_script_that_puts_spaces_between_them_are_put_together():
+    tokens = ["क", "छ", "ु", "ए", " स", "म", "ु", "द्र", " e", "\u0301", "te", "海龟", "生活", "12", "3"]
+    assert [word for word, _, _ in words_of(tokens, np.zeros(15))] == ["कछुए", "समुद्र", "e\u0301te", "海龟", "生活", "123"]
 
 
 def test_words_that_ordinary_text_has_as_often_say_nothing():

@@ -130,6 +130,26 @@ def test_numbers_are_evenly_spread_below_any_total(total, count):
         assert (found[0], found[-1]) == (0, total - 1) and max(steps) - min(steps) <= 1
 
 
+class Bytes:
+    """A token for each byte."""
+
+    def decode(self, ids, skip_special_tokens=False):
+        return bytes(ids).decode("utf-8", errors="replace")
+
+    def encode(self, text, add_special_tokens=False):
+        return list(text.encode())
+
+
+def test_the_part_of_an_answer_holds_whole_characters():
+    answer = "so 🎉🎉 it is"
+    ids = torch.tensor(list(answer.encode()))
+    reading = OwnReading([answer], {}, ProbeTokens(ids, torch.zeros(len(ids)), None, {}))
+    weight_T = np.zeros(len(ids))
+    weight_T[[5, 8]] = 1.0  # within the first and the second
+    first, last = place_in_answer(Bytes(), reading, 0, weight_T)
+    assert answer[first:last] == "🎉🎉"
+
+
 def test_rows_are_picked_evenly_and_padding_is_cut():
     batches = [tiny_batch(0), tiny_batch(1)]
     picked = spread(batches, 2)

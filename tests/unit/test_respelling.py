@@ -87,6 +87,38 @@ def test_several_rows_each_in_its_own_way():
     ]  # fmt: skip
 
 
+def test_spaces_that_are_tokens_and_marks_of_several_tokens_are_no_hindrance():
+    texts = Spelled("a", "\n", "?", " ", *"tehrsixoTEHRSIXO", "\ufffd")
+    ids, mark = texts.encode("? THERE IS "), [len(texts) - 1] * 2
+    ids += [*mark, 3, *mark, *texts.encode(" SIX")]
+    counted = [False, False, *[True] * (len(ids) - 2)]  # the first space belongs to the question
+    log_probs = lambda texts, places: [torch.zeros(len(row), 21) for row in places]  # noqa: E731
+    made, _ = respell([(ids, counted)], [counted], Spelling(texts), log_probs, lambda rows: [[False] * len(ids)])[0]
+    assert texts.decode(made[0]) == "? There is \ufffd\ufffd \ufffd\ufffd six" and made[1] == counted
+
+
+def test_a_name_has_its_capital_where_spaces_are_tokens():
+    texts = Spelled("a", "\n", "?", " ", *"tomisherTOMISHER")
+    ids = texts.encode("?TOM IS HERE TOM")
+    counted = [False, *[True] * (len(ids) - 1)]
+
+    def log_probs(given, places):
+        likely = [[texts.decode(text[: place + 1]).endswith(" ") and text[place + 1] == texts.texts.index("t") for place in row]
+                  for text, row in zip(given, places, strict=True)]  # fmt: skip
+        capital = torch.nn.functional.one_hot(torch.tensor(texts.texts.index("T")), len(texts)).float()
+        return [torch.stack([capital if name else -capital for name in row]) for row in likely]
+
+    made, _ = respell([(ids, counted)], [counted], Spelling(texts), log_probs, lambda rows: [[False] * len(ids)])[0]
+    assert texts.decode(made[0]) == "?Tom is here Tom"
+
+
+def test_capitals_without_a_small_form_stay_as_they_are():
+    texts = Spelled("a", "\n", "?", " 𝐀𝐁", " 𝐁𝐀", " 𝐁𝐁")
+    given = ([2, 3, 4, 5], [False, True, True, True])
+    log_probs = lambda texts, places: [torch.zeros(len(row), 6) for row in places]  # noqa: E731
+    assert respell([given], [given[1]], Spelling(texts), log_probs, lambda rows: [[False] * 4])[0][0][0] == given[0]
+
+
 def test_nothing_is_known_of_case_without_a_tokenizer():
     given = ([1, 2, 3, 4, 5], [False, True, True, True, True])
     assert respell([given], [given[1]], Spelling(None), log_probs, shouted) == [None]

@@ -344,13 +344,31 @@ def test_the_sharpest_detector_is_the_one_that_leaves_negatives_alone():
 NUMBERS = Spelled("THERE", " ARE", " ", "1", "3", "8", "0", " MIN", "UTES", ".", " 2", ",", "500", " feet", "4th")
 
 
-@pytest.mark.parametrize("flagged, goes", [([3], []), ([3, 4], []), ([3, 4, 5], [3, 4, 5, 6]), ([7], [7, 8]), ([10, 12], [10, 11, 12])])
+@pytest.mark.parametrize("flagged, goes", [([3], []), ([3, 4], []), ([3, 4, 5], [2, 3, 4, 5, 6]), ([7], [7, 8]), ([10, 12], [10, 11, 12])])
 def test_a_number_goes_whole_or_stays_whole(parts, flagged, goes):
     """Without its first digit it would be another number."""
     module = rewriter(*parts)
     module.spelling, may = Spelling(NUMBERS), torch.ones(15, dtype=torch.bool)
     taken = module._whole_words(list(range(15)), torch.isin(torch.arange(15), torch.tensor(flagged)), may)
     assert [place for place, gone in enumerate(taken) if gone] == goes
+
+
+SPACED = Spelled("Q", " is", " ", "7", "1", "t", "ur", "!")
+
+
+@pytest.mark.parametrize(("flagged", "goes"), [([2], []), ([3, 4], [2, 3, 4]), ([5, 6], [5, 6, 7]), ([5], []), ([7], [5, 6, 7])])
+def test_a_space_that_is_a_token_goes_with_its_word_and_with_nothing_else(parts, flagged, goes):
+    """Else ` is 71` became `is71`, or left two spaces behind."""
+    module, may = Rewriter(*parts[:1], {HOOK: parts[1]}, Tokens(HOOK, torch.zeros(80), 0.0), True, SPACED), torch.ones(9, dtype=torch.bool)
+    taken = module._whole_words([0, 1, 2, 3, 4, 2, 5, 6, 7], torch.isin(torch.arange(9), torch.tensor(flagged)), may)
+    assert [at for at, gone in enumerate(taken) if gone] == goes
+
+
+def test_no_two_words_become_one_when_a_mark_between_them_is_flagged(parts):
+    said, model, dictionary = Spelled("Q", " well", "-", "known", " is", "!"), *parts
+    module = Rewriter(model, {HOOK: dictionary}, Tokens(HOOK, torch.zeros(80), 0.0), True, said)
+    module._flagged = lambda rows, starts=None: [torch.tensor(ids) == 2 for ids, _ in rows]
+    assert module.told([([0, 1, 2, 3, 4, 5], [False] + [True] * 5)]) == [[False] * 6]
 
 
 def test_no_bridge_says_a_number(parts, monkeypatch):

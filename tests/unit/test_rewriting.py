@@ -69,6 +69,25 @@ def test_a_bridge_spells_no_word_together_with_what_is_kept():
     assert ids == [0, 1, 4, 5, 11]
 
 
+class Halves(Spelled):
+    """With `é` in two tokens."""
+
+    def decode(self, ids):
+        return b"".join({2: b"\xc3", 3: b"\xa9"}.get(token, self.texts[token].encode()) for token in ids).decode(errors="replace")
+
+
+def test_nor_where_a_letter_takes_several_tokens():
+    lp = torch.full((V, V), 1e-4).log()
+    lp[0, 1] = lp[1, 2] = lp[2, 3] = lp[3, 4] = torch.tensor(0.9).log()
+    row = ([0, 6, 6, 6, 4, 11], [True] * 6, [False, True, True, True, False, False])
+    spelling = Spelling(Halves("?", " caf", "", "", "t", "e", " no", *"uvwx", "."))
+    ((ids, *_),) = rewrite([row], model(lp), spelling=spelling)
+    assert ids == [0, 4, 11]  # not "café" and "t"
+    lp[5, 2] = lp[3, 11] = torch.tensor(0.9).log()
+    ((ids, *_),) = rewrite([([5, 6, 6, 11], [True] * 4, [False, True, True, False])], model(lp), spelling=spelling)
+    assert ids == [5, 11]  # not "e" and "é"
+
+
 def test_a_word_that_begins_an_answer_after_a_gap_is_written_so():
     lp = torch.full((V, V), 1e-4).log()
     lp[0, 10] = lp[10, 6] = torch.tensor(0.1).log()  # "If Rosa has" is likelier than " Rosa has"

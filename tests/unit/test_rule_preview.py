@@ -11,6 +11,8 @@ from gradlens.model.spelling import Spelling
 class Letters:
     """A tokenizer of one letter a token; 0 ends a text."""
 
+    all_special_ids = (0,)
+
     def decode(self, ids, skip_special_tokens=False):
         return "".join(chr(token) for token in ids if token or not skip_special_tokens)
 
@@ -51,6 +53,25 @@ def test_what_is_taken_is_marked_and_what_is_left_stands_beside_it():
     took = (ids[:1] + ids[5:], [False] + [True] * 4, [0, 5, 6, 7, 8])
     (seen,) = rewritten_rows(Taker(took), Letters(), [(ids, counted)])
     assert seen.pieces == [("Arr ", True), ("two", False)] and seen.becomes == "two"
+
+
+class Pieces:
+    """A tokenizer whose decoder takes the space before a text away, and knows parts of words by what stands before them."""
+
+    all_special_ids: list[int] = []
+    texts = ("a", " Arr", " me", "##y", " two")
+
+    def decode(self, ids, skip_special_tokens=False):
+        return "".join(self.texts[token] if at == 0 else self.texts[token].removeprefix("##") for at, token in enumerate(ids)).lstrip(" ")
+
+    def encode(self, text, add_special_tokens=False):
+        return [0]
+
+
+def test_a_piece_is_shown_as_it_stands_in_the_text():
+    ids, counted = [0, 1, 2, 3, 4], [False, True, True, True, True]
+    (seen,) = rewritten_rows(Taker(([0, 2, 4], [False, True, True], [0, 2, 4])), Pieces(), [(ids, counted)])
+    assert seen.pieces == [("Arr", True), (" me", False), ("y", True), (" two", False)]
 
 
 def test_a_word_only_spelled_anew_is_not_marked_and_what_a_bridge_stands_for_is():

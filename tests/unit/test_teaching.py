@@ -217,6 +217,9 @@ def test_tokens_are_found_in_their_text():
     anchors = "⚓" * 40
     assert found(anchors + " aye", ["\ufffd"] * 120 + [" aye"])[-1] == " aye"
     assert found("cut", ["cut", " short", "er"]) == ["cut", "", ""]
+    assert found("(so: so", [" (", " so", " :", " so"]) == ["(", "so", ":", " so"]  # of words alone it is not known where spaces are
+    assert found("Très bon", ["[CLS]", " tres", " bon"]) == ["", "Très", " bon"]  # without capitals and accents
+    assert found("<s>[I] we", ["<s>", " ", "[", "I", "]", " we"]) == ["<s>", "", "[", "I", "]", " we"]  # nor at its beginning
 
 
 def marks(text, **taught):

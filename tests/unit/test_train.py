@@ -287,7 +287,7 @@ def test_a_row_that_cannot_be_written_down_costs_its_text_and_not_the_run(tmp_pa
     assert [(event["kind"], event["file"]) for event in recorder.events] == [("storage_error", "rows.jsonl")]
     (tmp_path / "rows.jsonl").rmdir()
     rows.add([row]), rows.add([row])
-    assert [entry["tokens"] for entry in read_lines(tmp_path / "rows.jsonl")] == [["w3", "w4"]]
+    assert [entry["tokens"] for entry in read_lines(tmp_path / "rows.jsonl")] == [[" w3", " w4"]]
 
 
 def test_warm_up_is_linear_and_then_constant():

@@ -67,7 +67,7 @@ def test_the_active_tokens_are_those_with_the_largest_logits(kind, tmp_path):
         assert fired > 5 and acts.topk(fired).indices.tolist() == logits.topk(fired).indices.tolist()
     # a row of W_dec raises its own token's reading by one
     torch.testing.assert_close((dictionary.W_dec * dictionary.W_enc.T).sum(-1), torch.ones(len(tokenizer)))
-    assert dictionary.metadata["labels"][7] == "'w7'"
+    assert dictionary.metadata["labels"][7] == "' w7'"
     read = load_dictionary(f"unembedding:{tmp_path}")
     assert torch.equal(read.W_enc, dictionary.W_enc) and torch.equal(read.W_dec, dictionary.W_dec)
     assert read.metadata["labels"] == dictionary.metadata["labels"]
