@@ -70,7 +70,7 @@ class RecorderService:
     def _open(self, run_id: str, resume_step: int | None) -> None:
         self._close(run_id, None)  # a client that died without closing
         self._known.pop(run_id, None)
-        self._start(run_id, RunWriter.open_existing(self._folders[run_id], resume_step))
+        self._start(run_id, RunWriter.open_existing(self._folders[run_id], resume_step, begins_again=resume_step == 0))
 
     def _reopen(self, run_id: str) -> None:
         """This process is new, the run is not: go on in new segments, and remember what the old ones hold."""

@@ -54,8 +54,11 @@ class RunWriter:
         return cls(Path(runs_dir) / new_run_id(name), config, seal_every=seal_every)
 
     @classmethod
-    def open_existing(cls, run_dir: str | Path, resume_step: int | None = None, *, seal_every: int = 200) -> RunWriter:
+    def open_existing(
+        cls, run_dir: str | Path, resume_step: int | None = None, *, begins_again: bool = False, seal_every: int = 200
+    ) -> RunWriter:
         """Go on with a run, in new segments. Rows past `resume_step` (the checkpoint's step) are dropped; None drops nothing.
+        `begins_again`: all of them are; what there was before the first step is recorded again.
 
         Raises `InputError` if there is no run, `RunError` while another writer has it.
         """
@@ -64,7 +67,7 @@ class RunWriter:
         writer = cls.__new__(cls)
         writer._open(run_dir, seal_every)
         worked = seconds_until_stop(writer.run_dir)  # before what it is told by is taken up again
-        writer._recover(resume_step)
+        writer._recover(-1 if begins_again else resume_step)
         if resume_step is not None:
             (writer.run_dir / "summary.json").unlink(missing_ok=True)
             writer.step = resume_step

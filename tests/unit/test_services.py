@@ -84,6 +84,16 @@ def test_everything_is_written_once_and_in_order(line):
     assert [event["version"] for event in RunReader(line.folder).events if event["kind"] == "policy"] == [2]
 
 
+def test_a_run_that_begins_again_has_what_was_before_its_first_step_once(line):
+    for resume_step in (None, 0):
+        client = client_of(line, resume_step=resume_step)
+        client.record({"step": 0, "scalars": {"own/some/rate": 0.0}})
+        with client._changed:
+            client._changed.wait_for(lambda: not client._waiting, 20)
+        line.restart()
+    assert RunReader(line.folder).curve("own/some/rate")[0].tolist() == [0]
+
+
 def test_an_outage_is_bridged_and_noted(line):
     client = client_of(line)
     client.record(record(1))

@@ -222,6 +222,17 @@ def test_resume_drops_rows_past_the_checkpoint_in_sealed_and_open_segments(tmp_p
     assert {path.name for path in (tmp_path / "run/statistics").iterdir()} == listed | {"manifest.json"}
 
 
+def test_a_run_that_begins_again_keeps_no_row_not_even_of_before_its_first_step(tmp_path):
+    writer = RunWriter(tmp_path / "run", seal_every=2)
+    for step in range(4):
+        writer.record({"step": step, "scalars": {"own/some/rate": 0.0}})
+    writer._lock.close()  # died without a checkpoint
+    with RunWriter.open_existing(tmp_path / "run", resume_step=0, begins_again=True) as writer:
+        assert not RunReader(tmp_path / "run").keys()
+        writer.record({"step": 0, "scalars": {"own/some/rate": 0.5}})
+    assert RunReader(tmp_path / "run").curve("own/some/rate")[1].tolist() == [0.5]
+
+
 def test_a_crash_between_sealing_and_the_manifest_counts_no_row_twice(tmp_path):
     writer = RunWriter(tmp_path / "run")
     writer.record(a_record(1))
