@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from gradlens_services.recorder import Lost, RecorderClient, RecorderService
 from gradlens_services.trainer import _failure, read_outcome, written
 
 from gradlens.config import RunConfig
+from gradlens.control import policies
 from gradlens.control.policies import Conflict, check_rules, dump_rules, history, put, read_state, settle, undo
 from gradlens.control.rules import Policy, Rule, load_rules
 from gradlens.errors import ConfigError, InputError, RunError
@@ -333,6 +335,33 @@ def test_what_another_process_puts_in_force_is_heard_of_and_undone_step_by_step(
     assert controller.get("run", 4)["version"] == 9
     controller.stop()
     assert read_state(tmp_path)["stop"] and controller.get("run", 9)["stop"]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_where_a_run_folder_is_removed_the_last_rules_stay_and_the_run_can_be_stopped(tmp_path, restarted):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    first_state(folder, [Rule(concept="a")], resume=False)
+    desk = Desk(ControllerService({"run": str(folder)}))
+    client = PolicyClient(desk, MemoryRecorder(), 1)
+    assert [client.poll(step) for step in range(2)] == [(None, False)] * 2
+    shutil.rmtree(folder)
+    if restarted:
+        desk.service = ControllerService({"run": str(folder)})
+    assert [client.poll(step) for step in range(2, 5)] == [(None, False)] * 3
+    desk.service.stop()
+    assert client.poll(5) == (None, True)
+
+
+def test_the_wish_to_stop_is_heard_where_there_is_no_room_to_write_it_down(desk, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(policies, "write_json", full)
+    client = PolicyClient(desk, MemoryRecorder(), 0)
+    client.poll(0)
+    desk.service.stop()
+    assert client.poll(1) == (None, True)
 
 
 def test_a_run_whose_record_is_damaged_is_not_resumed_since_nothing_could_be_recorded(tmp_path):
