@@ -167,10 +167,13 @@ def _train(plan: Plan, runs: list[_Run], asked: _Asked, tell: Progress) -> BaseE
     ranks.start()
     told = 0
     alarms = Alarms([run.folder for run in runs])
+    resumes = {run.folder.name for run in runs if run.resume}  # of which `resumed` is not told yet: not the end of a rank
 
     def tell_alarms() -> None:
         for run_id, event in alarms.new():
-            if event["kind"] == "alarm":
+            if event["kind"] == "resumed" and run_id in resumes:
+                resumes.remove(run_id)
+            elif event["kind"] == "alarm":
                 tell({"run": run_id, "arm": arms[run_id], "phase": "alarm", "step": event.get("step"), "text": event.get("text")})
             else:
                 tell({"run": run_id, "arm": arms[run_id], "phase": "warning", "text": trouble_in_words(event)})
@@ -235,11 +238,14 @@ def lacking_room(config: RunConfig) -> str:
     return ""
 
 
-TOLD = ("alarm", "storage_error", "rows_left_out")  # on screen while a run goes on
+TOLD = ("alarm", "storage_error", "rows_left_out", "resumed")  # on screen while a run goes on
 
 
 def trouble_in_words(event: dict[str, Any]) -> str:
-    """What is not saved or not trained on: a person can only mend it while the run goes on."""
+    """What is not saved, not trained on or begun again: a person can only mend it while the run goes on."""
+    if event["kind"] == "resumed":
+        where = f"from its checkpoint of step {event['step']}" if event.get("step") else "from its beginning: there is no checkpoint yet"
+        return f"a rank died or failed, so the run goes on {where}"
     if event["kind"] == "rows_left_out":
         return str(event.get("text"))
     what = f"{event['rows']} rows of its record" if event.get("rows") else event.get("file") or "a file"
@@ -310,13 +316,24 @@ def _summaries(runs: list[_Run], failure: BaseException | None) -> list[dict[str
         if outcome and outcome["status"] == "failed" and wrong is None:
             wrong = _error_of(outcome, run.folder)
     if wrong is None and failure is not None:
-        lines = [line for line in str(failure).splitlines() if line.strip()] or [type(failure).__name__]
-        written(runs[0].folder / "error.txt", str(failure) + "\n")
-        hint = f"resume with `gradlens run --resume {called(runs[0].folder)}`; details in {runs[0].folder / 'error.txt'}"
-        wrong = RunError(f"the ranks could not go on ({lines[-1].strip()}); {hint}")
+        hint = f"resume with `gradlens run --resume {called(runs[0].folder)}`"
+        if written(runs[0].folder / "error.txt", str(failure) + "\n"):
+            hint += f"; details in {runs[0].folder / 'error.txt'}"
+        wrong = RunError(f"the ranks could not go on ({_in_one_line(failure)}); {hint}")
     if wrong is not None:
         raise wrong
     return summaries
+
+
+def _in_one_line(failure: BaseException) -> str:
+    """What ended the ranks: those that died, of whose end the others only tell in the words of their network; else its last line."""
+    failures = getattr(failure, "worker_failures", {})
+    died = [str(rank) for rank, error in sorted(failures.items()) if type(error).__name__.startswith("WorkerHealthCheck")]
+    if died:
+        ranks = f"rank {died[0]}" if len(died) == 1 else f"ranks {', '.join(died)}"
+        return f"{ranks} died, killed perhaps or out of memory, after ray.max_failures had been used up"
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    return lines[-1] if lines else type(failure).__name__
 
 
 def _error_of(outcome: dict[str, Any], folder: Path) -> errors.GradlensError:

@@ -11,7 +11,7 @@ from gradlens_services.controller import ControllerService, PolicyClient, first_
 from gradlens_services.job import Alarms, _new, _resumed, _summaries
 from gradlens_services.lens import deal
 from gradlens_services.recorder import Lost, RecorderClient, RecorderService
-from gradlens_services.trainer import _failure, read_outcome, written
+from gradlens_services.trainer import _failure, _resume_step, read_outcome, written
 
 from gradlens.config import RunConfig
 from gradlens.control import policies
@@ -279,6 +279,13 @@ def test_an_interrupted_study_tells_of_the_arms_that_were_begun_and_of_no_others
     with pytest.raises(RunError, match="could not go on"):
         _summaries(runs, RuntimeError("a rank died"))
     assert not runs[1].folder.exists()
+
+
+def test_a_run_that_has_begun_begins_again_also_where_nothing_is_recorded_yet(tmp_path):
+    run = _new(RunConfig(**CONFIG, runs_dir=str(tmp_path)))
+    assert _resume_step(run.folder) is None
+    append_line(run.folder / "events.jsonl", {"kind": "started", "step": 0})  # killed while it was fitting concepts
+    assert _resume_step(run.folder) == 0
 
 
 def test_a_run_whose_folder_is_full_ends_in_one_message(tmp_path, monkeypatch):
