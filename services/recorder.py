@@ -21,6 +21,7 @@ from gradlens.errors import ConfigError, RunError
 from gradlens.files import append_line
 from gradlens.recording import sinks
 from gradlens.recording.recorder import Sink
+from gradlens.recording.segments import SCHEMAS
 from gradlens.recording.store import RunReader, RunWriter
 
 Message = tuple[int, str, Any]  # number, "open" | "record" | "event" | "close", content
@@ -140,24 +141,20 @@ class _Known:
     """What a run folder held when its recorder came back: the last step of every table, and the events."""
 
     def __init__(self, reader: RunReader) -> None:
+        self.last = {table: reader.last_step(table) for table in SCHEMAS}
         scalars = reader.scalars()
-        self.step = max(scalars["step"].to_pylist(), default=0)
         steps = zip(scalars["step"].to_pylist(), scalars["key"].to_pylist(), strict=True)
-        self.keys = {key for step, key in steps if step == self.step}
-        self.dense = max(reader.dense_steps(), default=0)
+        self.keys = {key for step, key in steps if step == self.last["scalars"]}
         self.events = {(event.get("time"), event.get("kind")) for event in reader.events}
 
     def unseen(self, record: dict[str, Any]) -> dict[str, Any] | None:
-        """The part of a record that is not on disk yet; None where all of it is."""
+        """The part of a record that is not on disk yet; None where all of it is. A table's rows of one record are written as one, or none;
+        of a step there may be several records, with scalars of different names."""
         step = record["step"]
-        if step > self.step:
-            return record
-        rest = {"step": step}
-        if step == self.step:
+        rest = {table: record[table] for table in SCHEMAS if record.get(table) and step > self.last[table]}
+        if step == self.last["scalars"]:
             rest["scalars"] = {key: value for key, value in record.get("scalars", {}).items() if key not in self.keys}
-        if "dense" in record and step > self.dense:
-            rest["dense"] = record["dense"]
-        return rest if rest.get("scalars") or "dense" in rest else None
+        return {"step": step, **rest} if any(rest.values()) else None
 
 
 def sinks_of(config: RunConfig, run_dir: Path) -> list[Sink]:

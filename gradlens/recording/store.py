@@ -291,6 +291,13 @@ class RunReader:
         rows = self._read("scalars", filters=[("key", "=", key)])
         return rows["step"].to_numpy(), rows["value"].to_numpy()
 
+    def last_step(self, table: str) -> int:
+        """The last step of which a table has rows, -1 where it has none."""
+        sealed, opened = self._segments(table)
+        return max(
+            [entry["last_step"] for entry in sealed] + [pc.max(rows["step"]).as_py() for rows in opened.values() if len(rows)], default=-1
+        )
+
     def features(self, hookpoint: str | None = None) -> pa.Table:
         """The top features of every step: step, hookpoint, feature, push, attribution, energy."""
         return self._read("features", filters=[("hookpoint", "=", hookpoint)] if hookpoint else None)

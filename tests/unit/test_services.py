@@ -21,6 +21,7 @@ from gradlens.errors import ConfigError, InputError, RunError
 from gradlens.files import append_line
 from gradlens.recording.lookup import find_run, list_runs
 from gradlens.recording.recorder import MemoryRecorder
+from gradlens.recording.segments import SCHEMAS
 from gradlens.recording.store import RunReader, RunWriter
 
 CONFIG = {"data": {"train": ["a.jsonl"]}}
@@ -120,6 +121,22 @@ def test_what_a_dying_recorder_had_already_written_is_not_written_twice(line, nu
     assert stored(line) == ([1, 2, 3, 4], 8, [2, 4])
     kinds = [event["kind"] for event in RunReader(line.folder).events]
     assert kinds.count("end") == kinds.count("phase") == 1
+
+
+@pytest.mark.parametrize("tables", range(1, 6))
+def test_a_recorder_that_dies_in_the_midst_of_a_record_leaves_no_table_without_its_rows(line, tables):
+    """`tables` of the record's five are on disk."""
+    examples = [{"row_id": 1, "concept": "some", "hookpoint": "layers.1", "taught": 1.0, "push": 1.0, "activation": 1.0}]
+    lessons = [{"row_id": 1, "hookpoint": "layers.1", "features": [1], "taught": [1.0]}]
+    whole = {**record(2), "examples": examples, "lessons": lessons}
+    line.service.write("run", "before", [(0, "open", None), (1, "record", {**record(1), "examples": examples, "lessons": lessons})])
+    line.service.write("run", "before", [(2, "record", {key: whole[key] for key in ["step", *list(SCHEMAS)[:tables]]})])
+    line.restart()
+    line.service.write("run", "after", [(2, "record", whole), (3, "record", {"step": 2, "scalars": {"eval/nll/x": 1.0}})])
+    line.service.close()
+    reader = RunReader(line.folder)
+    assert stored(line) == ([1, 2], 4, [2]) and reader.curve("eval/nll/x")[0].tolist() == [2]
+    assert reader.examples()["step"].to_pylist() == reader.lessons()["step"].to_pylist() == [1, 2]
 
 
 def test_what_does_not_fit_in_memory_is_lost_and_counted(line):
