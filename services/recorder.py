@@ -60,8 +60,9 @@ class RecorderService:
         return last
 
     def status(self) -> dict[str, dict[str, Any]]:
-        """What each run was last heard to be doing: phase, done, total, loss."""
-        return self._status
+        """What each run was last heard to be doing: phase, done, total, loss; `unwritten` where that is not even in its events."""
+        troubles = {run_id: writer.unreported for run_id, writer in self._writers.items() if writer.unreported}
+        return {run_id: {**found, "unwritten": troubles.get(run_id)} for run_id, found in self._status.items()}
 
     def close(self) -> None:
         """Seal every run that is still open."""

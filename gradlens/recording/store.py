@@ -91,6 +91,11 @@ class RunWriter:
         self._odd_names: set[str] = set()
         self._closed = False
 
+    @property
+    def unreported(self) -> dict[str, Any] | None:
+        """What is not written and could not be told of either: a `storage_error` event without its kind."""
+        return self._unreported
+
     def record(self, record: dict[str, Any]) -> None:
         """Append one record (docs/architecture.md, "Records"). Raises `KeyError`/`ValueError` only if it is malformed."""
         self.step = max(self.step, int(record["step"]))
@@ -155,6 +160,8 @@ class RunWriter:
                 segment = self._segments[table] = segments.Segment(path, SCHEMAS[table])
             segment.append(batch)
         except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                self._segments.pop(table, None)  # the next one may find its folder again
             self._failed(error, batch.num_rows)
 
     def _failed(self, error: OSError, rows: int) -> None:

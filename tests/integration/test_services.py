@@ -1,5 +1,7 @@
 """Whole jobs on Ray with a tiny model: the same Ray instance for every test of this file."""
 
+import re
+import shutil
 import time
 from pathlib import Path
 
@@ -277,6 +279,21 @@ def test_where_ranks_die_too_often_the_run_ends_in_one_line_and_can_be_resumed(i
     watcher = Watcher()
     summary = run_job(config, resume=folder, progress=watcher)
     assert list(curve(summary, "train/loss")[0]) == list(range(1, 201)) and not warnings(watcher)
+
+
+def test_a_run_folder_that_is_removed_is_told_of_at_once_and_the_rules_stay(inputs, tmp_path):
+    def remove(run_id):
+        shutil.rmtree(tmp_path / run_id)
+
+    rules = [{"concept": "some", "mode": "grad", "gain": 0.5}]
+    config = tiny_config(inputs, train__steps=1200, runs_dir=str(tmp_path), rules=rules, observe=QUICK)
+    watcher = Watcher(20, remove)
+    with pytest.raises(RunError, match="was removed while the run went on; what is left of it is the model in"):
+        run_job(config, progress=watcher)
+    (first, *_) = [event for event in watcher.heard if event["phase"] == "warning"]
+    assert re.match(r"step \d+: \d+ rows of its record could not be written", first["text"]) and "No such file" in first["text"]
+    before = watcher.heard[: watcher.heard.index(first)]
+    assert [event["done"] for event in before if event["phase"] == "training"][-1] < 1200, "it was told of while the run went on"
 
 
 def test_a_loss_that_is_not_finite_is_one_clear_error(inputs):

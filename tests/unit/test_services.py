@@ -18,7 +18,7 @@ from gradlens.control import policies
 from gradlens.control.policies import Conflict, check_rules, dump_rules, history, put, read_state, settle, undo
 from gradlens.control.rules import Policy, Rule, load_rules
 from gradlens.errors import ConfigError, InputError, RunError
-from gradlens.files import append_line
+from gradlens.files import append_line, read_lines
 from gradlens.recording.lookup import find_run, list_runs
 from gradlens.recording.recorder import MemoryRecorder
 from gradlens.recording.segments import SCHEMAS
@@ -281,6 +281,25 @@ def test_alarms_are_told_once_as_they_come_and_not_those_of_before(tmp_path):
     assert alarms.new() == [("new", {"kind": "alarm", "step": 8}), ("new", alarm(9))]
     (new / "events.jsonl").unlink()
     assert alarms.new() == []
+    append_line(new / "events.jsonl", alarm(10))  # another file in the place of one that was removed
+    assert alarms.new() == [("new", alarm(10))]
+
+
+def test_what_is_written_to_a_folder_that_was_removed_counts_as_lost_and_the_job_hears_of_it(line):
+    line.service.write("run", "one", [(0, "open", None)], {"phase": "training"})
+    writer = line.service._writers["run"]
+    assert line.service.status()["run"] == {"phase": "training", "unwritten": None}
+    writer.record(record(1))
+    shutil.rmtree(line.folder)
+    writer.record(record(2))
+    found = line.service.status()["run"]["unwritten"]
+    assert (found["from_step"], found["to_step"], found["rows"]) == (2, 2, 6) and "No such file" in found["error"]
+    writer.record(record(3))
+    assert line.service.status()["run"]["unwritten"]["to_step"] == 3
+    os.makedirs(line.folder / "statistics")  # somebody has put it back
+    writer.record(record(4))
+    assert line.service.status()["run"]["unwritten"] is None
+    assert [event["kind"] for event in read_lines(line.folder / "events.jsonl")] == ["storage_error"]
 
 
 def test_an_interrupted_study_tells_of_the_arms_that_were_begun_and_of_no_others(tmp_path):
@@ -296,6 +315,16 @@ def test_an_interrupted_study_tells_of_the_arms_that_were_begun_and_of_no_others
     with pytest.raises(RunError, match="could not go on"):
         _summaries(runs, RuntimeError("a rank died"))
     assert not runs[1].folder.exists()
+
+
+def test_a_run_folder_that_was_removed_is_said_to_be_and_what_is_left_of_it(tmp_path):
+    run = _new(RunConfig(**CONFIG, runs_dir=str(tmp_path)))
+    shutil.rmtree(run.folder)
+    with pytest.raises(RunError, match=f"{run.folder} was removed while the run went on; nothing of it is left"):
+        _summaries([run], None)
+    (run.folder / "model").mkdir(parents=True)
+    with pytest.raises(RunError, match=f"what is left of it is the model in {run.folder / 'model'}"):
+        _summaries([run], RuntimeError("no outcome"))
 
 
 def test_a_run_that_has_begun_begins_again_also_where_nothing_is_recorded_yet(tmp_path):
