@@ -71,6 +71,11 @@ class RunWriter:
         if resume_step is not None:
             (writer.run_dir / "summary.json").unlink(missing_ok=True)
             writer.step = resume_step
+            written = max(RunReader(run_dir).last_step("scalars"), 0)
+            if written < resume_step:  # a rank and its recorder died together, with what was on its way from one to the other
+                reason = "never recorded: what was waiting for the recorder went with the rank that died"
+                span = {"from_step": written + 1, "to_step": resume_step, "count": resume_step - written}
+                writer.event("gap", service="recorder", reason=reason, **span)
             writer.event("resumed", step=resume_step, worked=round(worked, 1))
         return writer
 
