@@ -7,6 +7,7 @@ question has been answered.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -26,11 +27,13 @@ class ControllerService:
         self._folders = {run_id: Path(folder) for run_id, folder in runs.items()}
         self._state: dict[str, dict[str, Any]] = {}
         self._seen: dict[str, tuple[int, ...]] = {}  # which `policy.json` the state is of
+        self._stopping: set[str] = set()  # runs that are to end, also where that cannot be written down
         self._instance = uuid.uuid4().hex  # tells a client that it talks to a restarted controller
 
     def get(self, run_id: str, known_version: int) -> dict[str, Any]:
         """`{"version", "stop", "rules", "instance"}`; rules are None where the caller knows this version."""
         state = self._now(run_id)
+        state = {**state, "stop": state["stop"] or run_id in self._stopping}
         return {**state, "rules": state["rules"] if state["version"] != known_version else None, "instance": self._instance}
 
     def set_rules(self, run_id: str, rules: Sequence[dict[str, Any]], base_version: int) -> int:
@@ -48,13 +51,17 @@ class ControllerService:
     def stop(self, run_id: str | None = None) -> None:
         """Ask a run (default: every run of the job) to end after the step it is in."""
         for name in [run_id] if run_id else list(self._folders):
-            with policies.changing(self._folders[name]) as state:
+            self._stopping.add(name)
+            with (
+                contextlib.suppress(OSError),
+                policies.changing(self._folders[name]) as state,
+            ):  # no room: a controller in our place forgets
                 state["stop"] = True
 
     def _now(self, run_id: str) -> dict[str, Any]:
-        """The state; read again where somebody has changed it (`gradlens rules set | undo | off`)."""
+        """The state; read again where somebody has changed it (`gradlens rules set | undo | off`), kept where the file is gone."""
         seen = policies.signature(self._folders[run_id])
-        if run_id not in self._state or seen != self._seen[run_id]:
+        if run_id not in self._state or (seen and seen != self._seen[run_id]):
             self._state[run_id], self._seen[run_id] = read_state(self._folders[run_id]), seen
         return self._state[run_id]
 
@@ -121,7 +128,7 @@ class PolicyClient:
         if self._away_from is not None:
             self._back()
         self._instance, self._heard = answer["instance"], self._step
-        if answer["rules"] is None:
+        if answer["rules"] is None or answer["version"] < self._version:  # versions only grow: its file is gone, the last policy stays
             return None, answer["stop"]
         self._version = answer["version"]
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -41,6 +42,7 @@ from gradlens.training.preflight import check
 Progress = Callable[[dict[str, Any]], None]
 POLL_SECONDS = 0.4
 ROOM_SECONDS = 20.0  # ranks that have not begun after this are looked after: is there room for them?
+UNWRITTEN_SECONDS = 3.0  # after which it is said that nothing is recorded
 STOP_SECONDS = 10.0  # in which the controller says that it has heard of ctrl-c
 
 
@@ -141,7 +143,7 @@ def _carry_out(runs: list[_Run], progress: Progress | None) -> list[dict[str, An
         try:
             failure = _train(plan, runs, asked, tell)
             if failure is None and read_outcome(runs[0].folder) is None:
-                failure = RunError(f"how it ended could not be written to {runs[0].folder}: is there room?")
+                failure = RunError(f"how it ended could not be written to {runs[0].folder}: is there room, and may it be written?")
         except KeyboardInterrupt:
             failure = None  # the second ctrl-c: what there is, is kept
     return _summaries(runs, failure)
@@ -167,13 +169,29 @@ def _train(plan: Plan, runs: list[_Run], asked: _Asked, tell: Progress) -> BaseE
     ranks.start()
     told = 0
     alarms = Alarms([run.folder for run in runs])
+    unwritten: dict[str, float] = {}  # runs whose folder takes nothing: since when; inf: it is told of
+    resumes = {run.folder.name for run in runs if run.resume}  # of which `resumed` is not told yet: not the end of a rank
 
     def tell_alarms() -> None:
         for run_id, event in alarms.new():
-            if event["kind"] == "alarm":
+            if event["kind"] == "resumed" and run_id in resumes:
+                resumes.remove(run_id)
+            elif event["kind"] == "alarm":
                 tell({"run": run_id, "arm": arms[run_id], "phase": "alarm", "step": event.get("step"), "text": event.get("text")})
             else:
-                tell({"run": run_id, "arm": arms[run_id], "phase": "warning", "text": trouble_in_words(event)})
+                warn(run_id, event)
+
+    def warn(run_id: str, event: dict[str, Any]) -> None:
+        if event["kind"] == "storage_error":
+            unwritten[run_id] = math.inf
+        tell({"run": run_id, "arm": arms[run_id], "phase": "warning", "text": trouble_in_words(event)})
+
+    def tell_unwritten(run_id: str, event: dict[str, Any] | None) -> None:
+        """What the run folder does not take, not even as an event: once it has been so for a while."""
+        if not event:
+            unwritten.pop(run_id, None)
+        elif time.monotonic() - unwritten.setdefault(run_id, time.monotonic()) > UNWRITTEN_SECONDS:
+            warn(run_id, {"kind": "storage_error", **event})
 
     question = recorder.status.remote()
     started, heard, no_room = time.monotonic(), False, ""
@@ -201,6 +219,7 @@ def _train(plan: Plan, runs: list[_Run], asked: _Asked, tell: Progress) -> BaseE
                 if status:
                     heard = True
                     run_id = list(status)[-1]
+                    tell_unwritten(run_id, status[run_id].pop("unwritten", None))
                     tell({"run": run_id, "arm": arms[run_id], **status[run_id]})
             question = recorder.status.remote()
         tell_alarms()
@@ -235,15 +254,18 @@ def lacking_room(config: RunConfig) -> str:
     return ""
 
 
-TOLD = ("alarm", "storage_error", "rows_left_out")  # on screen while a run goes on
+TOLD = ("alarm", "storage_error", "rows_left_out", "resumed")  # on screen while a run goes on
 
 
 def trouble_in_words(event: dict[str, Any]) -> str:
-    """What is not saved or not trained on: a person can only mend it while the run goes on."""
+    """What is not saved, not trained on or begun again: a person can only mend it while the run goes on."""
+    if event["kind"] == "resumed":
+        where = f"from its checkpoint of step {event['step']}" if event.get("step") else "from its beginning: there is no checkpoint yet"
+        return f"a rank died or failed, so the run goes on {where}"
     if event["kind"] == "rows_left_out":
         return str(event.get("text"))
     what = f"{event['rows']} rows of its record" if event.get("rows") else event.get("file") or "a file"
-    return f"step {event.get('step')}: {what} could not be written: {event.get('error')}; training goes on without"
+    return f"step {event.get('step', event.get('to_step'))}: {what} could not be written: {event.get('error')}; training goes on without"
 
 
 class Alarms:
@@ -259,6 +281,8 @@ class Alarms:
         found = []
         for run_id, path in self._files.items():
             with contextlib.suppress(OSError), open(path, "rb") as file:
+                if os.fstat(file.fileno()).st_size < self._read[run_id]:
+                    self._read[run_id] = 0  # another file: the run folder was removed
                 file.seek(self._read[run_id])
                 data = file.read()
                 whole = data.rfind(b"\n") + 1  # a last line without its end is still being written
@@ -298,6 +322,11 @@ def _summaries(runs: list[_Run], failure: BaseException | None) -> list[dict[str
     """Write and return the summary of every run that was begun, remove the others; raise what ended a run that failed."""
     summaries, wrong = [], None
     for run in runs:
+        if not (run.folder / "config.yaml").is_file():
+            model = run.folder / "model"
+            left = f"what is left of it is the model in {model}" if model.is_dir() else "nothing of it is left"
+            wrong = wrong or RunError(f"{run.folder} was removed while the run went on; {left}")
+            continue
         outcome = read_outcome(run.folder)
         reader = RunReader(run.folder)
         if outcome is None and run is not runs[0] and not reader.keys():  # an arm that was never begun: it would be `last`
@@ -310,13 +339,24 @@ def _summaries(runs: list[_Run], failure: BaseException | None) -> list[dict[str
         if outcome and outcome["status"] == "failed" and wrong is None:
             wrong = _error_of(outcome, run.folder)
     if wrong is None and failure is not None:
-        lines = [line for line in str(failure).splitlines() if line.strip()] or [type(failure).__name__]
-        written(runs[0].folder / "error.txt", str(failure) + "\n")
-        hint = f"resume with `gradlens run --resume {called(runs[0].folder)}`; details in {runs[0].folder / 'error.txt'}"
-        wrong = RunError(f"the ranks could not go on ({lines[-1].strip()}); {hint}")
+        hint = f"resume with `gradlens run --resume {called(runs[0].folder)}`"
+        if written(runs[0].folder / "error.txt", str(failure) + "\n"):
+            hint += f"; details in {runs[0].folder / 'error.txt'}"
+        wrong = RunError(f"the ranks could not go on ({_in_one_line(failure)}); {hint}")
     if wrong is not None:
         raise wrong
     return summaries
+
+
+def _in_one_line(failure: BaseException) -> str:
+    """What ended the ranks: those that died, of whose end the others only tell in the words of their network; else its last line."""
+    failures = getattr(failure, "worker_failures", {})
+    died = [str(rank) for rank, error in sorted(failures.items()) if type(error).__name__.startswith("WorkerHealthCheck")]
+    if died:
+        ranks = f"rank {died[0]}" if len(died) == 1 else f"ranks {', '.join(died)}"
+        return f"{ranks} died, killed perhaps or out of memory, after ray.max_failures had been used up"
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    return lines[-1] if lines else type(failure).__name__
 
 
 def _error_of(outcome: dict[str, Any], folder: Path) -> errors.GradlensError:

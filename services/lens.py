@@ -2,12 +2,14 @@
 
 After each observed step a rank sends its counted tokens and goes on. The readings come back to a thread of rank 0, which puts them into
 the step's record, in the order of the steps. At most `STEPS_AHEAD` steps wait for an actor: beyond that a rank sends nothing until the
-actor has caught up. Steps without readings are told of by a `gap` event. An actor that dies comes back with its totals at zero; one
-that hangs is waited for once, and from then on records go out without it until it answers again.
+actor has caught up. Steps without readings are told of by a `gap` event. An actor that dies comes back with the totals as last heard (at a
+reading of the probe set, a checkpoint), and the event says which steps they lack; one that hangs is waited for once, and from then on
+records go out without it until it answers again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import uuid
@@ -50,10 +52,10 @@ class LensService:
         torch.set_num_threads(1)  # the ranks have the cores
         self._task: Task | None = None
 
-    def begin(self, task: Task) -> None:
-        """Work on this from now on; nothing happens where it is worked on already. Every rank says it."""
+    def begin(self, task: Task, totals: dict[str, dict[str, Tensor]] | None = None) -> bool:
+        """Work on this from now on, and go on with `totals`; nothing happens (False) where it is worked on already. Every rank says it."""
         if self._task is not None and self._task.session == task.session:
-            return
+            return False
         from gradlens.dictionaries.formats import load_dictionary
 
         dictionaries = {name: load_dictionary(source) for name, source in task.sources.items()}
@@ -61,7 +63,9 @@ class LensService:
         self._sent: dict[int, dict[int, Batches | None]] = {}  # step -> rank that is through with it -> what it saw
         self._results: dict[int, Record | None] = {}
         self._newest = -1  # last step that is complete
+        self._projection.set_totals(totals or {})
         self._task = task
+        return True
 
     def observe(self, session: str, step: int, rank: int, batches: Batches | None) -> None:
         """What a rank saw in a step; None: it left the step out. After the last rank the readings are there."""
@@ -133,6 +137,14 @@ class RemoteProjection:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._deadline: float | None = None  # from when on nobody waits for an actor any more
+        self._totals: dict[
+            str, tuple[int, dict[str, Tensor]]
+        ] = {}  # as last heard, and at which step: an actor that died goes on with them
+        self._handed_on = 0  # step of the last record that went out
+        self._before: int | None = None  # the step before the first of them: of the totals of a checkpoint
+        self._begun: list[
+            tuple[Any, int]
+        ] = []  # answers of actors that were told to begin again (had they died?), the step of their totals
         self._begin()
 
     def _begin(self) -> None:
@@ -178,11 +190,12 @@ class RemoteProjection:
         """Nothing to do: the thread hands everything on, and `close` waits for it."""
 
     def totals(self) -> dict[str, dict[str, Tensor]]:
-        """Waits until the steps so far are through (for a checkpoint); nothing from an actor that does not answer."""
+        """Waits until the steps so far are through (for a checkpoint); as last heard from an actor that does not answer."""
         self.flush()
-        return self._ask_totals()
+        found = self._ask_totals(self._handed_on)
+        return {name: part or self._totals.get(name, (0, part))[1] for name, part in found.items()}
 
-    def _ask_totals(self) -> dict[str, dict[str, Tensor]]:
+    def _ask_totals(self, step: int) -> dict[str, dict[str, Tensor]]:
         import ray
         from ray.exceptions import GetTimeoutError, RayError
 
@@ -197,9 +210,22 @@ class RemoteProjection:
                 self._falls_silent(index)
             except RayError:
                 continue  # its steps are told of by a gap
+        self._heard(found, step)
         return found
 
+    def _heard(self, totals: dict[str, dict[str, Tensor]], step: int) -> None:
+        self._totals |= {name: (step, part) for name, part in totals.items() if part}
+
+    def _begin_again(self, index: int) -> Any:
+        """Where an actor has died and come back, it must be told what to do, and gets the totals that it had."""
+        actor, task = self._tasks[index]
+        known = {name: self._totals[name] for name in task.sources if name in self._totals}
+        answer = actor.begin.remote(task, {name: part for name, (_, part) in known.items()})
+        self._begun.append((answer, min((step for step, _ in known.values()), default=0)))
+        return answer
+
     def set_totals(self, totals: dict[str, dict[str, Tensor]]) -> None:
+        self._heard(totals, 0)
         for actor, task in self._tasks:
             actor.set_totals.remote({name: totals[name] for name in task.sources if totals.get(name)})
 
@@ -215,6 +241,7 @@ class RemoteProjection:
         self._tell_gap()
 
     def _put(self, waiting: _Waiting) -> None:
+        self._before = waiting.record["step"] - 1 if self._before is None else self._before
         with self._changed:
             self._waiting.append(waiting)
             self._changed.notify_all()
@@ -231,8 +258,9 @@ class RemoteProjection:
                 dense = bool(waiting.record.get("dense"))
                 self._merge(waiting.record, [self._answer(index, waiting.step, dense) for index in range(len(self._tasks))])
             elif waiting.record.get("dense"):  # the last one of a run
-                _add_totals(waiting.record, self._ask_totals())
+                _add_totals(waiting.record, self._ask_totals(waiting.record["step"]))
             waiting.emit(waiting.record)
+            self._handed_on = waiting.record["step"]
             with self._changed:
                 self._waiting.popleft()
                 waiting = None  # of an arm's last record: this thread outlives the arm, and holds neither its lens nor its model
@@ -255,7 +283,7 @@ class RemoteProjection:
             except RayError:  # it died
                 part = None
             if part is None:
-                actor.begin.remote(task)  # where it has come back it must be told what to do
+                self._begin_again(index)
             if part != NOT_READY:
                 return part
             time.sleep(POLL_SECONDS)
@@ -263,8 +291,8 @@ class RemoteProjection:
 
     def _falls_silent(self, index: int) -> None:
         """Nobody waits for this actor any more, or every record would wait as long, and be lost in the end."""
-        actor, task = self._tasks[index]
-        self._silent[index] = actor.begin.remote(task)
+        _, task = self._tasks[index]
+        self._silent[index] = self._begin_again(index)
         if self._deadline is None or time.monotonic() < self._deadline:  # at the end of a run it may not have had its time
             reason = "no answer: steps have no readings until it answers again"
             self._event("service_lost", service="lens", hookpoints=list(task.sources), reason=reason)
@@ -294,13 +322,30 @@ class RemoteProjection:
                 record["examples"] += part["examples"]
                 record["lessons"] += part["lessons"]
                 _add_totals(record, part.get("totals", {}))
+                self._heard(part.get("totals", {}), step)
 
     def _tell_gap(self) -> None:
         if self._gap is not None:
             first, last, count = self._gap
             reason = "a lens actor was away or too slow: these steps have no readings"
+            lacking = self._died_after()
+            if lacking is not None and lacking + 1 < first:
+                steps = f"step {first - 1}" if lacking + 2 == first else f"steps {lacking + 1} to {first - 1}"
+                reason += f"; it died, so what is summed over the run lacks {steps} as well"
             self._event("gap", step=last, service="lens", reason=reason, from_step=first, to_step=last, count=count)
             self._gap = None
+
+    def _died_after(self) -> int | None:
+        """The step whose totals an actor goes on with that died since the last call; None where none did."""
+        import ray
+        from ray.exceptions import RayError
+
+        steps, begun, self._begun = [], self._begun, []
+        for answer, step in begun:
+            with contextlib.suppress(RayError):
+                if ray.wait([answer], timeout=0)[0] and ray.get(answer) is True:
+                    steps.append(max(step, self._before or 0))
+        return min(steps, default=None)
 
 
 def _add_totals(record: Record, totals: dict[str, dict[str, Tensor]]) -> None:

@@ -21,6 +21,7 @@ from gradlens.errors import ConfigError, RunError
 from gradlens.files import append_line
 from gradlens.recording import sinks
 from gradlens.recording.recorder import Sink
+from gradlens.recording.segments import SCHEMAS
 from gradlens.recording.store import RunReader, RunWriter
 
 Message = tuple[int, str, Any]  # number, "open" | "record" | "event" | "close", content
@@ -59,8 +60,9 @@ class RecorderService:
         return last
 
     def status(self) -> dict[str, dict[str, Any]]:
-        """What each run was last heard to be doing: phase, done, total, loss."""
-        return self._status
+        """What each run was last heard to be doing: phase, done, total, loss; `unwritten` where that is not even in its events."""
+        troubles = {run_id: writer.unreported for run_id, writer in self._writers.items() if writer.unreported}
+        return {run_id: {**found, "unwritten": troubles.get(run_id)} for run_id, found in self._status.items()}
 
     def close(self) -> None:
         """Seal every run that is still open."""
@@ -70,7 +72,7 @@ class RecorderService:
     def _open(self, run_id: str, resume_step: int | None) -> None:
         self._close(run_id, None)  # a client that died without closing
         self._known.pop(run_id, None)
-        self._start(run_id, RunWriter.open_existing(self._folders[run_id], resume_step))
+        self._start(run_id, RunWriter.open_existing(self._folders[run_id], resume_step, begins_again=resume_step == 0))
 
     def _reopen(self, run_id: str) -> None:
         """This process is new, the run is not: go on in new segments, and remember what the old ones hold."""
@@ -140,24 +142,20 @@ class _Known:
     """What a run folder held when its recorder came back: the last step of every table, and the events."""
 
     def __init__(self, reader: RunReader) -> None:
+        self.last = {table: reader.last_step(table) for table in SCHEMAS}
         scalars = reader.scalars()
-        self.step = max(scalars["step"].to_pylist(), default=0)
         steps = zip(scalars["step"].to_pylist(), scalars["key"].to_pylist(), strict=True)
-        self.keys = {key for step, key in steps if step == self.step}
-        self.dense = max(reader.dense_steps(), default=0)
+        self.keys = {key for step, key in steps if step == self.last["scalars"]}
         self.events = {(event.get("time"), event.get("kind")) for event in reader.events}
 
     def unseen(self, record: dict[str, Any]) -> dict[str, Any] | None:
-        """The part of a record that is not on disk yet; None where all of it is."""
+        """The part of a record that is not on disk yet; None where all of it is. A table's rows of one record are written as one, or none;
+        of a step there may be several records, with scalars of different names."""
         step = record["step"]
-        if step > self.step:
-            return record
-        rest = {"step": step}
-        if step == self.step:
+        rest = {table: record[table] for table in SCHEMAS if record.get(table) and step > self.last[table]}
+        if step == self.last["scalars"]:
             rest["scalars"] = {key: value for key, value in record.get("scalars", {}).items() if key not in self.keys}
-        if "dense" in record and step > self.dense:
-            rest["dense"] = record["dense"]
-        return rest if rest.get("scalars") or "dense" in rest else None
+        return {"step": step, **rest} if any(rest.values()) else None
 
 
 def sinks_of(config: RunConfig, run_dir: Path) -> list[Sink]:

@@ -23,7 +23,7 @@ from gradlens_services.lens import RemoteProjection, deal
 from gradlens.config import RunConfig
 from gradlens.control.rules import Policy, load_rules
 from gradlens.errors import GradlensError, RunError
-from gradlens.files import write_atomic, write_json
+from gradlens.files import read_lines, write_atomic, write_json
 from gradlens.model.hookpoints import canonical
 from gradlens.readings.projection import Members, RowDetectors
 from gradlens.recording.recorder import NullRecorder
@@ -112,12 +112,14 @@ def _run(plan: Plan, run_id: str, run_dir: Path, config: RunConfig, world: World
     return outcome
 
 
-def written(path: Path, data: dict[str, Any] | str) -> None:
-    """Write what a run leaves behind, as JSON or as it is; where there is no room for it, all else goes on."""
+def written(path: Path, data: dict[str, Any] | str) -> bool:
+    """Write what a run leaves behind, as JSON or as it is; where there is no room for it (False), all else goes on."""
     try:
         write_atomic(path, data) if isinstance(data, str) else write_json(path, data)
     except OSError as error:
         log.warning("%s could not be written: %s", path, error)
+        return False
+    return True
 
 
 def _failure(error: BaseException, config: RunConfig, final: bool) -> dict[str, Any] | None:
@@ -152,11 +154,12 @@ def _recall(run_dir: Path, shared: Shared) -> None:
 
 
 def _resume_step(run_dir: Path) -> int | None:
-    """The step to which records are kept: the last checkpoint's; 0 for a run that has none but has records; None for a new one."""
+    """The step to which records are kept: the last checkpoint's; 0 for a run that has none but has begun; None for a new one."""
     checkpoint = last_checkpoint(run_dir)
     if checkpoint is not None:
         return checkpoint[0]
-    return 0 if any((run_dir / "statistics").iterdir()) else None
+    begun = any((run_dir / "statistics").iterdir()) or any(event.get("kind") == "started" for event in read_lines(run_dir / "events.jsonl"))
+    return 0 if begun else None
 
 
 def _sender(plan: Plan) -> Any:

@@ -8,6 +8,7 @@ two operations leaves each row readable once.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -68,7 +69,10 @@ class Segment:
         self._size, self._header = 0, b""
 
     def append(self, batch: pa.RecordBatch) -> None:
-        """Hand one batch to the operating system. Raises `OSError` with nothing written."""
+        """Hand one batch to the operating system. Raises `OSError` with nothing written, `FileNotFoundError` where the file was removed:
+        what would be written to it nobody could read."""
+        if os.fstat(self._file.fileno()).st_nlink == 0:
+            raise FileNotFoundError(errno.ENOENT, "removed while the run was being recorded", str(self.path))
         self._writer.write_batch(batch)
         data = self._buffer.getvalue()
         self._buffer.seek(0)

@@ -54,8 +54,11 @@ class RunWriter:
         return cls(Path(runs_dir) / new_run_id(name), config, seal_every=seal_every)
 
     @classmethod
-    def open_existing(cls, run_dir: str | Path, resume_step: int | None = None, *, seal_every: int = 200) -> RunWriter:
+    def open_existing(
+        cls, run_dir: str | Path, resume_step: int | None = None, *, begins_again: bool = False, seal_every: int = 200
+    ) -> RunWriter:
         """Go on with a run, in new segments. Rows past `resume_step` (the checkpoint's step) are dropped; None drops nothing.
+        `begins_again`: all of them are; what there was before the first step is recorded again.
 
         Raises `InputError` if there is no run, `RunError` while another writer has it.
         """
@@ -64,10 +67,15 @@ class RunWriter:
         writer = cls.__new__(cls)
         writer._open(run_dir, seal_every)
         worked = seconds_until_stop(writer.run_dir)  # before what it is told by is taken up again
-        writer._recover(resume_step)
+        writer._recover(-1 if begins_again else resume_step)
         if resume_step is not None:
             (writer.run_dir / "summary.json").unlink(missing_ok=True)
             writer.step = resume_step
+            written = max(RunReader(run_dir).last_step("scalars"), 0)
+            if written < resume_step:  # a rank and its recorder died together, with what was on its way from one to the other
+                reason = "never recorded: what was waiting for the recorder went with the rank that died"
+                span = {"from_step": written + 1, "to_step": resume_step, "count": resume_step - written}
+                writer.event("gap", service="recorder", reason=reason, **span)
             writer.event("resumed", step=resume_step, worked=round(worked, 1))
         return writer
 
@@ -87,6 +95,11 @@ class RunWriter:
         self._reported = -math.inf  # when the last one was
         self._odd_names: set[str] = set()
         self._closed = False
+
+    @property
+    def unreported(self) -> dict[str, Any] | None:
+        """What is not written and could not be told of either: a `storage_error` event without its kind."""
+        return self._unreported
 
     def record(self, record: dict[str, Any]) -> None:
         """Append one record (docs/architecture.md, "Records"). Raises `KeyError`/`ValueError` only if it is malformed."""
@@ -152,6 +165,8 @@ class RunWriter:
                 segment = self._segments[table] = segments.Segment(path, SCHEMAS[table])
             segment.append(batch)
         except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                self._segments.pop(table, None)  # the next one may find its folder again
             self._failed(error, batch.num_rows)
 
     def _failed(self, error: OSError, rows: int) -> None:
@@ -287,6 +302,13 @@ class RunReader:
         """`(steps int64[n], values float64[n])` of one scalar; empty where it was never recorded."""
         rows = self._read("scalars", filters=[("key", "=", key)])
         return rows["step"].to_numpy(), rows["value"].to_numpy()
+
+    def last_step(self, table: str) -> int:
+        """The last step of which a table has rows, -1 where it has none."""
+        sealed, opened = self._segments(table)
+        return max(
+            [entry["last_step"] for entry in sealed] + [pc.max(rows["step"]).as_py() for rows in opened.values() if len(rows)], default=-1
+        )
 
     def features(self, hookpoint: str | None = None) -> pa.Table:
         """The top features of every step: step, hookpoint, feature, push, attribution, energy."""

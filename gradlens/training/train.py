@@ -80,7 +80,7 @@ def train_rank(rank: Rank) -> str:
         if rank.shared.before is None:
             rank.shared.before = read_evaluation(rank.run_dir).get("before") or _evaluated(rank, model, tokenizer, concepts, "before")
         if rank.shared.before:
-            if "before" not in read_evaluation(rank.run_dir):
+            if not (last_checkpoint(rank.run_dir) or (0,))[0]:  # resumed, a run has it on record but for one that begins again
                 rank.recorder.record(evaluation_record(rank.shared.before, step=0))
             write_evaluation(rank.run_dir, "before", rank.shared.before)
             for found in doubts_of(rank.shared.before):

@@ -1,5 +1,7 @@
 """Whole jobs on Ray with a tiny model: the same Ray instance for every test of this file."""
 
+import re
+import shutil
 import time
 from pathlib import Path
 
@@ -244,16 +246,54 @@ def test_a_stopped_run_is_readable_and_goes_on_where_it_stopped_and_its_alarms_a
     assert list(curve(second, "train/loss")[0]) == list(range(1, steps + 1))
 
 
-def test_a_rank_that_is_killed_goes_on_from_the_last_checkpoint(inputs):
-    def kill(run_id):
-        (worker,) = [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(child.cmdline())]
-        worker.kill()
+def kill_a_rank(run_id):
+    worker, *_ = [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(child.cmdline())]
+    worker.kill()
 
+
+def warnings(watcher):
+    return [event["text"] for event in watcher.heard if event["phase"] == "warning"]
+
+
+def test_a_rank_that_is_killed_goes_on_from_the_last_checkpoint(inputs):
     config = tiny_config(inputs, train__steps=200, train__checkpoint_every=5, observe=QUICK)
-    summary = run_job(config, progress=Watcher(20, kill))
+    watcher = Watcher(20, kill_a_rank)
+    summary = run_job(config, progress=watcher)
+    (told,) = warnings(watcher)
+    assert told.startswith("a rank died or failed, so the run goes on from its checkpoint of step ")
     assert (summary["status"], summary["steps"]) == ("done", 200)
     assert list(curve(summary, "train/loss")[0]) == list(range(1, 201))
     assert [event["step"] % 5 for event in events(summary, "resumed")] == [0]
+
+
+def test_where_ranks_die_too_often_the_run_ends_in_one_line_and_can_be_resumed(inputs):
+    config = tiny_config(
+        inputs, name="mortal", train__steps=200, train__num_workers=2, train__checkpoint_every=5, ray__max_failures=0, observe=QUICK
+    )
+    with pytest.raises(
+        RunError, match=r"could not go on \(ranks? [01, ]+ died, .*resume with `gradlens run --resume \S+`; details in"
+    ) as caught:
+        run_job(config, progress=Watcher(20, kill_a_rank))
+    assert "\n" not in str(caught.value) and "gloo" not in str(caught.value)
+    (folder,) = Path(inputs["runs_dir"]).glob("mortal-*")
+    watcher = Watcher()
+    summary = run_job(config, resume=folder, progress=watcher)
+    assert list(curve(summary, "train/loss")[0]) == list(range(1, 201)) and not warnings(watcher)
+
+
+def test_a_run_folder_that_is_removed_is_told_of_at_once_and_the_rules_stay(inputs, tmp_path):
+    def remove(run_id):
+        shutil.rmtree(tmp_path / run_id)
+
+    rules = [{"concept": "some", "mode": "grad", "gain": 0.5}]
+    config = tiny_config(inputs, train__steps=1200, runs_dir=str(tmp_path), rules=rules, observe=QUICK)
+    watcher = Watcher(20, remove)
+    with pytest.raises(RunError, match="was removed while the run went on; what is left of it is the model in"):
+        run_job(config, progress=watcher)
+    (first, *_) = [event for event in watcher.heard if event["phase"] == "warning"]
+    assert re.match(r"step \d+: \d+ rows of its record could not be written", first["text"]) and "No such file" in first["text"]
+    before = watcher.heard[: watcher.heard.index(first)]
+    assert [event["done"] for event in before if event["phase"] == "training"][-1] < 1200, "it was told of while the run went on"
 
 
 def test_a_loss_that_is_not_finite_is_one_clear_error(inputs):

@@ -1,5 +1,6 @@
 """Lens actors without Ray: what an actor makes of what the ranks send it."""
 
+import copy
 import gc
 import time
 import weakref
@@ -12,7 +13,7 @@ from gradlens_services import lens
 from gradlens_services.lens import NOT_READY, LensService, RemoteProjection, Task
 
 from gradlens.config import ObserveSettings
-from gradlens.dictionaries.formats import save_dictionary
+from gradlens.dictionaries.formats import load_dictionary, save_dictionary
 from gradlens.readings.projection import Projection, Tokens
 from gradlens.world import Single
 
@@ -125,6 +126,60 @@ def test_an_actor_that_hangs_is_waited_for_once(monkeypatch):
     remote.close()
     assert f"{HOOK}/unexplained" in handed_on[-1]["scalars"]
     assert [(fields["from_step"], fields["to_step"], fields["count"]) for kind, fields in told if kind == "gap"] == [(1, 40, 40)]
+
+
+class InThisProcess:
+    """A lens actor whose process can be replaced; a reference to an answer of its is what it says, or the error."""
+
+    def __init__(self, ray):
+        self.service, self.error = LensService(), ray.exceptions.RayError
+
+    def __getattr__(self, name):
+        def remote(*arguments):
+            try:
+                return [copy.deepcopy(getattr(self.service, name)(*arguments))]
+            except AttributeError:  # a new one that has not been told yet
+                return [self.error("died")]
+
+        return SimpleNamespace(remote=remote)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_an_actor_that_dies_goes_on_with_the_totals_that_were_last_heard_of(task, monkeypatch, resumed):
+    ray = pytest.importorskip("ray")
+
+    def get(reference, timeout=None):
+        if isinstance(reference[0], Exception):
+            raise reference[0]
+        return reference[0]
+
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "wait", lambda references, num_returns=1, timeout=0: (references, []))
+    actor, told, handed_on = InThisProcess(ray), [], []
+    remote = RemoteProjection(
+        [(actor, [HOOK])], dict(task.sources), {}, ObserveSettings(), Single(), lambda kind, **fields: told.append({"kind": kind, **fields})
+    )
+    whole = Projection({HOOK: load_dictionary(task.sources[HOOK])}, {}, ObserveSettings())
+    if resumed:
+        kept = {HOOK: {"push": torch.arange(80, dtype=torch.float64)}}
+        remote.set_totals(kept), whole.set_totals(kept)
+    died, dense, lost = (5, 3, (4, 5)) if not resumed else (5, 0, (1, 2, 3, 4, 5))
+    for step in range(1, 9):
+        if step == died:
+            actor.service = LensService()
+        if step == died + 1:  # while nobody has told it yet: a checkpoint has what was last heard of
+            assert {name: part.keys() for name, part in remote.totals().items()}[HOOK] >= {"push"}
+        remote.add(HOOK, tokens(step))
+        remote.finish({"step": step, "scalars": {}, **({"dense": {HOOK: {}}} if step == dense else {})}, Single(), handed_on.append)
+        remote.flush(20)
+        if step not in lost:
+            whole.add(HOOK, tokens(step))
+            whole.take(1)
+    assert torch.allclose(remote.totals()[HOOK]["push"], whole.totals()[HOOK]["push"])
+    remote.close()
+    (gap,) = [event for event in told if event["kind"] == "gap"]
+    assert (gap["from_step"], gap["to_step"], gap["count"]) == (5, 5, 1)
+    assert gap["reason"].endswith(f"what is summed over the run lacks {'steps 1 to 4' if resumed else 'step 4'} as well")
 
 
 def test_readings_that_nobody_waited_for_are_not_kept(task):

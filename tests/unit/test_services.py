@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -10,15 +11,17 @@ from gradlens_services.controller import ControllerService, PolicyClient, first_
 from gradlens_services.job import Alarms, _new, _resumed, _summaries
 from gradlens_services.lens import deal
 from gradlens_services.recorder import Lost, RecorderClient, RecorderService
-from gradlens_services.trainer import _failure, read_outcome, written
+from gradlens_services.trainer import _failure, _resume_step, read_outcome, written
 
 from gradlens.config import RunConfig
+from gradlens.control import policies
 from gradlens.control.policies import Conflict, check_rules, dump_rules, history, put, read_state, settle, undo
 from gradlens.control.rules import Policy, Rule, load_rules
 from gradlens.errors import ConfigError, InputError, RunError
-from gradlens.files import append_line
+from gradlens.files import append_line, read_lines
 from gradlens.recording.lookup import find_run, list_runs
 from gradlens.recording.recorder import MemoryRecorder
+from gradlens.recording.segments import SCHEMAS
 from gradlens.recording.store import RunReader, RunWriter
 
 CONFIG = {"data": {"train": ["a.jsonl"]}}
@@ -84,6 +87,16 @@ def test_everything_is_written_once_and_in_order(line):
     assert [event["version"] for event in RunReader(line.folder).events if event["kind"] == "policy"] == [2]
 
 
+def test_a_run_that_begins_again_has_what_was_before_its_first_step_once(line):
+    for resume_step in (None, 0):
+        client = client_of(line, resume_step=resume_step)
+        client.record({"step": 0, "scalars": {"own/some/rate": 0.0}})
+        with client._changed:
+            client._changed.wait_for(lambda: not client._waiting, 20)
+        line.restart()
+    assert RunReader(line.folder).curve("own/some/rate")[0].tolist() == [0]
+
+
 def test_an_outage_is_bridged_and_noted(line):
     client = client_of(line)
     client.record(record(1))
@@ -108,6 +121,22 @@ def test_what_a_dying_recorder_had_already_written_is_not_written_twice(line, nu
     assert stored(line) == ([1, 2, 3, 4], 8, [2, 4])
     kinds = [event["kind"] for event in RunReader(line.folder).events]
     assert kinds.count("end") == kinds.count("phase") == 1
+
+
+@pytest.mark.parametrize("tables", range(1, 6))
+def test_a_recorder_that_dies_in_the_midst_of_a_record_leaves_no_table_without_its_rows(line, tables):
+    """`tables` of the record's five are on disk."""
+    examples = [{"row_id": 1, "concept": "some", "hookpoint": "layers.1", "taught": 1.0, "push": 1.0, "activation": 1.0}]
+    lessons = [{"row_id": 1, "hookpoint": "layers.1", "features": [1], "taught": [1.0]}]
+    whole = {**record(2), "examples": examples, "lessons": lessons}
+    line.service.write("run", "before", [(0, "open", None), (1, "record", {**record(1), "examples": examples, "lessons": lessons})])
+    line.service.write("run", "before", [(2, "record", {key: whole[key] for key in ["step", *list(SCHEMAS)[:tables]]})])
+    line.restart()
+    line.service.write("run", "after", [(2, "record", whole), (3, "record", {"step": 2, "scalars": {"eval/nll/x": 1.0}})])
+    line.service.close()
+    reader = RunReader(line.folder)
+    assert stored(line) == ([1, 2], 4, [2]) and reader.curve("eval/nll/x")[0].tolist() == [2]
+    assert reader.examples()["step"].to_pylist() == reader.lessons()["step"].to_pylist() == [1, 2]
 
 
 def test_what_does_not_fit_in_memory_is_lost_and_counted(line):
@@ -252,6 +281,25 @@ def test_alarms_are_told_once_as_they_come_and_not_those_of_before(tmp_path):
     assert alarms.new() == [("new", {"kind": "alarm", "step": 8}), ("new", alarm(9))]
     (new / "events.jsonl").unlink()
     assert alarms.new() == []
+    append_line(new / "events.jsonl", alarm(10))  # another file in the place of one that was removed
+    assert alarms.new() == [("new", alarm(10))]
+
+
+def test_what_is_written_to_a_folder_that_was_removed_counts_as_lost_and_the_job_hears_of_it(line):
+    line.service.write("run", "one", [(0, "open", None)], {"phase": "training"})
+    writer = line.service._writers["run"]
+    assert line.service.status()["run"] == {"phase": "training", "unwritten": None}
+    writer.record(record(1))
+    shutil.rmtree(line.folder)
+    writer.record(record(2))
+    found = line.service.status()["run"]["unwritten"]
+    assert (found["from_step"], found["to_step"], found["rows"]) == (2, 2, 6) and "No such file" in found["error"]
+    writer.record(record(3))
+    assert line.service.status()["run"]["unwritten"]["to_step"] == 3
+    os.makedirs(line.folder / "statistics")  # somebody has put it back
+    writer.record(record(4))
+    assert line.service.status()["run"]["unwritten"] is None
+    assert [event["kind"] for event in read_lines(line.folder / "events.jsonl")] == ["storage_error"]
 
 
 def test_an_interrupted_study_tells_of_the_arms_that_were_begun_and_of_no_others(tmp_path):
@@ -267,6 +315,23 @@ def test_an_interrupted_study_tells_of_the_arms_that_were_begun_and_of_no_others
     with pytest.raises(RunError, match="could not go on"):
         _summaries(runs, RuntimeError("a rank died"))
     assert not runs[1].folder.exists()
+
+
+def test_a_run_folder_that_was_removed_is_said_to_be_and_what_is_left_of_it(tmp_path):
+    run = _new(RunConfig(**CONFIG, runs_dir=str(tmp_path)))
+    shutil.rmtree(run.folder)
+    with pytest.raises(RunError, match=f"{run.folder} was removed while the run went on; nothing of it is left"):
+        _summaries([run], None)
+    (run.folder / "model").mkdir(parents=True)
+    with pytest.raises(RunError, match=f"what is left of it is the model in {run.folder / 'model'}"):
+        _summaries([run], RuntimeError("no outcome"))
+
+
+def test_a_run_that_has_begun_begins_again_also_where_nothing_is_recorded_yet(tmp_path):
+    run = _new(RunConfig(**CONFIG, runs_dir=str(tmp_path)))
+    assert _resume_step(run.folder) is None
+    append_line(run.folder / "events.jsonl", {"kind": "started", "step": 0})  # killed while it was fitting concepts
+    assert _resume_step(run.folder) == 0
 
 
 def test_a_run_whose_folder_is_full_ends_in_one_message(tmp_path, monkeypatch):
@@ -323,6 +388,33 @@ def test_what_another_process_puts_in_force_is_heard_of_and_undone_step_by_step(
     assert controller.get("run", 4)["version"] == 9
     controller.stop()
     assert read_state(tmp_path)["stop"] and controller.get("run", 9)["stop"]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_where_a_run_folder_is_removed_the_last_rules_stay_and_the_run_can_be_stopped(tmp_path, restarted):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    first_state(folder, [Rule(concept="a")], resume=False)
+    desk = Desk(ControllerService({"run": str(folder)}))
+    client = PolicyClient(desk, MemoryRecorder(), 1)
+    assert [client.poll(step) for step in range(2)] == [(None, False)] * 2
+    shutil.rmtree(folder)
+    if restarted:
+        desk.service = ControllerService({"run": str(folder)})
+    assert [client.poll(step) for step in range(2, 5)] == [(None, False)] * 3
+    desk.service.stop()
+    assert client.poll(5) == (None, True)
+
+
+def test_the_wish_to_stop_is_heard_where_there_is_no_room_to_write_it_down(desk, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(policies, "write_json", full)
+    client = PolicyClient(desk, MemoryRecorder(), 0)
+    client.poll(0)
+    desk.service.stop()
+    assert client.poll(1) == (None, True)
 
 
 def test_a_run_whose_record_is_damaged_is_not_resumed_since_nothing_could_be_recorded(tmp_path):

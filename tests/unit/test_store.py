@@ -222,6 +222,29 @@ def test_resume_drops_rows_past_the_checkpoint_in_sealed_and_open_segments(tmp_p
     assert {path.name for path in (tmp_path / "run/statistics").iterdir()} == listed | {"manifest.json"}
 
 
+def test_steps_of_a_checkpoint_that_were_never_recorded_are_told_of(tmp_path):
+    writer = RunWriter(tmp_path / "run")
+    writer.record(a_record(1))
+    writer._lock.close()  # died while the records of steps 2 to 4 were on their way
+    for step in (4, 4):
+        RunWriter.open_existing(tmp_path / "run", resume_step=step).close()
+    (gap, _) = [event for event in RunReader(tmp_path / "run").events if event["kind"] == "gap"]
+    assert (gap["from_step"], gap["to_step"], gap["count"]) == (2, 4, 3)
+    with RunWriter.open_existing(tmp_path / "run", resume_step=1):
+        assert [event["kind"] for event in RunReader(tmp_path / "run").events][-1] == "resumed"
+
+
+def test_a_run_that_begins_again_keeps_no_row_not_even_of_before_its_first_step(tmp_path):
+    writer = RunWriter(tmp_path / "run", seal_every=2)
+    for step in range(4):
+        writer.record({"step": step, "scalars": {"own/some/rate": 0.0}})
+    writer._lock.close()  # died without a checkpoint
+    with RunWriter.open_existing(tmp_path / "run", resume_step=0, begins_again=True) as writer:
+        assert not RunReader(tmp_path / "run").keys()
+        writer.record({"step": 0, "scalars": {"own/some/rate": 0.5}})
+    assert RunReader(tmp_path / "run").curve("own/some/rate")[1].tolist() == [0.5]
+
+
 def test_a_crash_between_sealing_and_the_manifest_counts_no_row_twice(tmp_path):
     writer = RunWriter(tmp_path / "run")
     writer.record(a_record(1))

@@ -112,6 +112,25 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(inputs, tmp_path):
     assert len(read_lines(tmp_path / "parts" / "rows.jsonl")) == 24
 
 
+class Dies(Told):
+    def poll(self, step):
+        if step == 2:
+            raise KeyboardInterrupt("killed")
+        return super().poll(step)
+
+
+def test_a_run_that_begins_again_records_what_was_before_its_first_step_again_and_no_other(inputs, tmp_path):
+    heldout = {"high": inputs["data"]["train"][1]}
+    config = tiny_config(inputs, evaluate={"heldout": heldout, "max_rows": 4}, train__checkpoint_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tiny_config(inputs, evaluate=config.evaluate.model_dump()), tmp_path, Dies())
+    assert last_checkpoint(tmp_path) is None and "before" in json.loads((tmp_path / "evaluation.json").read_text())
+    before = [{"eval/nll/high"}, {"own/some/rate"}]
+    again = trained(config, tmp_path, Told(stop_at=2))[1].records
+    assert [set(record["scalars"]) for record in again if record["step"] == 0] == before
+    assert not [record for record in trained(config, tmp_path)[1].records if record["step"] == 0]
+
+
 @pytest.mark.parametrize("every", [None, 3])
 def test_a_run_resumed_and_stopped_before_its_first_step_tells_nothing_twice(inputs, tmp_path, every):
     config = tiny_config(inputs, observe__drift_every=4, train__checkpoint_every=every)
