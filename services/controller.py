@@ -52,10 +52,8 @@ class ControllerService:
         """Ask a run (default: every run of the job) to end after the step it is in."""
         for name in [run_id] if run_id else list(self._folders):
             self._stopping.add(name)
-            with (
-                contextlib.suppress(OSError),
-                policies.changing(self._folders[name]) as state,
-            ):  # no room: a controller in our place forgets
+            # Where there is no room for it only this process knows, and one in its place would not.
+            with contextlib.suppress(OSError), policies.changing(self._folders[name]) as state:
                 state["stop"] = True
 
     def _now(self, run_id: str) -> dict[str, Any]:

@@ -137,14 +137,12 @@ class RemoteProjection:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._deadline: float | None = None  # from when on nobody waits for an actor any more
-        self._totals: dict[
-            str, tuple[int, dict[str, Tensor]]
-        ] = {}  # as last heard, and at which step: an actor that died goes on with them
+        # As last heard, and at which step: an actor that died goes on with them.
+        self._totals: dict[str, tuple[int, dict[str, Tensor]]] = {}
         self._handed_on = 0  # step of the last record that went out
         self._before: int | None = None  # the step before the first of them: of the totals of a checkpoint
-        self._begun: list[
-            tuple[Any, int]
-        ] = []  # answers of actors that were told to begin again (had they died?), the step of their totals
+        # Answers of actors that were told to begin again (had they died?), and the step of their totals.
+        self._begun: list[tuple[Any, int]] = []
         self._begin()
 
     def _begin(self) -> None:

@@ -92,7 +92,7 @@ def test_a_run_that_begins_again_has_what_was_before_its_first_step_once(line):
         client = client_of(line, resume_step=resume_step)
         client.record({"step": 0, "scalars": {"own/some/rate": 0.0}})
         with client._changed:
-            client._changed.wait_for(lambda: not client._waiting, 20)
+            client._changed.wait_for(lambda client=client: not client._waiting, 20)
         line.restart()
     assert RunReader(line.folder).curve("own/some/rate")[0].tolist() == [0]
 
