@@ -88,11 +88,9 @@ def test_everything_is_written_once_and_in_order(line):
 
 
 def test_a_run_that_begins_again_has_what_was_before_its_first_step_once(line):
-    for resume_step in (None, 0):
-        client = client_of(line, resume_step=resume_step)
-        client.record({"step": 0, "scalars": {"own/some/rate": 0.0}})
-        with client._changed:
-            client._changed.wait_for(lambda client=client: not client._waiting, 20)
+    start = {"step": 0, "scalars": {"own/some/rate": 0.0}}
+    for session, resume_step in (("one", None), ("another", 0)):
+        line.service.write("run", session, [(0, "open", resume_step), (1, "record", start)])
         line.restart()
     assert RunReader(line.folder).curve("own/some/rate")[0].tolist() == [0]
 
