@@ -7,7 +7,7 @@ question has been answered.
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -18,6 +18,8 @@ from gradlens.control import policies
 from gradlens.control.policies import dump_rules, read_state
 from gradlens.control.rules import Policy, Rule, load_rules
 from gradlens.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 class ControllerService:
@@ -52,9 +54,11 @@ class ControllerService:
         """Ask a run (default: every run of the job) to end after the step it is in."""
         for name in [run_id] if run_id else list(self._folders):
             self._stopping.add(name)
-            # Where there is no room for it only this process knows, and one in its place would not.
-            with contextlib.suppress(OSError), policies.changing(self._folders[name]) as state:
-                state["stop"] = True
+            try:
+                with policies.changing(self._folders[name]) as state:
+                    state["stop"] = True
+            except OSError as error:  # no room: this process knows of it, and one in its place would not
+                log.warning("that %s is to stop could not be written down: %s", name, error)
 
     def _now(self, run_id: str) -> dict[str, Any]:
         """The state; read again where somebody has changed it (`gradlens rules set | undo | off`), kept where the file is gone."""
